@@ -1,0 +1,72 @@
+"""An asyncio worker runtime for arq queues in Redis. What handler modules and producers import is named here."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from runtime.core.errors import (
+    HandlerInvalid,
+    Invalid,
+    JobCancelled,
+    JobFailed,
+    LeaseLost,
+    OptionInvalid,
+    PayloadInvalid,
+    Permanent,
+    Problem,
+    RedisUnreachable,
+    ResourceExhausted,
+    ResultUnknown,
+    RetryLater,
+    SettingsInvalid,
+    Snooze,
+    Transient,
+    WaitTimedOut,
+)
+from runtime.core.retry import Retry
+from runtime.declare import Call, Handler, Options, handler
+from runtime.engine.context import Checked, Context
+
+if TYPE_CHECKING:
+    from runtime.client import Client, Job, connect, enqueue_all
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Call",
+    "Checked",
+    "Client",
+    "Context",
+    "Handler",
+    "HandlerInvalid",
+    "Invalid",
+    "Job",
+    "JobCancelled",
+    "JobFailed",
+    "LeaseLost",
+    "OptionInvalid",
+    "Options",
+    "PayloadInvalid",
+    "Permanent",
+    "Problem",
+    "RedisUnreachable",
+    "ResourceExhausted",
+    "ResultUnknown",
+    "Retry",
+    "RetryLater",
+    "SettingsInvalid",
+    "Snooze",
+    "Transient",
+    "WaitTimedOut",
+    "connect",
+    "enqueue_all",
+    "handler",
+]
+
+# What needs redis is loaded when first asked for: `--help` and a worker's start do not pay for what they do not use.
+_FROM_CLIENT = {"Client", "Job", "connect", "enqueue_all"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FROM_CLIENT:
+        return getattr(import_module("runtime.client"), name)
+    raise AttributeError(f"module 'runtime' has no attribute {name!r}")

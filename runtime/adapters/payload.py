@@ -1,0 +1,144 @@
+"""Arguments and the signatures they must fit, and JSON: the one module that knows msgspec.
+
+A producer sends plain data: what its annotations describe is taken apart here (dataclasses, msgspec structs and pydantic
+models become dicts) and put together again at the worker. What is not annotated is passed as it is.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, TypeVar
+from uuid import UUID
+
+import msgspec
+
+T = TypeVar("T")
+
+_PLAIN = (bytes, bytearray, datetime, date, time, timedelta, Decimal, UUID)
+"""Types that a body carries as they are."""
+_SCALARS = (type(None), bool, int, float, str, bytes)
+_UNCHECKED = (Any, inspect.Parameter.empty, object)
+
+
+class Signature:
+    """The parameters of a handler after `ctx`: which arguments fit, and what they are at either end."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        signature = inspect.signature(function)
+        self._parameters = list(signature.parameters.values())[1:]
+        self._signature = signature.replace(parameters=self._parameters)
+        self._kinds = _annotations(function)
+        self._checked = [(p.name, self._kind(p)) for p in self._parameters if self._kind(p) not in _UNCHECKED]
+        self._result = self._kinds.get("return", Any)
+
+    def __str__(self) -> str:
+        return str(self._signature)
+
+    def _kind(self, parameter: inspect.Parameter) -> Any:
+        kind = self._kinds.get(parameter.name, Any)
+        if kind in _UNCHECKED:
+            return Any
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return types.GenericAlias(tuple, (kind, ...))
+        return types.GenericAlias(dict, (str, kind)) if parameter.kind is parameter.VAR_KEYWORD else kind
+
+    def pack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as plain data, checked. Raises `TypeError` (they do not fit) or `ValueError` (a wrong type)."""
+        bound = self._bind(args, kwargs)
+        for name, kind in self._checked:
+            if name in bound.arguments:
+                plain = _take_apart(bound.arguments[name])
+                _put_together(plain, kind, name)
+                bound.arguments[name] = plain
+        return bound.args, bound.kwargs
+
+    def unpack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """The arguments as the handler wants them. Raises as `pack` does."""
+        if not self._checked and not kwargs and len(args) == len(self._parameters) and self._all_positional():
+            return args, kwargs
+        bound = self._bind(args, kwargs)
+        for name, kind in self._checked:
+            if name in bound.arguments:
+                bound.arguments[name] = _put_together(bound.arguments[name], kind, name)
+        return bound.args, bound.kwargs
+
+    def pack_result(self, value: Any) -> Any:
+        """A return value as plain data, where it can be taken apart."""
+        return value if type(value) in _SCALARS else _take_apart(value)
+
+    def unpack_result(self, value: Any) -> Any:
+        """A result as the handler's annotation says. Raises `ValueError` if it is something else."""
+        return value if self._result in _UNCHECKED else _put_together(value, self._result, "return")
+
+    def _all_positional(self) -> bool:
+        return all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in self._parameters)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+        try:
+            return self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{error}; it takes {self._signature}") from None
+
+
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError):
+        # Names that only a type checker imports: those parameters are not checked.
+        return {name: Any if isinstance(kind, str) else kind for name, kind in function.__annotations__.items()}
+
+
+def _take_apart(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    if callable(dump) and not isinstance(value, type):
+        return dump()
+    try:
+        return msgspec.to_builtins(value, builtin_types=_PLAIN, enc_hook=_dump_model)
+    except (TypeError, ValueError, NotImplementedError):
+        return value  # left to the codec, which names the type
+
+
+def _dump_model(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    if callable(dump):
+        return dump()
+    raise NotImplementedError(type(value).__name__)
+
+
+def _put_together(value: Any, kind: Any, name: str) -> Any:
+    try:
+        return msgspec.convert(value, kind, builtin_types=_PLAIN, dec_hook=_load_model)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"argument {name!r}: {error}") from None
+    except TypeError:  # an annotation that msgspec has no notion of: not checked
+        return value
+
+
+def _load_model(kind: type, value: Any) -> Any:
+    load = getattr(kind, "model_validate", None)
+    if callable(load):
+        return load(value)
+    if isinstance(kind, type) and isinstance(value, kind):
+        return value
+    raise ValueError(f"Expected `{getattr(kind, '__name__', kind)}`, got `{type(value).__name__}`")
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling it gives something to await."""
+    return inspect.iscoroutinefunction(function) or (
+        not isinstance(function, types.FunctionType)
+        and inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    )
+
+
+def to_json(value: object) -> bytes:
+    """`value` as JSON; for plain data and dataclasses."""
+    return msgspec.json.encode(value)
+
+
+def from_json(data: bytes | str, kind: type[T]) -> T:
+    """JSON as a `kind`. Raises `ValueError` with the place and the rule."""
+    return msgspec.json.decode(data, type=kind)

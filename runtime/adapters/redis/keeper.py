@@ -1,0 +1,148 @@
+"""Extends leases from a thread of its own, with its own connection: a handler may block the event loop for as long as
+its lease lives only because this goes on. `ports.Keeper`."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from runtime.adapters.redis import scripts
+from runtime.adapters.redis.connection import cause_of, connect_blocking
+from runtime.core.job import Claim
+from runtime.ports import Notice
+
+RENEW_BODY_S = 60.0
+"""The bodies of jobs that run this long are kept from expiring meanwhile."""
+BATCH = 200
+LOST_RETRY_S = 0.5
+
+
+@dataclass(slots=True)
+class _Held:
+    claim: Claim
+    listener: Callable[[str, Notice], None]
+    extended_at: float
+    renewed_at: float
+    abort_told: bool = False
+
+
+class LeaseKeeper:
+    """One per process. While nothing is held it is silent, and holds no connection open that it has not needed."""
+
+    def __init__(self, url: str, lease_s: float, on_trouble: Callable[[str], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._redis = connect_blocking(url, reply_s=min(2.0, lease_s / 4))
+        self._lease_ms = round(lease_s * 1000)
+        self._beat_s = lease_s / 4
+        self._on_trouble = on_trouble
+        self._lock = threading.Lock()
+        self._held: dict[str, _Held] = {}
+        self._wake = threading.Event()
+        self._deep = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop extending; what is still held lapses."""
+        self._closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=3.0)
+        self._redis.close()
+
+    def hold(self, claims: Sequence[Claim], listener: Callable[[str, Notice], None]) -> None:
+        now = time.monotonic()
+        with self._lock:
+            for claim in claims:
+                self._held[claim.token] = _Held(claim, listener, now, now)
+            asleep, self._deep = self._deep, False
+        if asleep:
+            self._wake.set()
+
+    def drop(self, tokens: Sequence[str]) -> None:
+        with self._lock:
+            for token in tokens:
+                self._held.pop(token, None)
+
+    def holds(self, token: str) -> bool:
+        return token in self._held
+
+    def _run(self) -> None:
+        pause_s: float | None = self._beat_s
+        while True:
+            self._wake.wait(pause_s)
+            self._wake.clear()
+            if self._closing:
+                return
+            try:
+                self._beat()
+                pause_s = self._next_pause_s()
+            except (RedisError, OSError) as error:
+                pause_s = min(LOST_RETRY_S, self._beat_s)
+                self._tell(f"extend: {cause_of(error)}")
+                self._redis.connection_pool.disconnect()
+
+    def _next_pause_s(self) -> float | None:
+        """A beat from now; for ever where nothing is held, until `hold` wakes us."""
+        with self._lock:
+            self._deep = not self._held
+            return None if self._deep else self._beat_s
+
+    def _beat(self) -> None:
+        for queue, due in self._due().items():
+            for at in range(0, len(due), BATCH):
+                self._extend(queue, due[at : at + BATCH])
+
+    def _due(self) -> dict[str, list[_Held]]:
+        """What has gone without an extension for most of a beat, by queue."""
+        before = time.monotonic() - 0.8 * self._beat_s
+        due: dict[str, list[_Held]] = {}
+        with self._lock:
+            for held in self._held.values():
+                if held.extended_at <= before:
+                    due.setdefault(held.claim.queue, []).append(held)
+        return due
+
+    def _extend(self, queue: str, due: Sequence[_Held]) -> None:
+        # Trust in a lease runs from before the extension was sent, never from when its reply came.
+        now = time.monotonic()
+        answers = scripts.extend(self._redis, queue, [_lease(held, now) for held in due], lease_ms=self._lease_ms)
+        for held, answer in zip(due, answers, strict=True):
+            held.extended_at = now
+            if now - held.renewed_at >= RENEW_BODY_S:
+                held.renewed_at = now
+            if not answer.ours:
+                self.drop([held.claim.token])
+                self._notify(held, "lost")
+            elif answer.abort_ms is not None and not held.abort_told:
+                held.abort_told = True
+                self._notify(held, "abort")
+
+    def _notify(self, held: _Held, notice: Notice) -> None:
+        self._in_loop(held.listener, held.claim.token, notice)
+
+    def _tell(self, text: str) -> None:
+        self._in_loop(self._on_trouble, text)
+
+    def _in_loop(self, call: Callable[..., None], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:  # the loop is closed: nobody is left to tell
+            self._closing = True
+
+
+def _lease(held: _Held, now: float) -> scripts.Lease:
+    claim = held.claim
+    return scripts.Lease(
+        claim.id.encode("utf-8", "surrogateescape"),
+        claim.token,
+        claim.place,
+        claim.starts,
+        renew=now - held.renewed_at >= RENEW_BODY_S,
+    )

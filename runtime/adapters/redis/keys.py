@@ -1,0 +1,66 @@
+"""Every key, and how long it lives. The scripts compute the keys of single jobs from the prefixes here.
+
+arq's keys (arq 0.28 `constants.py`): ids are global over all queues of a database.
+
+| key | type | lives |
+|---|---|---|
+| `<queue>` | zset: id → ms | as long as it holds jobs; a queue's name is its key |
+| `arq:job:<id>` | string: body | ours 90 days or its expiry plus 7 days; stock 24 h after it is due |
+| `arq:in-progress:<id>` | string: token | the lease |
+| `arq:retry:<id>` | string: starts | 88 400 s, as arq |
+| `arq:result:<id>` | string: result | 1 h, or as the handler says |
+| `arq:abort` | zset: id → ms | as long as it holds flags |
+
+Ours, all under `rt:`:
+
+| key | type | lives |
+|---|---|---|
+| `rt:<queue>:later` | zset: `token|place|id` → ms | while a job is leased, or deferred with a priority |
+| `rt:<queue>:mark` | zset: `0` | while there is something nobody has looked at |
+| `rt:<queue>:unknown` | hash: id → handler | while such jobs wait |
+| `rt:<queue>:dead` | zset: id → ms | while there are letters (30 days, at most 10 000) |
+| `rt:<queue>:count` | hash: completed, failed | for ever: two counters |
+| `rt:dead:<id>` | hash: letter, body | 30 days |
+| `rt:own:<id>` | string: `crashes|history` | 8 days |
+| `rt:once:<id>` | hash: step → state | 30 days, or until the job is done |
+| `rt:w:<incarnation>:<queue>` | string: last settled batch | 10 minutes |
+"""
+
+JOB = "arq:job:"
+IN_PROGRESS = "arq:in-progress:"
+RETRY = "arq:retry:"
+RESULT = "arq:result:"
+ABORT = "arq:abort"
+OWN = "rt:own:"
+ONCE = "rt:once:"
+LETTER = "rt:dead:"
+
+DAY_S = 86400
+BODY_S = 90 * DAY_S
+"""A body without an expiry: long enough for any backlog, and yet an id is not blocked for ever if its queue is lost."""
+BODY_AFTER_EXPIRY_S = 7 * DAY_S
+ONCE_S = 30 * DAY_S
+
+
+def later(queue: str) -> str:
+    return f"rt:{queue}:later"
+
+
+def mark(queue: str) -> str:
+    return f"rt:{queue}:mark"
+
+
+def unknown(queue: str) -> str:
+    return f"rt:{queue}:unknown"
+
+
+def dead(queue: str) -> str:
+    return f"rt:{queue}:dead"
+
+
+def count(queue: str) -> str:
+    return f"rt:{queue}:count"
+
+
+def batch(queue: str, incarnation: str) -> str:
+    return f"rt:w:{incarnation}:{queue}"

@@ -1,0 +1,70 @@
+"""Dead letters: jobs that will not run again by themselves, with their bodies and the reasons."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from runtime.adapters.payload import from_json
+from runtime.adapters.redis import keys, scripts, wire
+from runtime.core.job import Call
+from runtime.core.spec import PRIORITIES
+
+PAGE = 100
+
+
+async def queues(redis: Any) -> list[str]:
+    """The queues that have dead letters."""
+    prefix, suffix = keys.dead("\0").split("\0")
+    names = [name.decode("utf-8", "surrogateescape") async for name in redis.scan_iter(match=keys.dead("*"), count=500)]
+    found = [name.removeprefix(prefix).removesuffix(suffix) for name in names if name.endswith(suffix)]
+    kept = []
+    for queue in sorted(found):
+        if await redis.type(keys.dead(queue)) == b"zset":
+            kept.append(queue)
+    return kept
+
+
+async def each(redis: Any, queue: str) -> AsyncIterator[dict[str, Any]]:
+    """The letters of a queue, newest first."""
+    start = 0
+    while ids := await redis.zrevrange(keys.dead(queue), start, start + PAGE - 1):
+        for job_id in ids:
+            letter = await find(redis, job_id.decode("utf-8", "surrogateescape"))
+            if letter is not None:
+                yield letter
+        start += PAGE
+
+
+async def find(redis: Any, job_id: str) -> dict[str, Any] | None:
+    """One letter, with `args` and `kwargs` where its body can be read; None if there is none."""
+    data, body = await redis.hmget(keys.LETTER + job_id, "letter", "body")
+    if data is None:
+        return None
+    letter: dict[str, Any] = from_json(data, dict)
+    letter["body_bytes"] = len(body or b"")
+    call = wire.decode_call(body) if body else None
+    if isinstance(call, Call):
+        letter["args"], letter["kwargs"] = call.args, call.kwargs
+    return letter
+
+
+async def replay(redis: Any, letter: dict[str, Any]) -> str:
+    """Put the job back into its queue, as new: `done`, `gone`, `empty` (no body) or `exists` (the id has a job)."""
+    return await scripts.revive(redis, letter["queue"], letter["id"], priority=_priority(letter["place"]))
+
+
+async def discard(redis: Any, letters: Sequence[dict[str, Any]]) -> int:
+    """Delete letters, and the steps their jobs had taken; how many there were."""
+    count = 0
+    for letter in letters:
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.zrem(keys.dead(letter["queue"]), letter["id"])
+            pipe.delete(keys.LETTER + letter["id"])
+            pipe.delete(keys.LETTER + letter["id"] + ":original", keys.ONCE + letter["id"])
+            count += (await pipe.execute())[1]
+    return count
+
+
+def _priority(place: str) -> int:
+    """The priority in a score: its fraction, in 1024ths."""
+    priority = round(float(place) % 1 * 1024)
+    return priority if priority in PRIORITIES else 0

@@ -1,0 +1,248 @@
+-- Leases up to `room` due jobs of one queue to a worker.
+--
+-- KEYS  1 queue  2 later  3 mark  4 arq:abort
+-- ARGV  1 room  2 lease (ms)  3 incarnation of the worker  4 number of this claim
+--       5 'again' if the claim of this number was made before and its reply lost, else ''
+--       6 offset in the queue to start from (behind ids that others hold)
+--       then tokens of this worker that it holds no longer
+-- Gives { now (ms), more (0|1), next due (ms from now, -1: none), offset to go on from, seen held by others,
+--         { eight for each job: id, token, place, starts, body or nil, own or nil, abort or nil, type of the body's key },
+--         { tokens of ours that have lapsed }, { trouble } }
+--
+-- The score of a leased job is the end of its lease: a dead worker's jobs come due by themselves. `later` tells them
+-- from other due jobs, and gives them their place back.
+
+local queue, later, mark, abort = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local room, lease, incarnation, seq = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local again, start = ARGV[5] == 'again', tonumber(ARGV[6])
+
+local SEE, PAGE, SWEEP = 1000, 250, 500
+local CRASH_DELAY = { 0, 10000 } -- after the third crash it is claimed at once: to be a dead letter
+
+local now, now_us = clock()
+local disowned, lapsed_of_ours, skip = {}, {}, {}
+for i = 7, #ARGV do
+  disowned[ARGV[i]] = true
+end
+
+local function incarnation_of(token)
+  return string.match(token, '^%d+:([^:]*):')
+end
+
+-- Gives a lapsed lease's job its place back, later after each crash, and counts the crash.
+local function recover(id, at)
+  local own = try('GET', OWN .. id) or '0|'
+  local crashes, history = string.match(own, '^(%d+)|(.*)$')
+  crashes = (tonumber(crashes) or 0) + 1
+  try('SET', OWN .. id, crashes .. '|' .. (history or ''), 'EX', OWN_S)
+  local delay = CRASH_DELAY[crashes] or 0
+  if delay > 0 then
+    defer(queue, later, id, now + delay, priority(tonumber(at)))
+  else
+    try('ZADD', queue, 'XX', at, id)
+  end
+end
+
+-- Gives back what is due in `later`. Says whether the queue changed, and whether all was seen.
+local function sweep()
+  local due = try('ZRANGEBYSCORE', later, '-inf', now, 'WITHSCORES', 'LIMIT', 0, SWEEP) or {}
+  if #due == 0 then
+    return false, true
+  end
+  local held, ids = {}, {}
+  for i = 1, #due, 2 do
+    local _, _, id = parse(due[i])
+    ids[#ids + 1] = id or ''
+    held[#held + 1] = IN_PROGRESS .. (id or '')
+  end
+  held = redis.call('MGET', unpack(held))
+  local scores = redis.call('ZMSCORE', queue, unpack(ids))
+  local gone, changed = {}, false
+  for n, id in ipairs(ids) do
+    local entry, when = due[2 * n - 1], tonumber(due[2 * n])
+    local token, at = parse(entry)
+    local leave = false
+    if held[n] then
+      leave = held[n] == token
+    elseif scores[n] and tonumber(scores[n]) == when then -- nobody touched it meanwhile
+      if token and token ~= '' and incarnation_of(token) == incarnation and not disowned[token] then
+        -- Still run by this very worker: its keeper takes the lease again.
+        leave, skip[id] = true, true
+        lapsed_of_ours[#lapsed_of_ours + 1] = token
+      elseif token == '' or disowned[token] then
+        try('ZADD', queue, 'XX', at, id)
+        changed = true
+      else
+        recover(id, at)
+        changed = true
+      end
+    end
+    if not leave then
+      gone[#gone + 1] = entry
+    end
+  end
+  if #gone > 0 then
+    redis.call('ZREM', later, unpack(gone))
+  end
+  return changed, #due < 2 * SWEEP
+end
+
+-- What is known of these ids, in one call: held by whom, body, starts, own.
+local function facts(ids)
+  local names = {}
+  for _, id in ipairs(ids) do
+    names[#names + 1] = IN_PROGRESS .. id
+    names[#names + 1] = JOB .. id
+    names[#names + 1] = RETRY .. id
+    names[#names + 1] = OWN .. id
+  end
+  return redis.call('MGET', unpack(names))
+end
+
+local taken = {}
+
+local function take(id, score, known, n)
+  local body, kind = known[4 * n - 2], 'string'
+  if not body then
+    kind = redis.call('TYPE', JOB .. id).ok
+    if kind == 'none' and redis.call('EXISTS', RESULT .. id) == 1 then
+      -- Settled already, and put back into the queue by an abort that came too late.
+      redis.call('ZREM', queue, id)
+      redis.call('DEL', RETRY .. id, OWN .. id)
+      try('ZREM', abort, id)
+      return
+    end
+  end
+  taken[#taken + 1] = {
+    id = id, place = exact(score), p = priority(score), body = body, kind = kind,
+    starts = (tonumber(known[4 * n - 1]) or 0) + 1, own = known[4 * n],
+  }
+end
+
+-- The due ids from `offset` on, with their facts; the ms until the first one that is not due; whether the page was full.
+local function look(offset, size)
+  local page = redis.call('ZRANGE', queue, offset, offset + size - 1, 'WITHSCORES')
+  local ids, scores = {}, {}
+  for i = 1, #page, 2 do
+    local score = tonumber(page[i + 1])
+    if score > now then
+      return ids, scores, score - now, false
+    end
+    ids[#ids + 1], scores[#scores + 1] = page[i], score
+  end
+  return ids, scores, -1, #page == 2 * size
+end
+
+local function any_started(known)
+  for n = 3, #known, 4 do
+    if known[n] then
+      return true
+    end
+  end
+  return false
+end
+
+local more, next_due, others, offset = false, -1, 0, start
+
+local function scan()
+  local size, seen, swept = math.min(room + 1, PAGE), 0, false
+  while true do
+    local ids, scores, due_in, full = look(offset, size)
+    local known = #ids > 0 and facts(ids) or {}
+    -- A lapsed lease has been started, and hides only behind a full page.
+    if not swept and (full or any_started(known)) then
+      swept = true
+      local changed, all = sweep()
+      if not all then
+        more = true
+        return
+      end
+      if changed then
+        offset = start
+        ids, scores, due_in, full = look(offset, size)
+        known = #ids > 0 and facts(ids) or {}
+      end
+    end
+    for n, id in ipairs(ids) do
+      if #taken == room then
+        more = true
+        return
+      end
+      if known[4 * n - 3] then
+        others = others + 1
+      elseif not skip[id] then
+        take(id, scores[n], known, n)
+      end
+      offset = offset + 1
+    end
+    seen = seen + #ids
+    next_due = due_in
+    if not full then
+      offset = 0
+      return
+    end
+    if #taken == room or seen >= SEE then
+      more = true
+      return
+    end
+    size = PAGE
+  end
+end
+
+local function lease_taken()
+  local scores, entries, ids = {}, {}, {}
+  for i, job in ipairs(taken) do
+    job.token = exact(now_us + i) .. ':' .. incarnation .. ':' .. seq
+    redis.call('SET', IN_PROGRESS .. job.id, job.token, 'PX', lease)
+    redis.call('SET', RETRY .. job.id, job.starts, 'EX', RETRY_S)
+    local score = exact(now + lease + 1 + job.p / 1024)
+    scores[#scores + 1], scores[#scores + 2] = score, job.id
+    entries[#entries + 1], entries[#entries + 2] = score, member(job.token, job.place, job.id)
+    ids[i] = job.id
+  end
+  redis.call('ZADD', queue, 'XX', unpack(scores))
+  try('ZADD', later, unpack(entries))
+  local flags = try('ZMSCORE', abort, unpack(ids)) or {}
+  for i, job in ipairs(taken) do
+    job.abort = flags[i]
+  end
+end
+
+-- The jobs of a claim whose reply was lost: their tokens carry its number.
+local function repeat_claim()
+  local mine = ':' .. incarnation .. ':' .. seq .. '|'
+  local entries = try('ZRANGEBYSCORE', later, now, '+inf', 'LIMIT', 0, SEE) or {}
+  for _, entry in ipairs(entries) do
+    if string.find(entry, mine, 1, true) then
+      local token, at, id = parse(entry)
+      local known = facts({ id })
+      if known[1] == token then
+        taken[#taken + 1] = {
+          id = id, token = token, place = at, starts = tonumber(known[3]) or 1,
+          body = known[2], own = known[4], kind = redis.call('TYPE', JOB .. id).ok,
+        }
+      end
+    end
+  end
+  return #taken > 0
+end
+
+if again and repeat_claim() then
+  more = true
+else
+  scan()
+  if #taken > 0 then
+    lease_taken()
+    if more then
+      try('ZADD', mark, 0, 0)
+    end
+  end
+end
+
+local jobs = {}
+for _, job in ipairs(taken) do
+  local a = #jobs
+  jobs[a + 1], jobs[a + 2], jobs[a + 3], jobs[a + 4] = job.id, job.token, job.place, job.starts
+  jobs[a + 5], jobs[a + 6], jobs[a + 7], jobs[a + 8] = job.body or false, job.own or false, job.abort or false, job.kind
+end
+return { exact(now), more and 1 or 0, exact(next_due), offset, others, jobs, lapsed_of_ours, trouble }

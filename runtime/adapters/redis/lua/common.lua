@@ -1,0 +1,57 @@
+-- Put before every script.
+--
+-- Times are ms by the server's clock, rounded up, so that what is due to the ms is due to every reader.
+-- Scores:  t - p*2^33 + p/1024   a job that is due          (p: priority 0..1000, higher first)
+--          due + p/1024          deferred, leased, retrying (the fraction keeps p, also through arq's ZINCRBY)
+
+local JOB, IN_PROGRESS, RETRY, RESULT = 'arq:job:', 'arq:in-progress:', 'arq:retry:', 'arq:result:'
+local OWN, ONCE, LETTER = 'rt:own:', 'rt:once:', 'rt:dead:'
+local RETRY_S, OWN_S = 88400, 691200
+
+local function clock()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.ceil(t[2] / 1000), t[1] * 1000000 + t[2]
+end
+
+-- Lua's own tostring keeps 14 digits; this keeps all.
+local function exact(x)
+  return string.format('%.17g', x)
+end
+
+local function priority(score)
+  return (score % 1) * 1024
+end
+
+local function place(due, p)
+  return due - p * 8589934592 + p / 1024
+end
+
+-- A key of a wrong type must not stop what is being done for others: the error is kept for the reply.
+local trouble = {}
+local function try(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err then
+    trouble[#trouble + 1] = reply.err
+    return nil
+  end
+  return reply
+end
+
+-- `later` remembers, under `token|place|id`, when a leased or deferred job is to get its place back. No token: deferred.
+local function member(token, at, id)
+  return token .. '|' .. at .. '|' .. id
+end
+
+local function parse(entry)
+  local token, at, id = string.match(entry, '^([^|]*)|([^|]*)|(.*)$')
+  return token, at, id
+end
+
+-- Puts `id` in the queue for `due`, and in `later` if its priority counts only from then on. Nil if the queue is no zset.
+local function defer(queue, later, id, due, p)
+  local score = exact(due + p / 1024)
+  if p > 0 then
+    try('ZADD', later, score, member('', exact(place(due, p)), id))
+  end
+  return try('ZADD', queue, score, id)
+end

@@ -1,0 +1,265 @@
+"""The Lua scripts, each behind one typed function: callers never see a position in a list."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from redis.exceptions import NoScriptError
+
+from runtime.adapters.redis import keys
+
+
+class Script:
+    """One script of `lua/`, with the common part before it."""
+
+    def __init__(self, name: str) -> None:
+        folder = files("runtime.adapters.redis") / "lua"
+        source = (folder / "common.lua").read_text() + (folder / f"{name}.lua").read_text()
+        self.source = source.encode()
+        self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
+
+    async def __call__(self, redis: Any, names: Sequence[str], args: Sequence[Any]) -> Any:
+        try:
+            return await redis.execute_command("EVALSHA", self.sha, len(names), *names, *args)
+        except NoScriptError:  # a new server, a failover, or a SCRIPT FLUSH
+            return await redis.execute_command("EVAL", self.source, len(names), *names, *args)
+
+    def blocking(self, redis: Any, names: Sequence[str], args: Sequence[Any]) -> Any:
+        try:
+            return redis.execute_command("EVALSHA", self.sha, len(names), *names, *args)
+        except NoScriptError:
+            return redis.execute_command("EVAL", self.source, len(names), *names, *args)
+
+
+@cache
+def script(name: str) -> Script:
+    """The script of this name, read when first used."""
+    return Script(name)
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to add. `due_ms` is a moment, else it is due in `delay_ms`; `fresh`: nobody can know its id yet."""
+
+    id: str
+    body: bytes
+    keep_ms: int
+    delay_ms: int = 0
+    due_ms: int | None = None
+    priority: int = 0
+    fresh: bool = False
+
+
+async def enqueue(redis: Any, queue: str, jobs: Sequence[NewJob], *, again: bool = False) -> list[bool]:
+    """Add `jobs` to `queue`; for each, whether it was added (False: its id is taken). `again`: the reply was lost before."""
+    names = [queue, keys.later(queue), keys.mark(queue)]
+    args: list[Any] = ["again" if again else ""]
+    for job in jobs:
+        names += [keys.JOB + job.id, keys.RESULT + job.id]
+        when = job.delay_ms if job.due_ms is None else f"@{job.due_ms}"
+        args += [job.id, job.body, job.keep_ms, when, job.priority, "fresh" if job.fresh else ""]
+    return [added == 1 for added in await script("enqueue")(redis, names, args)]
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A job as `claim.lua` hands it out. `kind` is the type of its body's key: `string`, `none`, or a wrong one."""
+
+    id: bytes
+    token: str
+    place: str
+    starts: int
+    body: bytes | None
+    own: bytes | None
+    abort_ms: int | None
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimReply:
+    now_ms: int
+    more: bool
+    due_in_ms: float | None
+    offset: int
+    others: int
+    """Ids seen that somebody else holds."""
+    jobs: Sequence[Leased]
+    lapsed: Sequence[str]
+    """Tokens of this worker whose lease has lapsed."""
+    trouble: Sequence[str]
+
+
+async def claim(
+    redis: Any,
+    queue: str,
+    *,
+    room: int,
+    lease_ms: int,
+    incarnation: str,
+    seq: int,
+    again: bool = False,
+    offset: int = 0,
+    disowned: Sequence[str] = (),
+) -> ClaimReply:
+    """Lease up to `room` due jobs. `again`: the claim of this `seq` was made before and its reply was lost."""
+    reply = await script("claim")(
+        redis,
+        [queue, keys.later(queue), keys.mark(queue), keys.ABORT],
+        [room, lease_ms, incarnation, seq, "again" if again else "", offset, *disowned],
+    )
+    now, more, due_in, go_on, others, flat, lapsed, trouble = reply
+    jobs = [
+        Leased(
+            id=flat[a],
+            token=flat[a + 1].decode(),
+            place=flat[a + 2].decode(),
+            starts=flat[a + 3],
+            body=flat[a + 4],
+            own=flat[a + 5],
+            abort_ms=None if flat[a + 6] is None else int(float(flat[a + 6])),
+            kind=flat[a + 7].decode(),
+        )
+        for a in range(0, len(flat), 8)
+    ]
+    wait = float(due_in)
+    return ClaimReply(
+        now_ms=int(now),
+        more=more == 1,
+        due_in_ms=None if wait < 0 else wait,
+        offset=go_on,
+        others=others,
+        jobs=jobs,
+        lapsed=[token.decode() for token in lapsed],
+        trouble=_texts(trouble),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease to extend."""
+
+    id: str | bytes
+    token: str
+    place: str
+    starts: int
+    renew: bool = False
+    """Also keep the job's body from expiring while it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    ours: bool
+    abort_ms: int | None
+
+
+def extend(redis: Any, queue: str, leases: Sequence[Lease], *, lease_ms: int) -> list[Extended]:
+    """Extend these leases; blocking, for the keeper's thread."""
+    args: list[Any] = [lease_ms]
+    for lease in leases:
+        args += [lease.id, lease.token, lease.place, lease.starts, "renew" if lease.renew else ""]
+    reply = script("extend").blocking(redis, [queue, keys.later(queue), keys.ABORT], args)
+    return [
+        Extended(reply[a] == 1, None if reply[a + 1] is None else int(float(reply[a + 1])))
+        for a in range(0, len(reply), 2)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """An outcome as `settle.lua` takes it; the fields are described there."""
+
+    id: str | bytes
+    token: str
+    place: str
+    starts: int
+    what: Literal["end", "again", "back"]
+    keep_starts: int = 0
+    delay_ms: int = 0
+    own: bytes = b""
+    result: bytes = b""
+    result_ms: int = 0
+    letter: bytes = b""
+    body: bytes = b""
+    flags: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SettleReply:
+    verdicts: str
+    """A digit for each: 1 settled, 0 refused, 2 the body is gone."""
+    dropped: Sequence[str]
+    """Dead letters that had to make room."""
+    trouble: Sequence[str] = field(default=())
+
+
+async def settle(
+    redis: Any,
+    queue: str,
+    batch: Sequence[Settling],
+    *,
+    incarnation: str,
+    seq: int,
+    letters_kept: int = 10_000,
+    letters_ms: int = 30 * keys.DAY_S * 1000,
+) -> SettleReply:
+    """Record outcomes. The same batch under the same `seq` may be sent again: it gets the first answer."""
+    args: list[Any] = [seq, letters_kept, letters_ms]
+    for one in batch:
+        args += [
+            one.id, one.token, one.place, one.starts, one.what, one.keep_starts, one.delay_ms,
+            one.own, one.result, one.result_ms, one.letter, one.body, one.flags,
+        ]  # fmt: skip
+    verdicts, dropped, trouble = await script("settle")(
+        redis,
+        [
+            queue,
+            keys.later(queue),
+            keys.ABORT,
+            keys.batch(queue, incarnation),
+            keys.count(queue),
+            keys.dead(queue),
+            keys.unknown(queue),
+            keys.mark(queue),
+        ],
+        args,
+    )
+    return SettleReply(verdicts.decode(), _texts(dropped), _texts(trouble))
+
+
+async def begin_step(redis: Any, job_id: str, token: str, step: str) -> tuple[str, bytes | None]:
+    """`lost`, `lapsed`, `new`, `begun` or `done`, and the value of a step that is done."""
+    return await _step(redis, job_id, token, step, "begin", b"")
+
+
+async def finish_step(redis: Any, job_id: str, token: str, step: str, value: bytes) -> str:
+    """`lost`, `lapsed` or `done`."""
+    state, _ = await _step(redis, job_id, token, step, "finish", value)
+    return state
+
+
+async def _step(redis: Any, job_id: str, token: str, step: str, what: str, value: bytes) -> tuple[str, bytes | None]:
+    state, known = await script("once")(
+        redis, [keys.IN_PROGRESS + job_id, keys.ONCE + job_id], [token, step, what, value, keys.ONCE_S]
+    )
+    return state.decode(), known
+
+
+async def revive(redis: Any, queue: str, job_id: str, *, priority: int) -> str:
+    """Put a dead letter's job back: `done`, `gone`, `empty` or `exists`."""
+    prefixes = (keys.LETTER, keys.JOB, keys.RESULT, keys.RETRY, keys.OWN)
+    names = [queue, keys.mark(queue), keys.dead(queue), *(prefix + job_id for prefix in prefixes)]
+    reply: bytes = await script("revive")(redis, names, [job_id, keys.BODY_S * 1000, priority])
+    return reply.decode()
+
+
+async def forward(redis: Any, queue: str, ids: Sequence[str | bytes]) -> int:
+    """Bring jobs forward whose handler is known now; how many were."""
+    moved: int = await script("forward")(redis, [queue, keys.unknown(queue), keys.mark(queue)], list(ids))
+    return moved
+
+
+def _texts(items: Sequence[bytes]) -> list[str]:
+    return [item.decode("utf-8", "backslashreplace") for item in items]

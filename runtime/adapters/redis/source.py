@@ -1,0 +1,263 @@
+"""The queue in Redis, as the engine wants it: `ports.Source`."""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from runtime.adapters.payload import from_json, to_json
+from runtime.adapters.redis import keys, scripts, wire
+from runtime.adapters.redis.connection import away_when_lost, connect
+from runtime.core.job import (
+    NEW,
+    Call,
+    Cancelled,
+    Claim,
+    Dead,
+    Done,
+    History,
+    Released,
+    Settlement,
+    Unreadable,
+    Verdict,
+)
+from runtime.core.policy import attempt_after
+from runtime.ports import Away, Pulled
+
+WAIT_REPLY_S = 20.0
+"""The longest blocking wait, and then some: after that the connection is taken for lost."""
+OFFSET_S = 1.0
+"""For so long a claim goes on behind ids that others hold, before it starts from the head again."""
+
+
+class RedisSource:
+    """Claims, settles and waits, for one worker. Its incarnation is new with each process."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        lease_s: float,
+        holds: Callable[[str], bool] = lambda token: False,
+        on_trouble: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.incarnation = f"{os.getpid():x}-{secrets.token_hex(6)}"
+        self.redis = connect(url)
+        self._bell = connect(url, connections=1, reply_s=WAIT_REPLY_S)
+        self._lease_ms = round(lease_s * 1000)
+        self._holds = holds
+        self._on_trouble = on_trouble
+        self._claims: dict[str, _ClaimState] = {}
+        self._settle_seq = 0
+        self._unanswered: dict[str, tuple[Sequence[Settlement], int]] = {}
+        self._server_ahead_s = 0.0
+        """The server's clock less our monotonic one, as of the last claim."""
+        self.away: str | None = "not asked yet"
+        """Why Redis does not answer; None while it does."""
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        try:
+            with away_when_lost(what):
+                yield
+        except Away as cause:
+            self.away = str(cause)
+            raise
+        self.away = None
+
+    async def claim(self, queue: str, room: int) -> Pulled:
+        state = self._claims.setdefault(queue, _ClaimState())
+        again = state.unanswered
+        if not again:
+            state.seq += 1
+        state.unanswered = True
+        with self._asking("claim"):
+            reply = await scripts.claim(
+                self.redis,
+                queue,
+                room=room,
+                lease_ms=self._lease_ms,
+                incarnation=self.incarnation,
+                seq=state.seq,
+                again=again,
+                offset=state.offset(),
+                disowned=state.disowned,
+            )
+        state.unanswered = False
+        state.disowned = [token for token in reply.lapsed if not self._holds(token)]
+        state.go_on(reply.offset)
+        self._server_ahead_s = reply.now_ms / 1000 - time.monotonic()
+        self._tell(reply.trouble)
+        due_in_s = None if reply.due_in_ms is None else reply.due_in_ms / 1000
+        if reply.others:
+            # A stock worker that gives a job back tells nobody.
+            due_in_s = min(1.0, due_in_s or 1.0)
+        claims = [self._claim(queue, leased, reply.now_ms) for leased in reply.jobs]
+        return Pulled(claims, reply.more or bool(state.disowned), due_in_s)
+
+    def _claim(self, queue: str, leased: scripts.Leased, now_ms: int) -> Claim:
+        call = _call_of(leased)
+        job_try = call.job_try if isinstance(call, Call) else None
+        return Claim(
+            id=leased.id.decode("utf-8", "surrogateescape"),
+            queue=queue,
+            token=leased.token,
+            place=leased.place,
+            starts=leased.starts,
+            attempt=max(leased.starts, job_try or 0),
+            call=call,
+            body=leased.body or b"",
+            now_ms=now_ms,
+            history=_history_of(leased.own),
+            abort_ms=leased.abort_ms,
+        )
+
+    async def settle(self, queue: str, batch: Sequence[Settlement]) -> Sequence[Verdict]:
+        before, seq = self._unanswered.get(queue, (None, 0))
+        if before is not batch:
+            self._settle_seq += 1
+            seq = self._settle_seq
+        self._unanswered[queue] = (batch, seq)
+        settlings = [_settling(settlement) for settlement in batch]
+        with self._asking("settle"):
+            reply = await scripts.settle(self.redis, queue, settlings, incarnation=self.incarnation, seq=seq)
+            verdicts = await self._with_bodies(queue, batch, reply.verdicts)
+        del self._unanswered[queue]
+        self._tell(reply.trouble)
+        for job_id in reply.dropped:
+            self._on_trouble(f"the dead letter of job {job_id!r} was dropped to make room for newer ones")
+        return ["settled" if verdict == "1" else "refused" for verdict in verdicts]
+
+    async def _with_bodies(self, queue: str, batch: Sequence[Settlement], verdicts: str) -> str:
+        """Send those again, with their bodies, whose body expired while they ran."""
+        places = [place for place, verdict in enumerate(verdicts) if verdict == "2"]
+        if not places:
+            return verdicts
+        self._settle_seq += 1
+        again = [_settling(batch[place], with_body=True) for place in places]
+        reply = await scripts.settle(self.redis, queue, again, incarnation=self.incarnation, seq=self._settle_seq)
+        answers = list(verdicts)
+        for place, verdict in zip(places, reply.verdicts, strict=True):
+            answers[place] = verdict
+        return "".join(answers)
+
+    async def wait(self, queues: Sequence[str], timeout_s: float) -> str | None:
+        names = [keys.mark(queue) for queue in queues]
+        with self._asking("wait"):
+            popped = await self._bell.execute_command("BZPOPMIN", *names, min(timeout_s, WAIT_REPLY_S - 5))
+        return None if popped is None else queues[names.index(popped[0].decode())]
+
+    async def announce(self, queue: str) -> None:
+        with self._asking("announce"):
+            await self.redis.execute_command("ZADD", keys.mark(queue), 0, 0)
+
+    async def due_in(self, queue: str) -> float | None:
+        with self._asking("look"):
+            first = await self.redis.execute_command("ZRANGE", queue, 0, 0, "WITHSCORES")
+        if not first:
+            return None
+        score_ms = first[0][1] if isinstance(first[0], list | tuple) else float(first[1])
+        return max(0.0, float(score_ms) / 1000 - self._server_ahead_s - time.monotonic())
+
+    async def ping(self) -> None:
+        with self._asking("ping"):
+            await self.redis.execute_command("PING")
+
+    async def forward_known(self, queue: str, names: Callable[[str], bool]) -> int:
+        """Bring forward the jobs that wait for a handler which `names` knows."""
+        with self._asking("forward"):
+            waiting: dict[bytes, bytes] = await self.redis.hgetall(keys.unknown(queue))  # type: ignore[misc]
+            ids = [job_id for job_id, name in waiting.items() if names(name.decode("utf-8", "replace"))]
+            return sum([await scripts.forward(self.redis, queue, ids[at : at + 100]) for at in range(0, len(ids), 100)])
+
+    async def close(self) -> None:
+        await self._bell.aclose()
+        await self.redis.aclose()
+
+    def _tell(self, trouble: Sequence[str]) -> None:
+        for text in trouble:
+            self._on_trouble(f"a key has a wrong type or cannot be written: {text}")
+
+
+class _ClaimState:
+    """What one queue's claims carry on from call to call."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.unanswered = False
+        """The claim of this number was sent and its reply is not known."""
+        self.disowned: Sequence[str] = ()
+        self._offset = 0
+        self._from_head_at = 0.0
+
+    def offset(self) -> int:
+        now = time.monotonic()
+        if now - self._from_head_at >= OFFSET_S:
+            self._offset = 0
+        if self._offset == 0:
+            self._from_head_at = now
+        return self._offset
+
+    def go_on(self, offset: int) -> None:
+        self._offset = offset
+
+
+def _call_of(leased: scripts.Leased) -> Call | Unreadable:
+    if leased.body is not None:
+        return wire.decode_call(leased.body)
+    if leased.kind == "none":
+        return Unreadable("the body is missing: it expired in the queue, or was deleted")
+    return Unreadable(f"the body's key is a {leased.kind}, not a string")
+
+
+def _history_of(own: bytes | None) -> History:
+    if own is None:
+        return NEW
+    crashes, _, rest = own.partition(b"|")
+    try:
+        past = from_json(rest, History) if rest else NEW
+        return History(int(crashes), past.errors, past.snoozed_since_ms, past.unknown_since_ms)
+    except ValueError:  # not as we write it: a job is not to be lost for the memory of its errors
+        return NEW
+
+
+def _settling(settlement: Settlement, *, with_body: bool = False) -> scripts.Settling:
+    claim, outcome = settlement.claim, settlement.outcome
+    clear = ("a" if claim.abort_ms is not None else "") + ("u" if claim.history.unknown_since_ms else "")
+    common: dict[str, Any] = {
+        "id": claim.id.encode("utf-8", "surrogateescape"),
+        "token": claim.token,
+        "place": claim.place,
+        "starts": claim.starts,
+    }
+    body = claim.body if with_body else b""
+    match outcome:
+        case Done() | Dead() | Cancelled():
+            keep_ms = round(settlement.keep_result_s * 1000)
+            letter = to_json(wire.letter_of(claim, settlement)) if isinstance(outcome, Dead) else b""
+            return scripts.Settling(
+                **common,
+                what="end",
+                result=wire.encode_result(settlement) if keep_ms else b"",
+                result_ms=keep_ms,
+                letter=letter,
+                body=claim.body if letter else b"",
+                flags=("c" if isinstance(outcome, Done) else "f") + clear,
+            )
+        case Released(why="shutdown"):
+            return scripts.Settling(**common, what="back", keep_starts=attempt_after(claim, outcome), body=body)
+        case _:
+            unknown = isinstance(outcome, Released)
+            name = claim.call.handler if unknown and isinstance(claim.call, Call) else ""
+            return scripts.Settling(
+                **common,
+                what="again",
+                keep_starts=attempt_after(claim, outcome),
+                delay_ms=round((outcome.delay_s or 0.0) * 1000),
+                own=f"{claim.history.crashes}|".encode() + to_json(settlement.history),
+                letter=name.encode("utf-8", "surrogateescape"),
+                body=body,
+                flags="n" if unknown else clear,
+            )

@@ -1,0 +1,194 @@
+"""Bodies and results as arq 0.28 writes and reads them (`arq/jobs.py`): pickled dicts with one-letter keys.
+
+A body is `{t: job_try, f: function, a: args, k: kwargs, et: enqueue ms}`; ours carry one more plain key, `rt`, with
+what is ours. A result is the body's fields and `{s: success, r: value or exception, st, ft: start and finish ms,
+q: queue, id}`. Nothing we write names a class that a stock reader might lack, nothing we read can run code.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.adapters.redis import pickles
+from runtime.core.job import Call, Cancelled, Claim, Dead, Done, Failure, Settlement, Unreadable
+
+MAX_BODY = 8 * 2**20
+"""Largest body, in bytes: refused at our enqueue, a dead letter at the worker."""
+NO_RESULT = "the handler's return value cannot be kept as a result"
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def encode_call(
+    handler: str, args: tuple[object, ...], kwargs: Mapping[str, object], *, expires_ms: int | None, priority: int
+) -> bytes:
+    """A body. Raises `TypeError` naming the type that no reader would admit."""
+    own: dict[str, object] = {}
+    if expires_ms is not None:
+        own["x"] = expires_ms
+    if priority:
+        own["p"] = priority
+    return pickles.dumps({"t": None, "f": handler, "a": args, "k": dict(kwargs), "et": now_ms(), "rt": own})
+
+
+def decode_call(body: bytes) -> Call | Unreadable:
+    """The call in a body, ours or stock arq's; or why it is none. Never raises."""
+    if len(body) > MAX_BODY:
+        return Unreadable(f"the body has {len(body)} bytes, more than {MAX_BODY}")
+    try:
+        fields = pickles.loads(body, max_bytes=MAX_BODY)
+    except pickles.Undecodable as error:
+        return Unreadable(error.reason)
+    if not isinstance(fields, dict):
+        return Unreadable(f"the body is a {type(fields).__name__}, not a dict")
+    for key, kinds in _SHAPE.items():
+        if type(fields.get(key)) not in kinds:
+            return Unreadable(f"the body's {key!r} is of type {type(fields.get(key)).__name__}")
+    if not all(type(name) is str for name in fields["k"]):
+        return Unreadable("the body's 'k' has a key that is no text")
+    own = fields.get("rt")
+    expires_ms = own.get("x") if isinstance(own, dict) else None
+    return Call(
+        handler=fields["f"],
+        args=tuple(fields["a"]),
+        kwargs=fields["k"],
+        enqueued_ms=fields["et"],
+        job_try=fields["t"],
+        foreign=own is None,
+        expires_ms=expires_ms if type(expires_ms) is int else None,
+    )
+
+
+_SHAPE: dict[str, tuple[type, ...]] = {
+    "f": (str,),
+    "a": (tuple, list),
+    "k": (dict,),
+    "et": (int,),
+    "t": (int, type(None)),
+}
+
+
+def encode_result(settlement: Settlement) -> bytes:
+    """The result of an ended job. A value that cannot be kept does not make a success a failure: a marker stands for it."""
+    outcome = settlement.outcome
+    assert isinstance(outcome, Done | Dead | Cancelled)
+    fields = _result_fields(settlement)
+    if isinstance(outcome, Done):
+        try:
+            return pickles.dumps({**fields, "s": True, "r": outcome.result})
+        except Exception:  # whatever a value's own methods raise
+            return pickles.dumps({**fields, "s": True, "r": f"{NO_RESULT}: {type(outcome.result).__name__}"})
+    return pickles.dumps_failure({**fields, "s": False}, "r", _as_remote(outcome))
+
+
+def result_is_kept(settlement: Settlement) -> bool:
+    """Whether the value itself will stand in the result."""
+    if not isinstance(settlement.outcome, Done):
+        return True
+    try:
+        pickles.dumps(settlement.outcome.result)
+    except Exception:
+        return False
+    return True
+
+
+def _result_fields(settlement: Settlement) -> dict[str, object]:
+    claim = settlement.claim
+    call = claim.call
+    # arq's own stand-ins for a body that cannot be read (`worker.py`, "job expired").
+    said = (
+        {"f": call.handler, "a": call.args, "k": call.kwargs, "et": call.enqueued_ms}
+        if isinstance(call, Call)
+        else {"f": "<unknown>", "a": (), "k": {}, "et": 0}
+    )
+    return {
+        "t": claim.attempt,
+        **said,
+        "st": settlement.started_ms,
+        "ft": settlement.finished_ms,
+        "q": claim.queue,
+        "id": claim.id,
+    }
+
+
+def _as_remote(outcome: Dead | Cancelled) -> pickles.RemoteError:
+    if isinstance(outcome, Cancelled):
+        return pickles.RemoteError("asyncio.exceptions.CancelledError", ())
+    failure: Failure = outcome.failure
+    if failure.builtin:
+        return pickles.RemoteError(f"builtins.{failure.error}", (failure.text,))
+    text = f"{failure.error}: {failure.text}" if failure.text else failure.error
+    return pickles.RemoteError("arq.worker.JobExecutionFailed", (text,))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A stored result."""
+
+    ok: bool
+    value: object
+    """What the handler returned; for a failure None."""
+    error: str | None
+    """For a failure: the exception's name."""
+    text: str
+    handler: str
+    attempt: int
+    started_ms: int
+    finished_ms: int
+
+    @property
+    def cancelled(self) -> bool:
+        return self.error == "asyncio.exceptions.CancelledError"
+
+
+def decode_result(data: bytes) -> Result:
+    """A result, ours or stock arq's. Raises `pickles.Undecodable`."""
+    fields: Any = pickles.loads(data)
+    if not isinstance(fields, dict) or not {"s", "r", "f", "t", "st", "ft"} <= fields.keys():
+        raise pickles.Undecodable("it is not a result as arq writes it")
+    ok, value = bool(fields["s"]), fields["r"]
+    error, text = None, ""
+    if not ok:
+        error, text = _error_of(value)
+        value = None
+    return Result(ok, value, error, text, str(fields["f"]), int(fields["t"] or 0), int(fields["st"]), int(fields["ft"]))
+
+
+def _error_of(value: object) -> tuple[str, str]:
+    if not isinstance(value, pickles.RemoteError):
+        return "error", str(value)[:2000]
+    text = " ".join(str(arg) for arg in value.args)
+    name = value.name.removeprefix("builtins.")
+    if name == "arq.worker.JobExecutionFailed" and ": " in text:
+        inner, _, rest = text.partition(": ")
+        if " " not in inner:  # as `_as_remote` writes it; arq's own texts are sentences
+            return inner, rest
+    return name, text
+
+
+def letter_of(claim: Claim, settlement: Settlement) -> dict[str, Any]:
+    """What is kept of a dead letter beside its body; plain, to be written as JSON."""
+    outcome = settlement.outcome
+    assert isinstance(outcome, Dead)
+    call = claim.call
+    return {
+        "id": claim.id,
+        "queue": claim.queue,
+        "handler": call.handler if isinstance(call, Call) else None,
+        "reason": outcome.reason,
+        "error": outcome.failure.error,
+        "text": outcome.failure.text,
+        "category": outcome.failure.category,
+        "attempt": claim.attempt,
+        "crashes": claim.history.crashes,
+        "place": claim.place,
+        "enqueued_ms": call.enqueued_ms if isinstance(call, Call) else None,
+        "died_ms": settlement.finished_ms,
+        "errors": [
+            {"attempt": e.attempt, "at_ms": e.at_ms, "error": e.error, "text": e.text, "category": e.category}
+            for e in settlement.history.errors
+        ],
+    }

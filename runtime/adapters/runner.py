@@ -1,0 +1,78 @@
+"""Runs handler calls as asyncio tasks, with the cancelling that asyncio's users know: once, not again and again.
+
+(anyio's cancel scopes cancel every await until the scope is left, so that a `finally` that awaits would be cut short.)
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from runtime.core.policy import Ended, Stop
+from runtime.core.span import spell
+
+STUCK_S = 10.0
+"""So long after it was asked to stop, and asked again in the middle of it, a run is called stuck."""
+
+
+class AsyncioRunner:
+    """`ports.Runner` in production."""
+
+    def start(
+        self,
+        call: Callable[[], Awaitable[object]],
+        timeout_s: float,
+        ended: Callable[[Ended], None],
+        stuck: Callable[[], None],
+    ) -> "AsyncioRun":
+        return AsyncioRun(call, timeout_s, ended, stuck)
+
+
+class AsyncioRun:
+    """One call in a task of its own, under its deadline."""
+
+    def __init__(
+        self,
+        call: Callable[[], Awaitable[object]],
+        timeout_s: float,
+        ended: Callable[[Ended], None],
+        stuck: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout_s = timeout_s
+        self._ended: Callable[[Ended], None] | None = ended
+        self._stuck = stuck
+        self._stop: Stop | None = None
+        self._task = self._loop.create_task(self._guard(call))
+        self._timer = self._loop.call_later(timeout_s, self.stop, "timeout")
+
+    def stop(self, why: Stop) -> None:
+        if self._ended is None:
+            return
+        if self._stop is None:
+            self._stop = why
+            self._timer.cancel()
+            self._timer = self._loop.call_later(STUCK_S / 2, self._insist)
+            # A task that is cancelled before its first step never enters its coroutine.
+            self._task.add_done_callback(lambda _: self._end(None, asyncio.CancelledError()))
+        self._task.cancel()
+
+    def _insist(self) -> None:
+        self._task.cancel()
+        self._timer = self._loop.call_later(STUCK_S / 2, self._stuck)
+
+    async def _guard(self, call: Callable[[], Awaitable[object]]) -> None:
+        # Every exception is an outcome: a SystemExit that left the task would end the event loop.
+        try:
+            value = await call()
+        except BaseException as error:
+            self._end(None, error)
+        else:
+            self._end(value, None)
+
+    def _end(self, value: object, error: BaseException | None) -> None:
+        ended, self._ended = self._ended, None
+        if ended is None:
+            return
+        self._timer.cancel()
+        if self._stop == "timeout" and isinstance(error, asyncio.CancelledError):
+            error = TimeoutError(f"it ran longer than its timeout of {spell(self._timeout_s)}")
+        ended(Ended(value, error, self._stop))

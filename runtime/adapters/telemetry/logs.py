@@ -1,0 +1,201 @@
+"""Logs: one JSON object per line on stdout, or text for people on a terminal. And the engine's `Journal`.
+
+Railway's rules: `message` is required, `level` is debug, info, warn or error, stderr counts as error; every other key can
+be searched for. The events of the user documents keep their names.
+"""
+
+import logging
+import os
+import sys
+import time
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from runtime.adapters.payload import to_json
+from runtime.core.job import Call, Cancelled, Claim, Dead, Done, Released, Retried, Settlement, Snoozed, Verdict
+from runtime.core.policy import describe
+from runtime.core.span import spell
+from runtime.ports import Journal
+
+SAME_CAUSE_S = 10.0
+"""The same trouble is told once in so long."""
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+_COLOURS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
+
+
+def configure(level: str, style: str | None, worker_id: str, out: TextIO | None = None) -> Any:
+    """Set up logging for the process and give the worker's logger. `style` None: text if `out` is a terminal."""
+    stream = out or sys.stdout
+    text = style == "text" or (style is None and stream.isatty())
+    render: Any = _Text(colour=_wants_colour(stream)) if text else _json
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        _railway_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            *shared,
+            structlog.processors.format_exc_info,
+            structlog.processors.EventRenamer("message", "event_name"),
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(file=stream),
+        cache_logger_on_first_use=True,
+    )
+    _route_standard_logging(level)
+    return structlog.get_logger().bind(worker_id=worker_id)
+
+
+def _railway_level(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    if event["level"] in ("warning", "critical"):
+        event["level"] = {"warning": "warn", "critical": "error"}[event["level"]]
+    return event
+
+
+def _json(logger: WrappedLogger, name: str, event: EventDict) -> str:
+    first = {key: event.pop(key) for key in ("timestamp", "level", "message", "event") if key in event}
+    try:
+        return to_json({**first, **event}).decode()
+    except (TypeError, ValueError):  # a value from a handler's own log call
+        return to_json({**first, **{key: repr(value) for key, value in event.items()}}).decode("utf-8", "replace")
+
+
+def _wants_colour(stream: TextIO) -> bool:
+    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+class _Text:
+    """A line for people: time, message, and the fields that are not already in it."""
+
+    HIDDEN = ("timestamp", "level", "message", "event", "worker_id", "handler", "job_id", "data")
+
+    def __init__(self, *, colour: bool) -> None:
+        self._colour = colour
+
+    def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> str:
+        clock, level = event["timestamp"][11:19], event["level"]
+        sign = f"{_COLOURS[level]}{level:<5}\x1b[0m" if self._colour else f"{level:<5}"
+        fields = " ".join(f"{key}={value}" for key, value in event.items() if key not in self.HIDDEN)
+        return f"{clock} {sign} {event['message']}{'  ' if fields else ''}{fields}"
+
+
+class _Forward(logging.Handler):
+    """Standard logging (libraries, user code) into the same stream."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            log = structlog.get_logger(logger=record.name)
+            log.log(record.levelno, record.getMessage(), exc_info=record.exc_info or None)
+        except Exception:
+            self.handleError(record)
+
+
+def _route_standard_logging(level: str) -> None:
+    root = logging.getLogger()
+    root.handlers = [_Forward()]
+    root.setLevel(max(_LEVELS[level], logging.INFO) if level != "debug" else logging.DEBUG)
+    for noisy in ("aiohttp.access", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class LogJournal(Journal):
+    """What the engine tells, as log lines. Arguments and results are never logged."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._told: dict[str, float] = {}
+
+    def started(self, claim: Claim, running: int) -> None:
+        self._log.info(
+            f"Job picked up: {_shown(claim.id)} ({_handler(claim)}). Currently processing: {running} jobs",
+            event_name="JOB_STARTED",
+            **_of(claim),
+            attempt=claim.attempt,
+            running=running,
+        )
+
+    def ended(self, settlement: Settlement, running: int) -> None:
+        claim, outcome = settlement.claim, settlement.outcome
+        took_ms = max(0, settlement.finished_ms - settlement.started_ms)
+        fields = {**_of(claim), "attempt": claim.attempt, "duration_ms": took_ms, "running": running}
+        job, now = _shown(claim.id), f"Currently processing: {running} jobs"
+        match outcome:
+            case Done():
+                self._log.info(
+                    f"Job completed: {job} in {spell(took_ms / 1000)}. {now}", event_name="JOB_COMPLETED", **fields
+                )
+            case Retried(delay_s=delay_s, failure=failure):
+                self._log.warning(
+                    f"Job failed: {job}, again in {spell(delay_s)}: {failure.error}: {failure.text}",
+                    event_name="JOB_RETRIED", error_category=failure.category, error_type=failure.error, **fields,
+                )  # fmt: skip
+            case Dead(reason=reason, failure=failure):
+                self._log.error(
+                    f"Job failed: {job} is a dead letter ({reason}): {failure.error}: {failure.text}",
+                    event_name="JOB_DEAD", reason=reason, error_category=failure.category, error_type=failure.error, **fields,
+                )  # fmt: skip
+            case Snoozed(delay_s=delay_s):
+                self._log.info(f"Job snoozed: {job} for {spell(delay_s)}. {now}", event_name="JOB_SNOOZED", **fields)
+            case Released(why=why):
+                self._log.info(f"Job given back: {job} ({why})", event_name="JOB_RELEASED", reason=why, **fields)
+            case Cancelled():
+                self._log.info(f"Job cancelled: {job}", event_name="JOB_CANCELLED", **fields)
+
+    def settled(self, settlement: Settlement, verdict: Verdict) -> None:
+        if verdict == "refused":
+            self._log.warning(
+                f"Outcome refused: {_shown(settlement.claim.id)} belongs to another worker now, or was settled before",
+                event_name="JOB_REFUSED",
+                **_of(settlement.claim),
+            )
+
+    def lost(self, claim: Claim) -> None:
+        self._log.warning(f"Lease lost: {_shown(claim.id)}", event_name="LEASE_LOST", **_of(claim))
+
+    def stuck(self, claim: Claim) -> None:
+        self._log.error(
+            f"Job does not stop: {_shown(claim.id)} swallows cancellations; its slot is lost until it ends",
+            event_name="JOB_STUCK",
+            **_of(claim),
+        )
+
+    def weather(self, cause: str) -> None:
+        if self._news(cause):
+            self._log.warning(f"Redis is away: {cause}", event_name="REDIS_AWAY")
+
+    def trouble(self, text: str) -> None:
+        """Something in the store is not as it should be."""
+        if self._news(text):
+            self._log.warning(text, event_name="REDIS_TROUBLE")
+
+    def crashed(self, actor: str, error: BaseException, restart_in_s: float) -> None:
+        failure = describe(error)
+        self._log.error(
+            f"Actor of {actor} crashed, again in {spell(restart_in_s)}: {failure.error}: {failure.text}",
+            event_name="ACTOR_CRASH",
+            exc_info=error,
+        )
+
+    def _news(self, cause: str) -> bool:
+        now = time.monotonic()
+        self._told = {text: at for text, at in self._told.items() if now - at < SAME_CAUSE_S}
+        return self._told.setdefault(cause, now) == now
+
+
+def _of(claim: Claim) -> dict[str, Any]:
+    return {"job_id": _shown(claim.id), "queue": claim.queue, "handler": _handler(claim)}
+
+
+def _handler(claim: Claim) -> str:
+    return _shown(claim.call.handler) if isinstance(claim.call, Call) else "?"
+
+
+def _shown(name: str) -> str:
+    """A name from outside, fit for one line: nothing that ends it or cannot be written."""
+    safe = name if name.isprintable() else ascii(name)[1:-1]
+    return safe if len(safe) <= 200 else safe[:200] + "…"

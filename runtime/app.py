@@ -1,0 +1,323 @@
+"""The composition root: builds the adapters, starts the tree, owns the signals. The only module that knows everyone.
+
+serve
+  ├─ supervisor ─ actor (one per group of queues) ─ puller, slots, settler
+  ├─ lease keeper (a thread)
+  ├─ HTTP server
+  └─ signals:  first: drain until the grace is over · second: give back now · third: end now
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from typing import Any
+
+import anyio
+
+from runtime.adapters.http.sessions import AiohttpSessions
+from runtime.adapters.redis.connection import shown
+from runtime.adapters.redis.keeper import LeaseKeeper
+from runtime.adapters.redis.ledger import RedisLedger
+from runtime.adapters.redis.source import RedisSource
+from runtime.adapters.runner import AsyncioRunner
+from runtime.adapters.telemetry import logs
+from runtime.client import Client, use
+from runtime.core.errors import OptionInvalid, SettingsInvalid
+from runtime.core.span import spell
+from runtime.engine.actor import Actor
+from runtime.engine.statistics import Statistics
+from runtime.engine.supervisor import Supervisor
+from runtime.ports import Away, Ports
+from runtime.registry import Handlers
+from runtime.settings import Settings
+
+HTTP_AFTER_S = 0.3
+"""The HTTP server comes up after the first claim, and not later than this: its import takes a quarter of a second."""
+CLOSE_S = 5.0
+"""How long connections may take to close, and then the interpreter to end."""
+STALE_TURN_S = 60.0
+"""A puller with a free slot and a Redis that answers, whose last turn is older than this, needs a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Queues that share slots."""
+
+    queues: tuple[str, ...]
+    slots: int
+
+
+def groups(handlers: Handlers, wanted: Sequence[str], concurrency: int) -> list[Group]:
+    """Which queues are served with how many slots: those of the handlers, or as `NAME` or `NAME=SLOTS` says.
+
+    Queues without a number share `concurrency` slots. Raises `OptionInvalid`.
+    """
+    shared: list[str] = []
+    own: list[Group] = []
+    for word in wanted or sorted({handler.spec.queue for handler in handlers.values()}):
+        name, _, slots = word.partition("=")
+        if slots and (not slots.isdigit() or not 1 <= int(slots) <= 1000):
+            raise OptionInvalid(
+                f"-Q {word}: slots are a whole number from 1 to 1000", hint="write -Q NAME or -Q NAME=SLOTS"
+            )
+        if not name or name in shared or any(name in group.queues for group in own):
+            raise OptionInvalid(f"-Q {word}: a queue is named once, by the key of its sorted set")
+        if slots:
+            own.append(Group((name,), int(slots)))
+        else:
+            shared.append(name)
+    return ([Group(tuple(shared), concurrency)] if shared else []) + own
+
+
+def serve(settings: Settings, url: str, handlers: Handlers, served: Sequence[Group]) -> int:
+    """Run a worker until it is told to stop; the exit code. Raises `SettingsInvalid` for a port that is taken.
+
+    A Redis that cannot be reached is weather: the worker waits, says so, and goes on.
+    """
+    log = logs.configure(settings.log_level, settings.log_format, settings.worker_id)
+    for warning in settings.warnings:
+        log.warning(warning, event_name="SETTING_WARNING")
+    listener = listen(settings.port) if settings.http else None
+    with asyncio.Runner() as runner:
+        code = runner.run(Worker(settings, url, handlers, served, log, listener).run())
+        # What a handler left behind, a task that will not end or a thread that blocks, must not keep the process.
+        end = threading.Timer(CLOSE_S, os._exit, [code])
+        end.daemon = True
+        end.start()
+    return code
+
+
+def listen(port: int) -> socket.socket:
+    """A socket that listens on `port`, for IPv6 and IPv4; requests wait in it until the server is up."""
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise SettingsInvalid(
+            f"cannot listen on port {port}", cause=error.strerror, hint="set PORT to a free one, or RUNTIME_HTTP=off"
+        ) from None
+
+
+class Worker:
+    """One worker process, from boot to shutdown."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        url: str,
+        handlers: Handlers,
+        served: Sequence[Group],
+        log: Any,
+        listener: socket.socket | None,
+    ) -> None:
+        self._settings = settings
+        self._url = url
+        self._handlers = handlers
+        self._groups = served
+        self._log = log
+        self._listener = listener
+        self._journal = logs.LogJournal(log)
+        self._statistics = Statistics()
+        self._started_at = datetime.now(UTC)
+        self._started = time.monotonic()
+        self._signals: asyncio.Queue[int] = asyncio.Queue(maxsize=3)
+        self._told: list[int] = []
+
+    async def run(self) -> int:
+        """Until stopped; the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._signalled, number)
+        lease_s = self._settings.lease_s
+        self._keeper = LeaseKeeper(self._url, lease_s, self._journal.weather)
+        self._source = RedisSource(
+            self._url, lease_s=lease_s, holds=self._keeper.holds, on_trouble=self._journal.trouble
+        )
+        self._sessions = AiohttpSessions()
+        self._client = Client(self._url)
+        use(self._client)
+        ledger = RedisLedger(self._source.redis)
+        ports = Ports(self._source, self._keeper, AsyncioRunner(), ledger, self._sessions, self._journal)
+        self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], self._journal)
+        self._tell_boot()
+        self._keeper.start()
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._obey_signals)
+                group.start_soon(self._bring_forward)
+                if self._listener is not None:
+                    group.start_soon(self._serve_http, self._listener)
+                await self._supervisor.run()
+                group.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(CLOSE_S, shield=True):
+                await self._close()
+        self._tell_shutdown()
+        return 0 if len(self._told) < 2 else 128 + self._told[1]
+
+    def _actor_of(self, group: Group, ports: Ports) -> Callable[[], Actor]:
+        settings = self._settings
+        return lambda: Actor(
+            group.queues,
+            group.slots,
+            self._handlers,
+            ports,
+            self._statistics,
+            lease_s=settings.lease_s,
+            timeout_s=settings.timeout_s,
+        )
+
+    async def _close(self) -> None:
+        self._keeper.close()
+        await self._sessions.close()
+        await self._client.close()
+        await self._source.close()
+
+    def _signalled(self, number: int) -> None:
+        self._told.append(number)
+        if len(self._told) > 2:
+            os._exit(128 + number)
+        self._signals.put_nowait(number)
+
+    async def _obey_signals(self) -> None:
+        grace_s = self._settings.grace_s
+        name = signal.Signals(await self._signals.get()).name
+        self._log.info(
+            f"{name}: no new jobs; {self._statistics.running} running, given back after {spell(grace_s)}",
+            event_name="WORKER_DRAINING",
+        )
+        self._supervisor.drain()
+        with anyio.move_on_after(grace_s):
+            await self._signals.get()
+        self._supervisor.hurry()
+
+    async def _bring_forward(self) -> None:
+        """Jobs that waited for a worker that knows their handler need wait no longer: this may be the one."""
+        for group in self._groups:
+            for queue in group.queues:
+                try:
+                    moved = await self._source.forward_known(queue, self._handlers.__contains__)
+                except Away:
+                    return  # they come due by themselves
+                if moved:
+                    self._log.info(
+                        f"{moved} jobs of {queue} waited for a handler that is known now",
+                        event_name="JOBS_FORWARDED",
+                    )
+
+    async def _serve_http(self, listener: socket.socket) -> None:
+        with anyio.move_on_after(HTTP_AFTER_S):
+            while not self._has_turned():
+                await anyio.sleep(0.02)
+        module = await asyncio.to_thread(import_module, "runtime.adapters.http.server")
+        server = module.HttpServer(self.health, self.ready, self.live)
+        try:
+            port = await server.start(listener)
+            self._log.info(f"Health check server listening on port {port}", event_name="HTTP_LISTENING")
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await server.close()
+
+    def _has_turned(self) -> bool:
+        return any(actor.puller.turn_at is not None for actor in self._supervisor.actors)
+
+    def live(self) -> bool:
+        """False only where a restart would help: a free slot, a Redis that answers, and yet no claim."""
+        now = time.monotonic()
+        for actor in self._supervisor.actors:
+            turned = actor.puller.turn_at or self._started
+            if actor.slots.free and self._source.away is None and not self._told and now - turned > STALE_TURN_S:
+                return False
+        return True
+
+    def ready(self) -> bool:
+        """Redis answers, and the worker takes jobs."""
+        return self._source.away is None and self._has_turned() and not self._told
+
+    @property
+    def state(self) -> str:
+        """Where the worker is in its life."""
+        return "stopping" if self._told else "awake" if self._has_turned() else "starting"
+
+    def health(self) -> Mapping[str, Any]:
+        """The health document: the union of what the user documents read."""
+        away = self._source.away
+        free = sum(actor.slots.free for actor in self._supervisor.actors)
+        slots = sum(group.slots for group in self._groups)
+        stuck = sum(actor.slots.stuck for actor in self._supervisor.actors)
+        checks = {
+            "redis": {"healthy": away is None, "message": away or "answers"},
+            "worker": {
+                "healthy": self.live() and not stuck,
+                "message": f"{free} of {slots} slots free"
+                + (f", {stuck} lost to handlers that do not stop" if stuck else ""),
+            },
+        }
+        well = all(check["healthy"] for check in checks.values())
+        return {
+            "status": "healthy" if well else "degraded" if self.live() else "unhealthy",
+            "state": self.state,
+            "service": "worker",
+            "timestamp": datetime.now(UTC).isoformat(),
+            "uptime": round((time.monotonic() - self._started) * 1000),
+            "redis": "connected" if away is None else "disconnected",
+            "checks": checks,
+            "stats": self._stats(),
+        }
+
+    def _stats(self) -> dict[str, Any]:
+        counted = self._statistics
+        rate = 100 * counted.succeeded / counted.processed if counted.processed else 100.0
+        return {
+            "processed": counted.processed,
+            "succeeded": counted.succeeded,
+            "failed": counted.failed,
+            "retried": counted.retried,
+            "currentlyProcessing": counted.running,
+            "peakConcurrency": counted.peak,
+            "startTime": self._started_at.isoformat(),
+            "successRate": f"{rate:.1f}%",
+        }
+
+    def _tell_boot(self) -> None:
+        queues = [queue for group in self._groups for queue in group.queues]
+        slots = sum(group.slots for group in self._groups)
+        settings = self._settings
+        self._log.info(
+            f"Worker started: {', '.join(queues)}. Concurrency: {slots} jobs in parallel",
+            event_name="WORKER_BOOT",
+            data={
+                "worker_name": settings.worker_id,
+                "version": settings.version,
+                "queues": queues,
+                "concurrency": slots,
+                "handlers": sorted(self._handlers),
+                "redis": shown(self._url),
+                "timeout_s": settings.timeout_s,
+                "lease_s": settings.lease_s,
+            },
+        )
+
+    def _tell_shutdown(self) -> None:
+        unsettled = sum(actor.unsettled for actor in self._supervisor.actors)
+        if unsettled:
+            self._log.error(
+                f"{unsettled} outcomes could not be recorded; these jobs run again when their leases lapse",
+                event_name="OUTCOMES_LOST",
+            )
+        stats = self._stats()
+        self._log.info("WORKER STATISTICS", event_name="WORKER_STATISTICS", **stats)
+        reason = signal.Signals(self._told[0]).name if self._told else "done"
+        if reason == "SIGTERM":
+            reason = "SIGTERM (Deployment/Scale-down)"
+        self._log.info(
+            f"Worker stopped: {reason}", event_name="WORKER_SHUTDOWN", data={"reason": reason, "stats": stats}
+        )

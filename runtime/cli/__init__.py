@@ -1,0 +1,99 @@
+"""The command `runtime`. Results go to stdout, everything else to stderr; a mistake is told in three lines."""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from runtime.core.errors import Problem, UsageInvalid
+
+COMMANDS = {
+    "serve": "run a worker: claim jobs, run their handlers, settle their outcomes",
+    "enqueue": "add a job; --wait prints its result",
+    "job": "show where a job is, and its result",
+    "dlq": "list, show, replay or discard dead letters",
+    "handlers": "list what `serve` would run",
+}
+
+EXAMPLES = """\
+examples:
+  runtime serve                                     run the handlers of the package `handlers`
+  runtime enqueue flashcards '{"text": "…"}' --wait   add a job and print what it returns
+  runtime dlq list                                  what went wrong for good
+
+The settings are environment variables: runtime serve --help lists them.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors in this project's form."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageInvalid(message, hint=f"{self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(args)
+    except Problem as problem:
+        _tell(problem)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        from runtime import __version__
+
+        print(f"runtime {__version__}")
+        return 0
+    name = args[0]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        raise UsageInvalid(
+            f"unknown command {name!r}",
+            hint=f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}",
+        )
+    # A command's module is imported for that command alone.
+    command: Any = import_module(f"runtime.cli.{name}")
+    parser = _Parser(
+        prog=f"runtime {name}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.declare(parser)
+    code: int = command.run(parser.parse_args(args[1:]))
+    return code
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {doc}" for name, doc in COMMANDS.items())
+    return (
+        "Run asyncio job handlers from arq queues in Redis.\n\nusage: runtime COMMAND [OPTIONS]\n\n"
+        f"commands:\n{commands}\n\noptions:\n  -h, --help     show this, or a command's help\n"
+        f"  -V, --version  show the version\n\n{EXAMPLES}"
+    ).rstrip()
+
+
+def _tell(problem: Problem) -> None:
+    lines = [f"error: {_one_line(problem.message)}"]
+    if problem.cause:
+        lines.append(f"  cause: {_one_line(problem.cause)}")
+    if problem.hint:
+        lines.append(f"hint: {_one_line(problem.hint)}")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,107 @@
+"""Dead letters: jobs that will not run again by themselves. They are kept for 30 days."""
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from runtime.adapters.redis import letters
+from runtime.cli.session import show, with_client
+from runtime.client import Client
+from runtime.core.errors import UsageInvalid
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, doc, many in (
+        ("list", "one line a letter, newest first", False),
+        ("show", "one letter: reason, errors, arguments", False),
+        ("replay", "put jobs back into their queues, as new", True),
+        ("discard", "delete letters for good", True),
+    ):
+        action = actions.add_parser(name, help=doc, description=doc)
+        if name == "show":
+            action.add_argument("id", help="the job's id")
+            continue
+        action.add_argument("-Q", "--queue", help="of this queue only")
+        action.add_argument("--handler", help="of this handler only")
+        if many:
+            action.add_argument("id", nargs="*", help="jobs' ids")
+            action.add_argument("--all", action="store_true", help="every letter that matches")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action in ("replay", "discard") and bool(args.id) == args.all:
+        raise UsageInvalid(
+            f"dlq {args.action}: name jobs by their ids, or say --all", hint="see them with: runtime dlq list"
+        )
+    actions = {"list": _list, "show": _show, "replay": _replay, "discard": _discard}
+
+    async def work(client: Client) -> int:
+        return await client.letters(lambda redis: actions[args.action](redis, args))
+
+    return with_client(work)
+
+
+async def _matching(redis: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
+    queues = [args.queue] if args.queue else await letters.queues(redis)
+    found = [letter for queue in queues async for letter in letters.each(redis, queue)]
+    return [letter for letter in found if args.handler in (None, letter["handler"])]
+
+
+async def _chosen(redis: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The letters that were named; a name without a letter is told."""
+    if args.all:
+        return await _matching(redis, args)
+    chosen = []
+    for job_id in args.id:
+        letter = await letters.find(redis, job_id)
+        if letter is None:
+            print(f"{job_id}: no such dead letter", file=sys.stderr)
+        else:
+            chosen.append(letter)
+    return chosen
+
+
+async def _list(redis: Any, args: argparse.Namespace) -> int:
+    for letter in await _matching(redis, args):
+        died = datetime.fromtimestamp(letter["died_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        text = " ".join(f"{letter['error']}: {letter['text']}".split())
+        print(
+            f"{letter['id']}  {died}  {letter['queue']}  {letter['handler'] or '?'}  {letter['reason']}  {text[:120]}"
+        )
+    return 0
+
+
+async def _show(redis: Any, args: argparse.Namespace) -> int:
+    letter = await letters.find(redis, args.id)
+    if letter is None:
+        print(f"{args.id}: no such dead letter", file=sys.stderr)
+        return 1
+    show(letter)
+    return 0
+
+
+_SAID = {
+    "done": "back in its queue",
+    "gone": "no such dead letter",
+    "empty": "its body is missing: nothing to replay",
+    "exists": "a job of this id waits or runs; the letter is kept",
+}
+
+
+async def _replay(redis: Any, args: argparse.Namespace) -> int:
+    chosen = await _chosen(redis, args)
+    missing = 0 if args.all else len(args.id) - len(chosen)
+    for letter in chosen:
+        answer = await letters.replay(redis, letter)
+        missing += answer != "done"
+        print(f"{letter['id']}: {_SAID[answer]}")
+    return 1 if missing else 0
+
+
+async def _discard(redis: Any, args: argparse.Namespace) -> int:
+    chosen = await _chosen(redis, args)
+    count = await letters.discard(redis, chosen)
+    print(f"{count} dead letters deleted")
+    return 0 if args.all or count == len(args.id) else 1

@@ -1,0 +1,24 @@
+"""List what `serve` would run: each handler, its queue, its limits and where it is declared."""
+
+import argparse
+import os
+
+from runtime import registry
+from runtime.core.span import spell
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("module", nargs="*", help="handler modules or packages, as for serve")
+
+
+def run(args: argparse.Namespace) -> int:
+    rows = [("HANDLER", "QUEUE", "TIMEOUT", "ATTEMPTS", "DECLARED AT")]
+    for name, handler in sorted(registry.collect(args.module).items()):
+        spec = handler.spec
+        timeout = "default" if spec.timeout_s is None else spell(spec.timeout_s)
+        where = os.path.relpath(spec.where) if os.path.isabs(spec.where) else spec.where
+        rows.append((f"{name}{handler.signature}", spec.queue, timeout, str(spec.retry.attempts), where))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0

@@ -1,0 +1,57 @@
+"""Run a worker: claim jobs, run their handlers, settle their outcomes.
+
+SIGTERM or Ctrl-C stops it: it takes no new jobs, lets running ones finish within the grace, and gives back the rest.
+A second one gives back at once, a third ends at once.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from dataclasses import replace
+from types import FrameType
+
+from runtime import settings
+from runtime.core.errors import OptionInvalid
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "module",
+        nargs="*",
+        help="handler modules or packages [default: tool.runtime.handlers of pyproject.toml, else `handlers`]",
+    )
+    parser.add_argument(
+        "-Q", "--queue", action="append", default=[], metavar="NAME[=SLOTS]",
+        help="serve this queue, with slots of its own if a number is given; repeatable [default: the handlers' queues]",
+    )  # fmt: skip
+    parser.add_argument(
+        "-c", "--concurrency", type=int, metavar="N", help="jobs at once; goes before WORKER_CONCURRENCY"
+    )
+    parser.epilog = f"settings, from the environment:\n{settings.help_text()}"
+
+
+def run(args: argparse.Namespace) -> int:
+    # Until the worker listens to signals there is nothing to give back.
+    signal.signal(signal.SIGTERM, _nothing_begun)
+    config = settings.read()
+    if config.redis_disabled:
+        print("REDIS_DISABLED is set: this worker has nothing to do, and stops.", file=sys.stderr)
+        return 0
+    if args.concurrency is not None:
+        if not 1 <= args.concurrency <= 1000:
+            raise OptionInvalid(f"-c {args.concurrency}: concurrency is a whole number from 1 to 1000")
+        config = replace(config, concurrency=args.concurrency)
+    from runtime import app, registry
+    from runtime.cli.session import redis_of
+
+    handlers = registry.collect(args.module)
+    served = app.groups(handlers, args.queue, config.concurrency)
+    url, server = redis_of(config)
+    if server is not None:
+        print(f"No Redis is configured: using the embedded server, {url}", file=sys.stderr)
+    return app.serve(config, url, handlers, served)
+
+
+def _nothing_begun(number: int, frame: FrameType | None) -> None:
+    os._exit(0)

@@ -1,0 +1,55 @@
+"""What commands share that talk to the queues: the settings, the handlers, a client, an event loop."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import date, datetime, time, timedelta
+from typing import Any, TypeVar
+
+from runtime import client, settings
+from runtime.adapters import embedded
+from runtime.core.errors import SettingsInvalid
+
+T = TypeVar("T")
+
+
+def redis_of(config: settings.Settings) -> tuple[str, embedded.Embedded | None]:
+    """The Redis to use. Raises `SettingsInvalid` if it would be the embedded server, and that cannot start."""
+    try:
+        return client.redis_url(config)
+    except (embedded.EmbeddedUnavailable, embedded.EmbeddedFailed) as error:
+        raise SettingsInvalid(
+            "no Redis is configured, and the embedded server cannot start", cause=str(error)
+        ) from None
+
+
+def with_client(work: Callable[[client.Client], Awaitable[T]]) -> T:
+    """Run `work` with a client of the Redis that the environment names."""
+
+    async def session() -> T:
+        async with client.connect(url) as connected:
+            return await work(connected)
+
+    url, server = redis_of(settings.read())
+    try:
+        return asyncio.run(session())
+    finally:
+        if server is not None:
+            server.close()
+
+
+def show(value: object) -> None:
+    """Print `value` as JSON for people and programs."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bytes | bytearray):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    return str(value)

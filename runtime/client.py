@@ -1,0 +1,332 @@
+"""The producer's side: enqueue jobs, and follow them by their handles."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+from weakref import WeakKeyDictionary
+
+from runtime import settings
+from runtime.adapters import embedded
+from runtime.adapters.payload import Signature
+from runtime.adapters.redis import keys, pickles, scripts, wire
+from runtime.adapters.redis.connection import away_when_lost, shown
+from runtime.adapters.redis.connection import connect as open_redis
+from runtime.core.errors import (
+    JobCancelled,
+    JobFailed,
+    OptionInvalid,
+    PayloadInvalid,
+    RedisUnreachable,
+    ResultUnknown,
+    WaitTimedOut,
+)
+from runtime.core.span import Span, seconds
+from runtime.core.spec import DEFAULT_QUEUE
+from runtime.declare import Call, Options, check_options
+from runtime.ports import Away
+
+R = TypeVar("R")
+
+Status = Literal["waiting", "deferred", "active", "completed", "failed", "dead", "cancelled", "unknown"]
+
+TRIES = 3
+TRY_AGAIN_S = 0.2
+BULK = 100
+POLL_S = (0.01, 0.5)
+
+
+class Job(Generic[R]):
+    """A handle on a job: enough to follow it, wherever it runs."""
+
+    def __init__(
+        self, client: Client, job_id: str, queue: str, *, created: bool, signature: Signature | None = None
+    ) -> None:
+        self.id = job_id
+        self.queue = queue
+        self.created = created
+        """False: the id was taken, and this is the job that has it."""
+        self._client = client
+        self._signature = signature
+
+    async def status(self) -> Status:
+        """Where the job is now. Raises `RedisUnreachable`."""
+        return await self._client.status(self.id, self.queue)
+
+    async def result(self, timeout: Span | None = None) -> R:
+        """What the handler returned, waiting for it if need be.
+
+        Raises `JobFailed` or `JobCancelled` as the job ended, `ResultUnknown` if there is no such job or result,
+        `WaitTimedOut` after `timeout`, `RedisUnreachable`. Cancelling it leaves the job alone.
+        """
+        found = await self._client.result(self.id, self.queue, None if timeout is None else seconds(timeout))
+        if not found.ok:
+            kind = JobCancelled if found.cancelled else JobFailed
+            raise kind(self.id, found.error or "error", found.text)
+        value: Any = found.value
+        return self._signature.unpack_result(value) if self._signature else value  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} of queue {self.queue}>"
+
+
+class Client:
+    """A connection to the queues. Use it in one event loop; close it, or use `connect`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._redis = open_redis(url)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def enqueue(
+        self,
+        handler: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        job_id: str | None = None,
+        options: Options | None = None,
+    ) -> Job[Any]:
+        """Add a job for a handler known only by name, with plain arguments that nobody checks before the worker.
+
+        `job_id` is the id as it is (`key` would be prefixed). Raises as `Handler.enqueue` does.
+        """
+        check_options(options or {})
+        new = self._new(handler, tuple(args), dict(kwargs or {}), options or {}, job_id, 0)
+        queue = (options or {}).get("queue", DEFAULT_QUEUE)
+        added = await self._add(queue, [new])
+        return Job(self, new.id, queue, created=added[0])
+
+    async def send(self, calls: Sequence[Call[Any]]) -> list[Job[Any]]:
+        """Add many jobs, a hundred in a round trip; all are checked before the first is written."""
+        prepared = [(call, _queue_of(call), self._prepare(call)) for call in calls]
+        jobs: dict[int, Job[Any]] = {}
+        by_queue: dict[str, list[int]] = {}
+        for place, (_, queue, _) in enumerate(prepared):
+            by_queue.setdefault(queue, []).append(place)
+        for queue, places in by_queue.items():
+            for at in range(0, len(places), BULK):
+                part = places[at : at + BULK]
+                added = await self._add(queue, [prepared[place][2] for place in part])
+                for place, created in zip(part, added, strict=True):
+                    call, _, new = prepared[place]
+                    jobs[place] = Job(self, new.id, queue, created=created, signature=call.handler.signature)
+        return [jobs[place] for place in range(len(prepared))]
+
+    def job(self, job_id: str, queue: str = DEFAULT_QUEUE) -> Job[Any]:
+        """A handle on a job by its id; whether it exists shows when it is asked."""
+        return Job(self, job_id, queue, created=False)
+
+    def _prepare(self, call: Call[Any]) -> scripts.NewJob:
+        args, kwargs = call.handler.pack(call.args, call.kwargs)
+        return self._new(call.handler.name, args, kwargs, call.options, None, call.handler.spec.priority)
+
+    @staticmethod
+    def _new(
+        handler: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: Options,
+        job_id: str | None,
+        priority: int,
+    ) -> scripts.NewJob:
+        priority = options.get("priority", priority)
+        expires_s = seconds(options["expires"]) if "expires" in options else None
+        at = options.get("at")
+        delay_s = seconds(options.get("delay", 0))
+        wait_s = delay_s if at is None else max(0.0, at.timestamp() - time.time())
+        expires_ms = None if expires_s is None else wire.now_ms() + round((wait_s + expires_s) * 1000)
+        try:
+            body = wire.encode_call(handler, args, kwargs, expires_ms=expires_ms, priority=priority)
+        except TypeError as error:
+            raise PayloadInvalid(
+                f"{handler}: {error}", hint="send plain data: numbers, text, bytes, lists, dicts, dates, UUIDs"
+            ) from None
+        if len(body) > wire.MAX_BODY:
+            raise PayloadInvalid(
+                f"{handler}: the arguments take {len(body)} bytes, more than {wire.MAX_BODY}",
+                hint="store the data elsewhere and send its address",
+            )
+        key = options.get("key")
+        keep_s = keys.BODY_S if expires_s is None else expires_s + keys.BODY_AFTER_EXPIRY_S
+        return scripts.NewJob(
+            id=job_id if job_id is not None else f"{handler}:{key}" if key is not None else new_id(),
+            body=body,
+            keep_ms=round(keep_s * 1000),
+            delay_ms=round(delay_s * 1000),
+            due_ms=None if at is None else round(at.timestamp() * 1000),
+            priority=priority,
+            fresh=job_id is None and key is None,
+        )
+
+    async def _add(self, queue: str, new: Sequence[scripts.NewJob]) -> list[bool]:
+        for tried in range(TRIES):
+            try:
+                with away_when_lost("enqueue"):
+                    return await scripts.enqueue(self._redis, queue, new, again=tried > 0)
+            except Away as cause:
+                if tried == TRIES - 1:
+                    raise self._unreachable(cause) from None
+                await asyncio.sleep(TRY_AGAIN_S)
+        raise AssertionError("unreachable")
+
+    async def status(self, job_id: str, queue: str) -> Status:
+        """Where a job is. Raises `RedisUnreachable`."""
+        result, running, score, letter, now = await self._ask(
+            ["GET", keys.RESULT + job_id],
+            ["EXISTS", keys.IN_PROGRESS + job_id],
+            ["ZSCORE", queue, job_id],
+            ["EXISTS", keys.LETTER + job_id],
+            ["TIME"],
+        )
+        if score is not None:
+            now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+            return "active" if running else "deferred" if float(score) > now_ms + 1 else "waiting"
+        if letter:
+            return "dead"
+        if result is None:
+            return "unknown"
+        try:
+            found = wire.decode_result(result)
+        except pickles.Undecodable:
+            return "completed"
+        return "completed" if found.ok else "cancelled" if found.cancelled else "failed"
+
+    async def result(self, job_id: str, queue: str, timeout_s: float | None) -> wire.Result:
+        """A job's result, waiting for it. Raises as `Job.result` does, except for how the job ended."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        pause_s, most_s = POLL_S
+        missing = False
+        while True:
+            data, body, score = await self._ask(
+                ["GET", keys.RESULT + job_id], ["EXISTS", keys.JOB + job_id], ["ZSCORE", queue, job_id]
+            )
+            if data is not None:
+                return wire.decode_result(data)
+            if score is None and not body:
+                if missing:
+                    raise ResultUnknown(job_id)
+                missing = True  # once more: it may have been settled between the two questions
+                continue
+            missing = False
+            if until is not None and time.monotonic() + pause_s > until:
+                raise WaitTimedOut(
+                    f"job {job_id} has no result after {timeout_s:g} s",
+                    cause=f"it is {await self.status(job_id, queue)}",
+                    hint=f"it goes on; ask again with: runtime job {job_id}",
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, most_s)
+
+    async def _ask(self, *commands: list[Any]) -> list[Any]:
+        try:
+            with away_when_lost("read"):
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    for command in commands:
+                        pipe.execute_command(*command)
+                    answers: list[Any] = await pipe.execute()
+                    return answers
+        except Away as cause:
+            raise self._unreachable(cause) from None
+
+    async def letters(self, use: Callable[[Any], Awaitable[R]]) -> R:
+        """Let `use` work on dead letters with this client's connection."""
+        try:
+            with away_when_lost("dead letters"):
+                return await use(self._redis)
+        except Away as cause:
+            raise self._unreachable(cause) from None
+
+    def _unreachable(self, cause: Away) -> RedisUnreachable:
+        return unreachable(self.url, str(cause))
+
+
+def unreachable(url: str, cause: str) -> RedisUnreachable:
+    """The error for a Redis that does not answer, with the fix that fits."""
+    inside = ".railway.internal" in url
+    hint = (
+        "*.railway.internal resolves only inside Railway; from here use the public address"
+        if inside
+        else "check that it runs and that REDIS_URL names it"
+    )
+    return RedisUnreachable(f"cannot reach Redis at {shown(url)}", cause=cause, hint=hint)
+
+
+def _queue_of(call: Call[Any]) -> str:
+    queue = call.options.get("queue", call.handler.spec.queue)
+    if not isinstance(queue, str) or not queue:
+        raise OptionInvalid(f"queue={queue!r}: a queue is the name of a Redis key")
+    return queue
+
+
+_last = 0
+
+
+def new_id() -> str:
+    """32 hex digits that sort in the order they were made in this process, so that jobs of the same ms keep theirs."""
+    global _last
+    _last = max(_last + 1, time.time_ns() // 1000)
+    return f"{_last:016x}{secrets.token_hex(8)}"
+
+
+def redis_url(config: settings.Settings) -> tuple[str, embedded.Embedded | None]:
+    """The Redis of these settings: the one they name, else the embedded server, which runs while it is held."""
+    if config.redis_url:
+        return config.redis_url, None
+    server = embedded.attach(embedded.data_dir(Path.cwd(), config.data_dir))
+    return server.url, server
+
+
+@asynccontextmanager
+async def connect(url: str | None = None) -> AsyncIterator[Client]:
+    """A client for the block, which `Handler.enqueue` uses meanwhile; without `url`, the Redis of the environment."""
+    found, server = (url, None) if url else await asyncio.to_thread(redis_url, settings.read())
+    client = Client(found)
+    before = _clients.get(asyncio.get_running_loop())
+    use(client)
+    try:
+        yield client
+    finally:
+        if before is not None:
+            use(before)
+        else:
+            _clients.pop(asyncio.get_running_loop(), None)
+        await client.close()
+        if server is not None:
+            server.close()
+
+
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = WeakKeyDictionary()
+_servers: list[embedded.Embedded] = []
+
+
+def use(client: Client) -> None:
+    """Make `client` the one that handlers enqueue with in this event loop."""
+    _clients[asyncio.get_running_loop()] = client
+
+
+async def current() -> Client:
+    """The client of this event loop; opened from the settings of the environment when there is none."""
+    loop = asyncio.get_running_loop()
+    client = _clients.get(loop)
+    if client is None:
+        url, server = await asyncio.to_thread(redis_url, settings.read())
+        if server is not None:
+            _servers.append(server)  # held to the end of the process
+        client = _clients.setdefault(loop, Client(url))
+    return client
+
+
+async def enqueue_all(calls: Sequence[Call[Any]]) -> list[Job[Any]]:
+    """Add many jobs, a hundred in a round trip. All are checked before the first is written; raises as `enqueue` does."""
+    return await (await current()).send(calls)
+
+
+__all__ = ["Client", "Job", "Status", "connect", "current", "enqueue_all", "new_id", "unreachable", "use"]

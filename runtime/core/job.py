@@ -1,0 +1,160 @@
+"""What travels: a call, the claim on it, and the outcome it is settled with.
+
+       enqueue                claim                 settle
+call ───────────▶ waiting ───────────▶ claimed ───────────────▶ done | dead | cancelled
+                     ▲                     │
+                     └── retried, snoozed, released (by the worker), lapsed (by its death)
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from runtime.core.errors import Category
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a producer asked for, as read from the body."""
+
+    handler: str
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+    enqueued_ms: int
+    """When, by the producer's clock."""
+    job_try: int | None = None
+    """arq's `_job_try`: the attempt to count from."""
+    foreign: bool = True
+    """Not written by our client: its producer sends no wake-up."""
+    expires_ms: int | None = None
+    """Not to be started after this moment, by the producer's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A body that is no call: missing, of a wrong type, or refused by the loader."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRecord:
+    """One failed attempt, as kept with the job."""
+
+    attempt: int
+    at_ms: int
+    error: str
+    text: str
+    category: Category
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a job remembers from one claim to the next."""
+
+    crashes: int = 0
+    """Leases that lapsed: the worker died, or was out of reach for longer than its lease."""
+    errors: tuple[ErrorRecord, ...] = ()
+    snoozed_since_ms: int | None = None
+    unknown_since_ms: int | None = None
+
+
+NEW = History()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that this worker holds under a lease."""
+
+    id: str
+    queue: str
+    token: str
+    """Proof of ownership; every write for this job is fenced by it."""
+    place: str
+    """The score the job had in the queue, as the server wrote it; given back on release."""
+    starts: int
+    """The store's count of starts, this one included; crashes count, snoozes and releases do not."""
+    attempt: int
+    """The same, unless arq's `_job_try` said to count from further on."""
+    call: Call | Unreadable
+    body: bytes
+    now_ms: int
+    """The server's clock at the claim."""
+    history: History = NEW
+    abort_ms: int | None = None
+    """An abort was asked for, then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An exception as it may be shown: names and text, never the object."""
+
+    error: str
+    text: str
+    category: Category
+    builtin: bool = False
+    """The type is one of Python's own, so that any reader of the result has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The handler returned."""
+
+    result: object
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """The attempt failed; there is another one."""
+
+    delay_s: float
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Snoozed:
+    """The handler asked to be run again; the attempt is given back."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Given back as it was, attempt restored: to its old place, or (`delay_s`) for a worker that knows its handler."""
+
+    why: Literal["shutdown", "unknown-handler"]
+    delay_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Not to be tried again: becomes a dead letter with its body and its history."""
+
+    reason: Literal[
+        "exhausted", "permanent", "undecodable", "unknown-handler", "expired", "crashed", "gave-up", "stuck"
+    ]
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody aborted it. Ends in failure, but is no dead letter."""
+
+
+Outcome = Done | Retried | Snoozed | Released | Dead | Cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """An outcome on its way to the store."""
+
+    claim: Claim
+    outcome: Outcome
+    started_ms: int
+    finished_ms: int
+    history: History = field(default=NEW)
+    """What the job is to remember, where it runs again or becomes a letter."""
+    keep_result_s: float = 3600.0
+
+
+Verdict = Literal["settled", "refused"]
+"""`refused`: the token is no longer ours; somebody else has the job or it was settled already. Normal, not an error."""

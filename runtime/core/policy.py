@@ -1,0 +1,198 @@
+"""What happens after an attempt: from an exception to an outcome. Decisions only; the caller acts."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from runtime.core.errors import Category, JobError, LeaseLost, RetryLater, Snooze
+from runtime.core.job import (
+    Call,
+    Cancelled,
+    Claim,
+    Dead,
+    Done,
+    ErrorRecord,
+    Failure,
+    History,
+    Outcome,
+    Released,
+    Retried,
+    Snoozed,
+    Unreadable,
+)
+from runtime.core.retry import Retry
+from runtime.core.span import spell
+from runtime.core.spec import Spec
+
+MAX_CRASHES = 3
+UNKNOWN_FOR_S = 24 * 3600.0
+"""So long a job waits for a worker that knows its handler."""
+UNKNOWN_DELAY_S = (1.0, 300.0)
+STALE_ABORT_MS = 5000
+"""An abort flag that is older than its job by more than this was meant for an earlier job of the same id."""
+TEXT_LIMIT = 2000
+ERRORS_KEPT = 10
+
+
+def before_run(claim: Claim, spec: Spec | None) -> Outcome | None:
+    """What becomes of a claimed job without running it; None where it is to be run. `spec` is None for an unknown handler."""
+    call, history = claim.call, claim.history
+    if isinstance(call, Unreadable):
+        return Dead("undecodable", Failure("Undecodable", call.reason, "validation"))
+    if claim.abort_ms is not None and claim.abort_ms + STALE_ABORT_MS >= call.enqueued_ms:
+        return Cancelled()
+    if history.crashes >= MAX_CRASHES:
+        text = f"the worker died or was out of reach {history.crashes} times while it ran this job"
+        return Dead("crashed", Failure("Crashed", text, "resource"))
+    if call.expires_ms is not None and claim.now_ms > call.expires_ms:
+        return Dead("expired", Failure("Expired", "it was not started before its expiry", "permanent"))
+    if spec is None:
+        return _unknown(call, history, claim.now_ms)
+    if _failures(claim) > spec.retry.attempts:
+        text = f"started {claim.attempt} times, of which {history.crashes} ended in a crash; {spec.retry.attempts} attempts are allowed"
+        return Dead("exhausted", Failure("Exhausted", text, "transient"))
+    return None
+
+
+def _failures(claim: Claim) -> int:
+    """Attempts that failed, the present one counted as if it had; a crash is not the job's failure until proven."""
+    return claim.attempt - claim.history.crashes
+
+
+def _unknown(call: Call, history: History, now_ms: int) -> Outcome:
+    # It waits as long again as it has waited: the delay doubles, and no counter is needed.
+    waited_s = 0.0 if history.unknown_since_ms is None else (now_ms - history.unknown_since_ms) / 1000
+    if waited_s >= UNKNOWN_FOR_S:
+        text = f"for {spell(waited_s)} no worker has known the handler {call.handler!r}"
+        return Dead("unknown-handler", Failure("UnknownHandler", text, "permanent"))
+    least, most = UNKNOWN_DELAY_S
+    return Released("unknown-handler", min(max(waited_s, least), most))
+
+
+Stop = Literal["timeout", "abort", "shutdown", "lost"]
+"""Why a run was asked to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run came to its end: with a value, or with an error; and whether it had been asked to stop."""
+
+    value: object = None
+    error: BaseException | None = None
+    stop: Stop | None = None
+
+
+def after_run(ended: Ended, claim: Claim, retry: Retry, now_ms: int, chance: float) -> Outcome | None:
+    """The outcome of a run; None where the job is no longer ours to settle.
+
+    A run that returns in spite of being asked to stop has done its work, and doing it again would help nobody.
+    `now_ms` and `chance` (in [0, 1)) come from the caller.
+    """
+    if ended.stop == "lost" or isinstance(ended.error, LeaseLost):
+        return None
+    if ended.error is None:
+        return Done(ended.value)
+    if ended.stop == "shutdown":
+        return Released("shutdown")
+    if ended.stop == "abort":
+        return Cancelled()
+    return after_error(ended.error, claim, retry, now_ms, chance)
+
+
+def after_error(error: BaseException, claim: Claim, retry: Retry, now_ms: int, chance: float) -> Outcome:
+    """The outcome of an attempt that ended with `error`."""
+    if isinstance(error, Snooze):
+        return _snooze(error, claim, now_ms)
+    failure = describe(error)
+    failures = _failures(claim)
+    wanted_s = _asked_delay_s(error)
+    if wanted_s is None and (failure.category in ("permanent", "validation") or not isinstance(error, retry.on)):
+        return Dead("permanent", failure)
+    if failures >= retry.attempts:
+        return Dead("exhausted", failure)
+    return Retried(retry.delay_s(failures, chance) if wanted_s is None else wanted_s, failure)
+
+
+def _snooze(ask: Snooze, claim: Claim, now_ms: int) -> Outcome:
+    since_ms = claim.history.snoozed_since_ms or now_ms
+    if ask.give_up_after_s is not None and now_ms - since_ms > ask.give_up_after_s * 1000:
+        text = f"still not ready after snoozing for {spell((now_ms - since_ms) / 1000)}"
+        return Dead("gave-up", Failure("Snooze", text, "transient"))
+    return Snoozed(ask.delay_s)
+
+
+def _asked_delay_s(error: BaseException) -> float | None:
+    """The wait that the handler itself asked for, by `RetryLater` or by arq's `Retry`."""
+    if isinstance(error, RetryLater):
+        return error.delay_s
+    # arq's own classes are known by name: a worker that serves no arq application never imports arq.
+    named = f"{type(error).__module__}.{type(error).__qualname__}"
+    if named == "arq.worker.Retry":
+        return float(getattr(error, "defer_score", None) or 0) / 1000
+    return 0.0 if named == "arq.worker.RetryJob" else None
+
+
+def remember(claim: Claim, outcome: Outcome, now_ms: int) -> History:
+    """What the job is to know at its next claim, or in its dead letter."""
+    past = claim.history
+    match outcome:
+        case Retried(failure=failure) | Dead(failure=failure):
+            record = ErrorRecord(claim.attempt, now_ms, failure.error, failure.text, failure.category)
+            return replace(past, errors=(*past.errors, record)[-ERRORS_KEPT:])
+        case Snoozed():
+            return replace(past, snoozed_since_ms=past.snoozed_since_ms or now_ms)
+        case Released(why="unknown-handler"):
+            return replace(past, unknown_since_ms=past.unknown_since_ms or claim.now_ms)
+        case _:
+            return past
+
+
+def attempt_after(claim: Claim, outcome: Outcome) -> int:
+    """The number of starts that the store is to keep: being stopped, snoozed or misrouted is not failing."""
+    return claim.attempt if isinstance(outcome, Retried) else claim.attempt - 1
+
+
+def failed(outcome: Outcome) -> bool:
+    """The job ended, and not well."""
+    return isinstance(outcome, Dead | Cancelled)
+
+
+def ended(outcome: Outcome) -> bool:
+    """The job will not run again."""
+    return isinstance(outcome, Done | Dead | Cancelled)
+
+
+def describe(error: BaseException) -> Failure:
+    """`error` as names and text. Never raises, whatever the exception's own methods do."""
+    kind = type(error)
+    builtin = kind.__module__ == "builtins"
+    try:
+        text = str(error)[:TEXT_LIMIT].encode("utf-8", "backslashreplace").decode()
+    except BaseException:  # its __str__ is the user's code
+        text = "(its text cannot be read)"
+    name = kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}"
+    return Failure(name, text, categorise(error), builtin)
+
+
+def categorise(error: BaseException) -> Category:
+    """The kind of failure: said by the handler, or read from an HTTP status, or from the type; `transient` in doubt."""
+    if isinstance(error, JobError):
+        return error.category
+    if isinstance(error, MemoryError):
+        return "resource"
+    status = _http_status(error)
+    if status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429):
+        return "permanent"
+    return "transient"
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The HTTP status an exception carries, as aiohttp (`status`), OpenAI (`status_code`) and httpx (`response`) do."""
+    try:
+        for holder in (error, getattr(error, "response", None)):
+            for name in ("status", "status_code"):
+                value = getattr(holder, name, None)
+                if isinstance(value, int):
+                    return value
+    except Exception:  # a property of the user's exception
+        return None
+    return None

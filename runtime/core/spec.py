@@ -1,0 +1,25 @@
+"""What a declaration says about a handler, as a value."""
+
+from dataclasses import dataclass, field
+
+from runtime.core.retry import Retry
+
+DEFAULT_QUEUE = "arq:queue"
+"""arq's default: the queue's name is the Redis key of its sorted set, literally."""
+PRIORITIES = range(1001)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """How jobs of one handler are to be run."""
+
+    name: str
+    """The name on the wire: the function's name, as in arq, or what `name=` said."""
+    queue: str = DEFAULT_QUEUE
+    timeout_s: float | None = None
+    """Longest run; None takes the worker's setting."""
+    retry: Retry = field(default_factory=Retry)
+    priority: int = 0
+    keep_result_s: float = 3600.0
+    where: str = ""
+    """`file:line` of the declaration, for messages."""

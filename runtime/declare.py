@@ -1,0 +1,223 @@
+"""What handler modules write: `@handler`. Declaring has no side effect; `runtime serve` collects what modules declare."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar, overload
+
+from typing_extensions import Unpack
+
+from runtime.core.errors import HandlerInvalid, Invalid, OptionInvalid, PayloadInvalid
+from runtime.core.retry import Retry
+from runtime.core.span import Span, seconds
+from runtime.core.spec import DEFAULT_QUEUE, PRIORITIES, Spec
+
+if TYPE_CHECKING:
+    from runtime.adapters.payload import Signature
+    from runtime.client import Job
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Options(TypedDict, total=False):
+    """What an enqueue may say beside the arguments."""
+
+    key: str
+    """The job's id becomes `<handler>:<key>`: a second enqueue finds the first, while it waits, runs or has a result."""
+    priority: int
+    """0 to 1000; higher first, in order of arrival within one. Default: the handler's."""
+    delay: Span
+    """Not before so long from now."""
+    at: datetime
+    """Not before this moment (with a time zone)."""
+    expires: Span
+    """A dead letter, if it has not been started after so long."""
+    queue: str
+    """Another queue than the handler's."""
+
+
+class Call(Generic[R]):
+    """A job to be: a handler, its arguments and its options. Made by `Handler.call`, sent by `enqueue_all`."""
+
+    def __init__(
+        self, handler: Handler[..., R], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options
+    ) -> None:
+        self.handler = handler
+        self.args = args
+        self.kwargs = kwargs
+        self.options = options
+
+
+class Handler(Generic[P, R]):
+    """A declared handler: called by the worker for each job, and typed for whoever enqueues one."""
+
+    def __init__(self, function: Callable[Concatenate[Any, P], Awaitable[R]], spec: Spec, options: Options) -> None:
+        self.function = function
+        self.spec = spec
+        self._options = options
+        self.__name__ = spec.name
+        self.__doc__ = function.__doc__
+        self.__module__ = function.__module__
+
+    @property
+    def name(self) -> str:
+        """The name on the wire."""
+        return self.spec.name
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Add a job; one round trip. An id that is taken gives the job that has it, with `created` False.
+
+        Raises `PayloadInvalid` (arguments that do not fit), `OptionInvalid`, `RedisUnreachable`; then nothing was
+        written, except that after `RedisUnreachable` nobody knows. Uses the client of `connect`, else one of its own
+        that it opens from the settings of the environment.
+        """
+        from runtime.client import current
+
+        jobs = await (await current()).send([self.call(*args, **kwargs)])
+        return jobs[0]
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """The same as a value, for `enqueue_all`."""
+        return Call(self, args, kwargs, self._options)
+
+    def options(self, **options: Unpack[Options]) -> Handler[P, R]:
+        """This handler, to be enqueued with these options. Raises `OptionInvalid`."""
+        check_options(options)
+        return Handler(self.function, self.spec, {**self._options, **options})
+
+    async def __call__(self, ctx: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The function itself: for tests, and for one handler that calls another."""
+        return await self.function(ctx, *args, **kwargs)
+
+    async def run(self, context: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A job's run: arguments checked against the signature (`Invalid` if they do not fit), result as plain data."""
+        try:
+            args, kwargs = self.signature.unpack(args, kwargs)
+        except (TypeError, ValueError) as error:
+            raise Invalid(str(error)) from None
+        return self.signature.pack_result(await self.function(context, *args, **kwargs))
+
+    def pack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as they travel. Raises `PayloadInvalid`."""
+        try:
+            return self.signature.pack(args, kwargs)
+        except (TypeError, ValueError) as error:
+            raise PayloadInvalid(
+                f"{self.name}: {error}", hint=f"its arguments are {self.name}{self.signature}"
+            ) from None
+
+    @cached_property
+    def signature(self) -> Signature:
+        # Read when first needed: its annotations may name what the module defines further down.
+        from runtime.adapters.payload import Signature
+
+        return Signature(self.function)
+
+    def __repr__(self) -> str:
+        return f"<Handler {self.name} of queue {self.spec.queue} at {self.spec.where}>"
+
+
+def check_options(options: Options) -> None:
+    """Raise `OptionInvalid` where an option breaks its rule."""
+    priority, key = options.get("priority", 0), options.get("key", "k")
+    unknown = set(options) - set(Options.__annotations__)
+    if unknown:
+        known = ", ".join(Options.__annotations__)
+        raise OptionInvalid(f"there is no option {sorted(unknown)[0]!r}", hint=f"the options are {known}")
+    if isinstance(priority, bool) or not isinstance(priority, int) or priority not in PRIORITIES:
+        raise OptionInvalid(f"priority={priority!r}: a priority is a whole number from 0 to 1000, higher first")
+    if not isinstance(key, str) or not key or len(key) > 512:
+        raise OptionInvalid(f"key={key!r:.40}: a key is a text of 1 to 512 characters")
+    if "delay" in options and "at" in options:
+        raise OptionInvalid("delay and at are both given", hint="say when the job is due in one of the two ways")
+    for name in ("delay", "expires"):
+        try:
+            seconds(options.get(name, 0))  # type: ignore[arg-type]  # whatever was passed is what is checked
+        except (TypeError, ValueError) as error:
+            raise OptionInvalid(f"{name}: {error}") from None
+    at = options.get("at")
+    if at is not None and (not isinstance(at, datetime) or at.tzinfo is None):
+        raise OptionInvalid(f"at={at!r}: a moment is a datetime with a time zone", hint="datetime.now(timezone.utc)")
+
+
+class _Decorator:
+    def __init__(self, name: str | None, spec: Callable[[str, str], Spec]) -> None:
+        self._name = name
+        self._spec = spec
+
+    def __call__(self, function: Callable[Concatenate[Any, P], Awaitable[R]]) -> Handler[P, R]:
+        code = getattr(function, "__code__", None)
+        where = f"{code.co_filename}:{code.co_firstlineno}" if code else "?"
+        name = self._name or function.__name__
+        from runtime.adapters.payload import is_async
+
+        if not is_async(function):
+            raise HandlerInvalid(
+                f"the handler {name!r} at {where} is not async",
+                hint="write it as `async def`: it runs in the event loop",
+            )
+        return Handler(function, self._spec(name, where), {})
+
+
+@overload
+def handler(function: Callable[Concatenate[Any, P], Awaitable[R]], /) -> Handler[P, R]: ...
+
+
+@overload
+def handler(
+    *,
+    name: str | None = None,
+    queue: str = DEFAULT_QUEUE,
+    timeout: Span | None = None,
+    retry: Retry | None = None,
+    priority: int = 0,
+    keep_result: Span = "1h",
+) -> _Decorator: ...
+
+
+def handler(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    queue: str = DEFAULT_QUEUE,
+    timeout: Span | None = None,
+    retry: Retry | None = None,
+    priority: int = 0,
+    keep_result: Span = "1h",
+) -> Any:
+    """Declare an `async def` whose first parameter is the `Context` as a handler of jobs.
+
+    `name` is its name on the wire (default: the function's), `queue` the Redis key of its queue, `timeout` the longest
+    run (default: the worker's), `retry` what follows a failure (default: three attempts), `priority` that of its jobs
+    unless an enqueue says otherwise, `keep_result` how long a result can be read ("0s": none is kept).
+    Raises `HandlerInvalid` or `OptionInvalid` where it stands.
+    """
+    check_options({"priority": priority})
+
+    def spec(its_name: str, where: str) -> Spec:
+        try:
+            return Spec(
+                name=its_name,
+                queue=queue,
+                timeout_s=None if timeout is None else _positive(timeout, "timeout"),
+                retry=retry or Retry(),
+                priority=priority,
+                keep_result_s=seconds(keep_result),
+                where=where,
+            )
+        except (TypeError, ValueError) as error:
+            raise HandlerInvalid(f"the handler {its_name!r} at {where}: {error}") from None
+
+    decorate = _Decorator(name, spec)
+    return decorate if function is None else decorate(function)
+
+
+def _positive(span: Span, name: str) -> float:
+    length_s = seconds(span)
+    if length_s == 0:
+        raise ValueError(f"{name}={span!r}: it must be longer than nothing")
+    return length_s

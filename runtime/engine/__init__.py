@@ -1,0 +1,1 @@
+"""The worker without its surroundings: anyio, core and ports only."""

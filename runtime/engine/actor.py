@@ -1,0 +1,118 @@
+"""An actor: a puller, slots and a settler that live and die together."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import anyio
+
+from runtime.core.job import Settlement, Verdict
+from runtime.engine.puller import Puller
+from runtime.engine.settler import Settler
+from runtime.engine.slots import Slots
+from runtime.engine.statistics import Statistics
+from runtime.ports import Away, Entry, Ports
+
+STOP_GRACE_S = 2.0
+"""How long a cancelled handler may take to clean up before its job is given back without waiting for it."""
+LAST_SETTLE_S = 5.0
+"""How long the last outcomes may take to reach the store; after that they run again when their leases lapse."""
+
+
+class Actor:
+    """Serves a group of queues with a number of slots. `run` once."""
+
+    def __init__(
+        self,
+        queues: Sequence[str],
+        size: int,
+        entries: Mapping[str, Entry],
+        ports: Ports,
+        statistics: Statistics,
+        *,
+        lease_s: float,
+        timeout_s: float,
+    ) -> None:
+        self.name = ",".join(queues)
+        self._queues = queues
+        self._ports = ports
+        self._statistics = statistics
+        self._hurried = anyio.Event()
+        self._settler = Settler(ports.source, ports.journal, self._settled)
+        self.slots = Slots(size, entries, timeout_s, ports, statistics, put=self._settler.put)
+        self.puller = Puller(
+            queues, self.slots, ports.source, ports.journal, lease_s=lease_s, backlog=lambda: self._settler.backlog
+        )
+
+    async def run(self) -> None:
+        """Pull, run and settle until drained and idle. A bug of ours in any part ends them all, and gives the jobs back."""
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._settler.run)
+                await self.puller.run()
+                await self._announce_rest()
+                if not await self._unless_hurried(self.slots.idle):
+                    await self._stop_runs()
+                self._settler.close()
+                await self._unless_hurried(self._settler.finished.wait)
+                with anyio.move_on_after(LAST_SETTLE_S):
+                    await self._settler.finished.wait()
+                group.cancel_scope.cancel()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._give_back()
+            raise
+
+    def drain(self) -> None:
+        """Stop pulling and let the work finish."""
+        self.puller.drain()
+
+    def hurry(self) -> None:
+        """Wait no longer: cancel what runs and give it back."""
+        self.puller.drain()
+        self._hurried.set()
+
+    @property
+    def unsettled(self) -> int:
+        """Outcomes that the store has not answered for."""
+        return self._settler.backlog
+
+    def _settled(self, settlement: Settlement, verdict: Verdict) -> None:
+        self._ports.keeper.drop([settlement.claim.token])
+        if verdict == "settled":
+            self._statistics.count(settlement.outcome)
+        self._ports.journal.settled(settlement, verdict)
+        self.slots.touch()
+
+    async def _announce_rest(self) -> None:
+        """The announcement that this worker may just have taken is for another one now."""
+        with anyio.move_on_after(1.0):
+            for queue in self._queues:
+                try:
+                    await self._ports.source.announce(queue)
+                except Away:
+                    return
+
+    async def _unless_hurried(self, wait: Callable[[], Awaitable[object]]) -> bool:
+        """Await `wait`, but no longer than until `hurry`; whether it came to its end."""
+        async with anyio.create_task_group() as group:
+
+            async def give_up() -> None:
+                await self._hurried.wait()
+                group.cancel_scope.cancel()
+
+            group.start_soon(give_up)
+            await wait()
+            group.cancel_scope.cancel()
+            return True
+        return False
+
+    async def _stop_runs(self) -> None:
+        self.slots.stop("shutdown")
+        with anyio.move_on_after(STOP_GRACE_S):
+            await self.slots.idle()
+        self.slots.abandon()
+
+    async def _give_back(self) -> None:
+        await self._stop_runs()
+        self._settler.close()
+        with anyio.move_on_after(LAST_SETTLE_S):
+            await self._settler.run()

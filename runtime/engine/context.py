@@ -1,0 +1,110 @@
+"""What a handler is given: who the job is, and what it may use."""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from runtime.core.job import Call, Claim
+from runtime.ports import Ledger, Sessions
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Checked(Generic[P, T]):
+    """A step for `Context.once` with a way to look whether it was taken already.
+
+    When a run died between taking the step and noting its value, `check` is called with the same arguments: the value
+    it finds is taken as the step's, and only on None is the step taken again.
+    """
+
+    def __init__(self, step: Callable[P, Awaitable[T]], *, check: Callable[P, Awaitable[T | None]]) -> None:
+        self._step = step
+        self.check = check
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._step(*args, **kwargs)
+
+
+class Context(Mapping[str, Any]):
+    """The first argument of every handler.
+
+    It is also a Mapping with the keys of arq's ctx (`job_id`, `job_try`, `enqueue_time`, `score`), so that functions
+    written for arq run as they are.
+    """
+
+    def __init__(self, claim: Claim, call: Call, ledger: Ledger, sessions: Sessions) -> None:
+        self._claim = claim
+        self._call = call
+        self._ledger = ledger
+        self._sessions = sessions
+
+    @property
+    def job_id(self) -> str:
+        return self._claim.id
+
+    @property
+    def queue(self) -> str:
+        return self._claim.queue
+
+    @property
+    def handler(self) -> str:
+        """The handler's name on the wire."""
+        return self._call.handler
+
+    @property
+    def attempt(self) -> int:
+        """Starts of this job so far, the present one included; a snooze or a shutdown gives its start back."""
+        return self._claim.attempt
+
+    @property
+    def crashes(self) -> int:
+        """How often a worker died while it ran this job."""
+        return self._claim.history.crashes
+
+    @property
+    def enqueued_at(self) -> datetime:
+        """When the job was enqueued, by the producer's clock."""
+        return datetime.fromtimestamp(self._call.enqueued_ms / 1000, UTC)
+
+    async def once(self, step: str, take: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The value of `take(*args, **kwargs)`, which is called only if no attempt of this job has finished `step`.
+
+        The value is kept with the job: plain data only (`TypeError` otherwise). If an earlier attempt began the step and
+        died before it could note the value, nobody knows whether it was taken: then a `Checked` step is looked up
+        first, any other is taken again. Raises `LeaseLost` if the job is no longer ours. Names are per job.
+        """
+        known = await self._ledger.begin(self._claim, step)
+        if known.state == "done":
+            return known.value  # type: ignore[return-value]  # it was this step's value when it was noted
+        value: T | None = None
+        if known.state == "begun" and isinstance(take, Checked):
+            value = await take.check(*args, **kwargs)
+        if value is None:
+            value = await take(*args, **kwargs)
+        await self._ledger.finish(self._claim, step, value)
+        return value
+
+    def http(self, name: str) -> Any:
+        """The `aiohttp.ClientSession` of this name, one per worker: shared connections, and a timeout on every request."""
+        return self._sessions.session(name)
+
+    def _as_arq(self) -> dict[str, Any]:
+        return {
+            "job_id": self.job_id,
+            "job_try": self.attempt,
+            "enqueue_time": self.enqueued_at,
+            "score": int(float(self._claim.place)),
+        }
+
+    def __getitem__(self, key: str) -> Any:
+        return self._as_arq()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._as_arq())
+
+    def __len__(self) -> int:
+        return len(self._as_arq())
+
+    def __repr__(self) -> str:
+        return f"<Context {self.handler} job={self.job_id} attempt={self.attempt}>"

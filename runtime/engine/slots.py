@@ -1,0 +1,177 @@
+"""The slots of an actor: each runs one claimed job and makes an outcome of what becomes of it."""
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import anyio
+
+from runtime.core.job import Call, Claim, Dead, Failure, Outcome, Released, Settlement
+from runtime.core.policy import Ended, Stop, after_run, before_run, remember
+from runtime.core.spec import Spec
+from runtime.engine.context import Context
+from runtime.engine.statistics import Statistics
+from runtime.ports import Entry, Notice, Ports, Run
+
+
+@dataclass(slots=True)
+class _Slot:
+    claim: Claim
+    entry: Entry
+    started_ms: int
+    run: Run | None = None
+    stop: Stop | None = None
+
+
+class Slots:
+    """At most `size` jobs at once. A slot is free again when its handler has ended; its outcome is put to the settler.
+
+    Everything here is synchronous: a claimed job is running before anything else can happen.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        entries: Mapping[str, Entry],
+        timeout_s: float,
+        ports: Ports,
+        statistics: Statistics,
+        *,
+        put: Callable[[Settlement], None],
+    ) -> None:
+        self.size = size
+        self._entries = entries
+        self._timeout_s = timeout_s
+        self._ports = ports
+        self._statistics = statistics
+        self._put = put
+        self._busy: dict[str, _Slot] = {}
+        self._stuck: set[str] = set()
+        self._changed = anyio.Event()
+
+    @property
+    def free(self) -> int:
+        return self.size - len(self._busy) - len(self._stuck)
+
+    @property
+    def stuck(self) -> int:
+        """Slots whose handler swallows cancellations: their jobs have an outcome, the slots are lost until it ends."""
+        return len(self._stuck)
+
+    @property
+    def claims(self) -> Sequence[Claim]:
+        """What is running now."""
+        return [slot.claim for slot in self._busy.values()]
+
+    async def changed(self) -> None:
+        """Return when a slot becomes free, or an outcome is settled."""
+        if self._changed.is_set():
+            self._changed = anyio.Event()
+        await self._changed.wait()
+
+    def touch(self) -> None:
+        """Something changed that whoever waits for room should look at."""
+        self._changed.set()
+
+    def start(self, claims: Sequence[Claim]) -> None:
+        """Run these, one slot each."""
+        if claims:
+            self._ports.keeper.hold(claims, self._noticed)
+        for claim in claims:
+            self._start(claim)
+
+    def _start(self, claim: Claim) -> None:
+        call = claim.call
+        entry = self._entries.get(call.handler) if isinstance(call, Call) else None
+        spec: Spec | None = entry.spec if entry else None
+        now_ms = _wall_ms()
+        outcome = before_run(claim, spec)
+        if outcome is not None:
+            self._settle(claim, outcome, now_ms, spec)
+            return
+        assert isinstance(call, Call)
+        assert entry is not None
+        slot = self._busy[claim.token] = _Slot(claim, entry, now_ms)
+        self._statistics.entered()
+        self._ports.journal.started(claim, len(self._busy))
+        context: Context = Context(claim, call, self._ports.ledger, self._ports.sessions)
+        timeout_s = self._timeout_s if entry.spec.timeout_s is None else entry.spec.timeout_s
+        slot.run = self._ports.runner.start(
+            lambda: entry.run(context, call.args, call.kwargs),
+            timeout_s,
+            lambda ended: self._ended(claim.token, ended),
+            lambda: self._will_not_stop(claim.token),
+        )
+
+    def _ended(self, token: str, ended: Ended) -> None:
+        slot = self._busy.pop(token, None)
+        self._statistics.left()
+        self._changed.set()
+        if slot is None:  # it has its outcome: what it brings now comes too late
+            self._stuck.discard(token)
+            return
+        now_ms = _wall_ms()
+        outcome = after_run(ended, slot.claim, slot.entry.spec.retry, now_ms, random.random())
+        if outcome is None:
+            self._ports.keeper.drop([token])
+        else:
+            self._settle(slot.claim, outcome, slot.started_ms, slot.entry.spec)
+
+    def _settle(self, claim: Claim, outcome: Outcome, started_ms: int, spec: Spec | None) -> None:
+        now_ms = _wall_ms()
+        keep_s = spec.keep_result_s if spec else 3600.0
+        settlement = Settlement(claim, outcome, started_ms, now_ms, remember(claim, outcome, now_ms), keep_s)
+        self._ports.journal.ended(settlement, len(self._busy))
+        self._put(settlement)
+
+    def _noticed(self, token: str, notice: Notice) -> None:
+        slot = self._busy.get(token)
+        if slot is None:
+            return
+        if notice == "lost":
+            self._ports.journal.lost(slot.claim)
+        self._stop(slot, notice)
+
+    def stop(self, why: Stop) -> None:
+        """Ask every run to stop."""
+        for slot in list(self._busy.values()):
+            self._stop(slot, why)
+
+    def _stop(self, slot: _Slot, why: Stop) -> None:
+        slot.stop = slot.stop or why
+        if slot.run is not None:
+            slot.run.stop(slot.stop)
+
+    def _will_not_stop(self, token: str) -> None:
+        """The job gets its outcome now. It is not to run again while this run goes on, so it is a dead letter."""
+        slot = self._set_aside(token)
+        if slot is not None and slot.stop != "lost":
+            text = "it was cancelled and did not stop: the handler swallows cancellations"
+            self._settle(
+                slot.claim, Dead("stuck", Failure("Stuck", text, "permanent")), slot.started_ms, slot.entry.spec
+            )
+
+    def abandon(self) -> None:
+        """Give back every job whose run would not end. The runs are left to the end of the process."""
+        for token in list(self._busy):
+            slot = self._set_aside(token)
+            if slot is not None and slot.stop != "lost":
+                self._settle(slot.claim, Released("shutdown"), slot.started_ms, slot.entry.spec)
+        self._changed.set()
+
+    def _set_aside(self, token: str) -> _Slot | None:
+        slot = self._busy.pop(token, None)
+        if slot is not None:
+            self._stuck.add(token)
+            self._ports.journal.stuck(slot.claim)
+        return slot
+
+    async def idle(self) -> None:
+        """Return when nothing runs."""
+        while self._busy:
+            await self.changed()
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,33 @@
+"""What a worker has done since it started."""
+
+from runtime.core.job import Done, Outcome
+from runtime.core.policy import ended
+
+
+class Statistics:
+    """Counts of one worker, in memory; every count is of settled outcomes, except the two of the moment."""
+
+    def __init__(self) -> None:
+        self.processed = 0
+        self.succeeded = 0
+        self.failed = 0
+        self.retried = 0
+        self.running = 0
+        self.peak = 0
+
+    def entered(self) -> None:
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+
+    def left(self) -> None:
+        self.running -= 1
+
+    def count(self, outcome: Outcome) -> None:
+        if not ended(outcome):
+            self.retried += 1
+            return
+        self.processed += 1
+        if isinstance(outcome, Done):
+            self.succeeded += 1
+        else:
+            self.failed += 1

@@ -1,0 +1,151 @@
+"""What the engine needs from the outside, in the engine's own words. Adapters implement it; tests do too."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from runtime.core.job import Claim, Settlement, Verdict
+from runtime.core.policy import Ended, Stop
+
+
+class Away(Exception):
+    """The store cannot be reached, or refuses to work. Weather: wait and go on. The text names the cause, no secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """The answer to one claim."""
+
+    claims: Sequence[Claim]
+    more: bool = False
+    """Jobs that are due were left in the queue."""
+    due_in_s: float | None = None
+    """When the next job that is not yet due will be; None where none is known."""
+
+
+class Source(Protocol):
+    """Where jobs come from and outcomes go. Every call raises `Away` within a bounded time when the store is lost."""
+
+    async def claim(self, queue: str, room: int) -> Pulled:
+        """Up to `room` due jobs of `queue`, leased to this worker. Not to be cancelled: a lost answer strands jobs."""
+
+    async def settle(self, queue: str, batch: Sequence[Settlement]) -> Sequence[Verdict]:
+        """Record outcomes, one verdict each. After `Away` the same batch may be sent again: it settles once."""
+
+    async def wait(self, queues: Sequence[str], timeout_s: float) -> str | None:
+        """The queue in which something was announced; None when the time is over. May be cancelled."""
+
+    async def announce(self, queue: str) -> None:
+        """Wake one idle worker of `queue`."""
+
+    async def due_in(self, queue: str) -> float | None:
+        """Seconds until the first job of `queue` is due (0 where one is); None for an empty queue."""
+
+    async def ping(self) -> None:
+        """Return when the store answers."""
+
+
+Notice = Literal["lost", "abort"]
+
+
+class Keeper(Protocol):
+    """Extends the leases of held jobs, whatever the handlers do meanwhile."""
+
+    def hold(self, claims: Sequence[Claim], listener: Callable[[str, Notice], None]) -> None:
+        """Keep these leases; `listener(token, notice)` is called in the event loop when one is lost, or an abort is asked."""
+
+    def drop(self, tokens: Sequence[str]) -> None:
+        """Keep these no longer."""
+
+
+class Run(Protocol):
+    """One handler call in progress."""
+
+    def stop(self, why: Stop) -> None:
+        """Ask it to stop, by cancelling it once. Calling it again cancels again; the first reason stands."""
+
+
+class Runner(Protocol):
+    """Runs handler calls, each in a task of its own, with its own context and under its own deadline."""
+
+    def start(
+        self,
+        call: Callable[[], Awaitable[object]],
+        timeout_s: float,
+        ended: Callable[[Ended], None],
+        stuck: Callable[[], None],
+    ) -> Run:
+        """Start `call` soon; `ended` is called once, whatever it returns or raises.
+
+        `stuck` is called if it goes on for long after it was asked to stop; `ended` may still follow.
+        """
+
+
+class Ledger(Protocol):
+    """Remembers the steps a job has taken, across its attempts."""
+
+    async def begin(self, claim: Claim, step: str) -> "Step":
+        """Note that `step` begins. Raises `LeaseLost` when the job is no longer ours."""
+
+    async def finish(self, claim: Claim, step: str, value: object) -> None:
+        """Note what `step` gave. Raises `LeaseLost` likewise, `TypeError` for a value that cannot be kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What the ledger knows of a step: `new`, `begun` by an earlier run that never said how it ended, or `done`."""
+
+    state: Literal["new", "begun", "done"]
+    value: object = None
+
+
+class Sessions(Protocol):
+    """HTTP sessions by name, shared by all jobs of the worker."""
+
+    def session(self, name: str) -> Any:
+        """An `aiohttp.ClientSession`, opened when first asked for and closed with the worker."""
+
+
+class Entry(Protocol):
+    """A handler that can be called: how the actor finds and runs it."""
+
+    @property
+    def spec(self) -> Any: ...
+
+    async def run(self, context: Any, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+        """Check the arguments against the signature (raising `Invalid`) and call the function."""
+
+
+class Journal(Protocol):
+    """Told what happens. Never raises, never blocks."""
+
+    def started(self, claim: Claim, running: int) -> None: ...
+
+    def ended(self, settlement: Settlement, running: int) -> None:
+        """A run has come to its outcome, or a job to one without a run; the store does not know it yet."""
+
+    def settled(self, settlement: Settlement, verdict: Verdict) -> None:
+        """The store has answered."""
+
+    def lost(self, claim: Claim) -> None:
+        """A run goes on (or was cancelled) whose lease somebody else has."""
+
+    def stuck(self, claim: Claim) -> None:
+        """A run does not end although it was asked to."""
+
+    def weather(self, cause: str) -> None: ...
+
+    def crashed(self, actor: str, error: BaseException, restart_in_s: float) -> None:
+        """An actor died of a bug of ours and will be started again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything an actor needs from the outside."""
+
+    source: Source
+    keeper: Keeper
+    runner: Runner
+    ledger: Ledger
+    sessions: Sessions
+    journal: Journal

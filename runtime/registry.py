@@ -1,0 +1,128 @@
+"""Finds the handlers: imports the modules that are named, and collects what they declare."""
+
+import importlib
+import os
+import pkgutil
+import sys
+import tomllib
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from runtime.core.errors import HandlerInvalid, HandlerUnknown
+from runtime.core.policy import describe
+from runtime.declare import Handler
+
+Handlers = Mapping[str, Handler[..., Any]]
+
+
+def collect(modules: Sequence[str] = (), folder: Path | None = None) -> Handlers:
+    """The handlers of `modules` (packages with their sub-modules), by name.
+
+    Without any: those of `[tool.runtime] handlers` in the pyproject.toml of `folder` (default: the working directory),
+    else the package `handlers`. Raises `HandlerInvalid` for a module that cannot be imported, for two handlers of one
+    name, and where there is no handler at all.
+    """
+    folder = folder or Path.cwd()
+    names = list(modules) or _configured(folder)
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # last: a file there must not hide an installed package
+    found: dict[str, Handler[..., Any]] = {}
+    for name in names:
+        for module in _import(name):
+            for value in vars(module).values():
+                if isinstance(value, Handler):
+                    _add(found, value)
+    if not found:
+        raise HandlerInvalid(
+            f"no handler in {', '.join(names)}", hint="declare one with @handler, or name another module"
+        )
+    return found
+
+
+def find(handlers: Handlers, name: str) -> Handler[..., Any]:
+    """The handler of this name. Raises `HandlerUnknown`, with the nearest one there is."""
+    import difflib
+
+    if name in handlers:
+        return handlers[name]
+    near = difflib.get_close_matches(name, handlers, 1)
+    known = ", ".join(sorted(handlers))
+    raise HandlerUnknown(
+        f"no handler named {name!r}", hint=(f"did you mean {near[0]!r}? " if near else "") + f"there are: {known}"
+    )
+
+
+def _configured(folder: Path) -> list[str]:
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text())
+    except FileNotFoundError:
+        return ["handlers"]
+    except (OSError, ValueError) as error:
+        raise HandlerInvalid(f"pyproject.toml cannot be read: {error}") from None
+    names = project.get("tool", {}).get("runtime", {}).get("handlers", ["handlers"])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise HandlerInvalid("[tool.runtime] handlers in pyproject.toml is not a list of module names")
+    return names
+
+
+def _add(found: dict[str, Handler[..., Any]], new: Handler[..., Any]) -> None:
+    old = found.setdefault(new.name, new)
+    if old.function is not new.function:
+        raise HandlerInvalid(
+            f"two handlers are named {new.name!r}",
+            cause=f"one at {old.spec.where}, one at {new.spec.where}",
+            hint="rename one, or give it another name on the wire: @handler(name=…)",
+        )
+
+
+def _import(name: str) -> list[ModuleType]:
+    module = _import_one(name)
+    modules = [module]
+    for child in pkgutil.walk_packages(getattr(module, "__path__", []), prefix=f"{name}.", onerror=_broken):
+        modules.append(_import_one(child.name))
+    return modules
+
+
+def _import_one(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except HandlerInvalid:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise HandlerInvalid(
+                f"there is no module {name!r}",
+                cause=f"looked in {Path.cwd()} and where Python is installed",
+                hint="name a module as Python imports it, e.g. handlers or app.jobs",
+            ) from None
+        raise _failed(name, error) from None
+    except Exception as error:
+        raise _failed(name, error) from None
+
+
+def _broken(name: str) -> None:
+    _import_one(name)
+
+
+def _failed(name: str, error: BaseException) -> HandlerInvalid:
+    failure = describe(error)
+    where = _last_line_of_theirs(error)
+    missing = isinstance(error, ModuleNotFoundError) and error.name
+    return HandlerInvalid(
+        f"the module {name!r} cannot be imported",
+        cause=f"{where}{failure.error}: {failure.text.splitlines()[0] if failure.text else ''}",
+        hint=f"install {missing}, or leave the module out"
+        if missing
+        else "nothing was started; correct the module first",
+    )
+
+
+def _last_line_of_theirs(error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    theirs = [frame for frame in frames if not frame.filename.startswith(os.path.dirname(__file__))]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno} "
+    return f"{theirs[-1].filename}:{theirs[-1].lineno} " if theirs else ""

@@ -1,0 +1,239 @@
+"""Every setting, once: its names in the environment, its rule, its default. The environment is read here and nowhere else."""
+
+import difflib
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from runtime.core.errors import SettingsInvalid
+from runtime.core.span import seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says, checked. `repr` shows no secret."""
+
+    redis_url: str | None
+    """None: the embedded server."""
+    redis_disabled: bool
+    data_dir: str | None
+    concurrency: int
+    timeout_s: float
+    grace_s: float
+    lease_s: float
+    worker_id: str
+    version: str
+    log_level: str
+    log_format: str | None
+    """`json` or `text`; None: text on a terminal."""
+    http: bool
+    port: int
+    production: bool
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Settings of {self.worker_id}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table."""
+
+    field: str
+    names: tuple[str, ...]
+    """In the environment; the first that is set counts."""
+    parse: Callable[[str], Any]
+    """Raises `ValueError` whose text completes the sentence "<name> …"."""
+    default: str
+    doc: str
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text) or not least <= int(text) <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _ms(least: int) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"\d{1,12}", text) or int(text) < least:
+            raise ValueError(f"must be a number of milliseconds, at least {least}")
+        return int(text) / 1000
+
+    return parse
+
+
+def _span(least_s: float, most_s: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            length_s = seconds(text)
+        except ValueError:
+            raise ValueError("must be a length of time such as 10s or 5m") from None
+        if not least_s <= length_s <= most_s:
+            raise ValueError(f"must be from {least_s:g} s to {most_s:g} s")
+        return length_s
+
+    return parse
+
+
+def _one_of(*words: str, **also: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        word = also.get(text.lower(), text.lower())
+        if word not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return word
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    words = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
+    if text.lower() not in words:
+        raise ValueError("must be on or off")
+    return words[text.lower()]
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _redis_url(text: str) -> str:
+    """Refuses what redis-py would meet with a riddle, in the words of the fix."""
+    if text.startswith(("https://", "http://")):
+        raise ValueError("is a REST address; a worker needs the Redis address, which starts with rediss://")
+    parts = urlsplit(text)
+    if parts.scheme == "unix":
+        return text
+    if parts.scheme not in ("redis", "rediss"):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    if not parts.hostname:
+        raise ValueError("names no host")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("has a port that is no number from 0 to 65535") from None
+    if parts.scheme == "redis" and parts.hostname.endswith(".upstash.io"):
+        raise ValueError("is an Upstash host without TLS: write rediss:// instead of redis://")
+    # Railway tells ioredis users to add family=0; redis-py takes every option for an argument of its own.
+    query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name != "family"])
+    return urlunsplit(parts._replace(query=query))
+
+
+_LEVEL = _one_of("debug", "info", "warn", "error", warning="warn")
+
+TABLE: Sequence[Setting] = (
+    Setting("redis_url", ("REDIS_URL", "UPSTASH_REDIS_URL"), _redis_url, "", "Redis to use; else the embedded server"),
+    Setting("redis_disabled", ("REDIS_DISABLED",), _switch, "false", "true: say so and stop at once"),
+    Setting("data_dir", ("RUNTIME_DATA",), _text, "", "where the embedded server keeps its data"),
+    Setting("concurrency", ("WORKER_CONCURRENCY",), _whole(1, 1000), "3", "jobs at once in this worker"),
+    Setting("timeout_s", ("WORKER_TIMEOUT",), _ms(1), "300000", "longest run of a job, in ms"),
+    Setting("job_timeout_s", ("JOB_TIMEOUT_SECONDS",), _span(0.001, 30 * 86400), "", "the same, in seconds"),
+    Setting("grace_s", ("GRACEFUL_SHUTDOWN_TIMEOUT_MS",), _ms(0), "30000", "time to finish after SIGTERM, in ms"),
+    Setting("lease_s", ("RUNTIME_LEASE",), _span(1, 300), "10s", "how long a dead worker's jobs stay its own"),
+    Setting("worker_id", ("WORKER_ID", "RAILWAY_REPLICA_ID"), _text, "", "name of this worker; else host and process"),
+    Setting("version", ("WORKER_VERSION", "RAILWAY_GIT_COMMIT_SHA"), _text, "unknown", "version of this deployment"),
+    Setting("log_level", ("LOG_LEVEL",), _LEVEL, "info", "least level logged: debug, info, warn or error"),
+    Setting("log_format", ("LOG_FORMAT",), _one_of("json", "text"), "", "json or text; else text on a terminal"),
+    Setting("http", ("RUNTIME_HTTP",), _switch, "on", "off: no port, no health endpoint"),
+    Setting("port", ("PORT", "WORKER_HEALTH_PORT"), _whole(0, 65535), "3002", "HTTP port; 0 takes a free one"),
+)  # fmt: skip
+
+_ENVIRONMENT_NAMES = ("ENVIRONMENT", "NODE_ENV", "SUPABASE_MODE")
+
+
+def read(environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of the environment. Raises `SettingsInvalid` with everything that is wrong, at once."""
+    env = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    wrong: list[str] = []
+    warnings: list[str] = []
+    for setting in TABLE:
+        name, text = _first_set(setting, env, warnings)
+        try:
+            values[setting.field] = setting.parse(text) if text else None
+        except ValueError as error:
+            wrong.append(f"{name}{_shown(setting, text)} {error}")
+            values[setting.field] = None
+    wrong += _unknown_names(env)
+    warnings += _unknown_worker_names(env)
+    _merge_timeouts(values, env, wrong)
+    if wrong:
+        raise _invalid(wrong)
+    production = any(name.startswith("RAILWAY_") for name in env) or any(
+        env.get(name, "").lower() in ("production", "prod") for name in _ENVIRONMENT_NAMES
+    )
+    if production and not values["redis_url"] and not values["redis_disabled"]:
+        raise SettingsInvalid(
+            "no Redis is configured, and this is production",
+            cause="neither REDIS_URL nor UPSTASH_REDIS_URL is set; a store inside the container would die with it",
+            hint="on Railway: Variables, New Variable, Add Reference, Redis.REDIS_URL",
+        )
+    values["worker_id"] = values["worker_id"] or f"{socket.gethostname()}-{os.getpid()}"
+    return Settings(**values, production=production, warnings=tuple(warnings))
+
+
+def _first_set(setting: Setting, env: Mapping[str, str], warnings: list[str]) -> tuple[str, str]:
+    for name in setting.names:
+        text = env.get(name, "").strip()
+        if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+            warnings.append(f"{name} is written with quotes around its value; they were taken off")
+            text = text[1:-1].strip()
+        if text:
+            return name, text
+    return setting.names[0], setting.default
+
+
+def _shown(setting: Setting, text: str) -> str:
+    """The value, where it can hold no secret."""
+    return "" if setting.field == "redis_url" else f"={text[:40]!r}"
+
+
+def _unknown_names(env: Mapping[str, str]) -> list[str]:
+    known = [name for setting in TABLE for name in setting.names]
+    wrong = []
+    for name in sorted(env):
+        if name.startswith("RUNTIME_") and not name.startswith("RUNTIME_TEST_") and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            wrong.append(f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+    return wrong
+
+
+def _unknown_worker_names(env: Mapping[str, str]) -> list[str]:
+    known = {name for setting in TABLE for name in setting.names}
+    return [
+        f"{name} is not a setting of this worker"
+        for name in sorted(env)
+        if name.startswith("WORKER_") and name not in known
+    ]
+
+
+def _merge_timeouts(values: dict[str, Any], env: Mapping[str, str], wrong: list[str]) -> None:
+    in_seconds = values.pop("job_timeout_s")
+    if in_seconds is None:
+        return
+    if env.get("WORKER_TIMEOUT", "").strip() and values["timeout_s"] != in_seconds:
+        wrong.append("WORKER_TIMEOUT (ms) and JOB_TIMEOUT_SECONDS are both set and differ; unset one")
+    values["timeout_s"] = in_seconds
+
+
+def _invalid(wrong: Sequence[str]) -> SettingsInvalid:
+    hint = "correct the environment; `runtime serve --help` lists every variable and its default"
+    if len(wrong) == 1:
+        return SettingsInvalid(wrong[0], hint=hint)
+    return SettingsInvalid(f"{len(wrong)} settings are wrong", cause="; ".join(wrong), hint=hint)
+
+
+def help_text() -> str:
+    """The table, for `--help`."""
+    rows = [(" or ".join(s.names), s.default, s.doc) for s in TABLE]
+    width = max(len(name) for name, _, _ in rows)
+    return "\n".join(
+        f"  {name:<{width}}  {doc}{f' [default: {default}]' if default else ''}" for name, default, doc in rows
+    )
