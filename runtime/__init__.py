@@ -22,8 +22,9 @@ from runtime.core.errors import (
     Transient,
     WaitTimedOut,
 )
+from runtime.core.request import Options, Request
 from runtime.core.retry import Retry
-from runtime.declare import Call, Handler, Options, handler
+from runtime.declare import Handler, handler
 from runtime.engine.context import Checked, Context
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Call",
     "Checked",
     "Client",
     "Context",
@@ -49,6 +49,7 @@ __all__ = [
     "Permanent",
     "Problem",
     "RedisUnreachable",
+    "Request",
     "ResourceExhausted",
     "ResultUnknown",
     "Retry",

@@ -124,7 +124,7 @@ class Worker:
         self._groups = served
         self._log = log
         self._listener = listener
-        self._journal = logs.LogJournal(log)
+        self._journal = logs.LogJournal(log, settings.log_level)
         self._statistics = Statistics()
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()

@@ -7,28 +7,27 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 from runtime import settings
 from runtime.adapters import embedded
-from runtime.adapters.payload import Signature
 from runtime.adapters.redis import keys, pickles, scripts, wire
 from runtime.adapters.redis.connection import away_when_lost, shown
 from runtime.adapters.redis.connection import connect as open_redis
 from runtime.core.errors import (
     JobCancelled,
     JobFailed,
-    OptionInvalid,
     PayloadInvalid,
     RedisUnreachable,
     ResultUnknown,
     WaitTimedOut,
 )
+from runtime.core.request import Options, Request, check_options
 from runtime.core.span import Span, seconds
 from runtime.core.spec import DEFAULT_QUEUE
-from runtime.declare import Call, Options, check_options
 from runtime.ports import Away
 
 R = TypeVar("R")
@@ -45,14 +44,20 @@ class Job(Generic[R]):
     """A handle on a job: enough to follow it, wherever it runs."""
 
     def __init__(
-        self, client: Client, job_id: str, queue: str, *, created: bool, signature: Signature | None = None
+        self,
+        client: Client,
+        job_id: str,
+        queue: str,
+        *,
+        created: bool,
+        read: Callable[[Any], Any] = lambda value: value,
     ) -> None:
         self.id = job_id
         self.queue = queue
         self.created = created
         """False: the id was taken, and this is the job that has it."""
         self._client = client
-        self._signature = signature
+        self._read = read
 
     async def status(self) -> Status:
         """Where the job is now. Raises `RedisUnreachable`."""
@@ -68,8 +73,8 @@ class Job(Generic[R]):
         if not found.ok:
             kind = JobCancelled if found.cancelled else JobFailed
             raise kind(self.id, found.error or "error", found.text)
-        value: Any = found.value
-        return self._signature.unpack_result(value) if self._signature else value  # type: ignore[no-any-return]
+        value: R = self._read(found.value)
+        return value
 
     def __repr__(self) -> str:
         return f"<Job {self.id} of queue {self.queue}>"
@@ -98,73 +103,30 @@ class Client:
 
         `job_id` is the id as it is (`key` would be prefixed). Raises as `Handler.enqueue` does.
         """
-        check_options(options or {})
-        new = self._new(handler, tuple(args), dict(kwargs or {}), options or {}, job_id, 0)
-        queue = (options or {}).get("queue", DEFAULT_QUEUE)
-        added = await self._add(queue, [new])
-        return Job(self, new.id, queue, created=added[0])
+        options = options or {}
+        check_options(options)
+        queue, priority = options.get("queue", DEFAULT_QUEUE), options.get("priority", 0)
+        request = Request(handler, queue, priority, tuple(args), dict(kwargs or {}), options, lambda value: value)
+        new = _new_job(request, job_id)
+        (added,) = await self._add(queue, [new])
+        return Job(self, new.id, queue, created=added)
 
-    async def send(self, calls: Sequence[Call[Any]]) -> list[Job[Any]]:
+    async def send(self, requests: Sequence[Request[R]]) -> list[Job[R]]:
         """Add many jobs, a hundred in a round trip; all are checked before the first is written."""
-        prepared = [(call, _queue_of(call), self._prepare(call)) for call in calls]
-        jobs: dict[int, Job[Any]] = {}
-        by_queue: dict[str, list[int]] = {}
-        for place, (_, queue, _) in enumerate(prepared):
-            by_queue.setdefault(queue, []).append(place)
-        for queue, places in by_queue.items():
+        new = [_new_job(request, None) for request in requests]
+        jobs: dict[int, Job[R]] = {}
+        for queue, places in _by_queue(requests).items():
             for at in range(0, len(places), BULK):
                 part = places[at : at + BULK]
-                added = await self._add(queue, [prepared[place][2] for place in part])
+                added = await self._add(queue, [new[place] for place in part])
                 for place, created in zip(part, added, strict=True):
-                    call, _, new = prepared[place]
-                    jobs[place] = Job(self, new.id, queue, created=created, signature=call.handler.signature)
-        return [jobs[place] for place in range(len(prepared))]
+                    read = requests[place].read
+                    jobs[place] = Job(self, new[place].id, queue, created=created, read=read)
+        return [jobs[place] for place in range(len(requests))]
 
     def job(self, job_id: str, queue: str = DEFAULT_QUEUE) -> Job[Any]:
         """A handle on a job by its id; whether it exists shows when it is asked."""
         return Job(self, job_id, queue, created=False)
-
-    def _prepare(self, call: Call[Any]) -> scripts.NewJob:
-        args, kwargs = call.handler.pack(call.args, call.kwargs)
-        return self._new(call.handler.name, args, kwargs, call.options, None, call.handler.spec.priority)
-
-    @staticmethod
-    def _new(
-        handler: str,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        options: Options,
-        job_id: str | None,
-        priority: int,
-    ) -> scripts.NewJob:
-        priority = options.get("priority", priority)
-        expires_s = seconds(options["expires"]) if "expires" in options else None
-        at = options.get("at")
-        delay_s = seconds(options.get("delay", 0))
-        wait_s = delay_s if at is None else max(0.0, at.timestamp() - time.time())
-        expires_ms = None if expires_s is None else wire.now_ms() + round((wait_s + expires_s) * 1000)
-        try:
-            body = wire.encode_call(handler, args, kwargs, expires_ms=expires_ms, priority=priority)
-        except TypeError as error:
-            raise PayloadInvalid(
-                f"{handler}: {error}", hint="send plain data: numbers, text, bytes, lists, dicts, dates, UUIDs"
-            ) from None
-        if len(body) > wire.MAX_BODY:
-            raise PayloadInvalid(
-                f"{handler}: the arguments take {len(body)} bytes, more than {wire.MAX_BODY}",
-                hint="store the data elsewhere and send its address",
-            )
-        key = options.get("key")
-        keep_s = keys.BODY_S if expires_s is None else expires_s + keys.BODY_AFTER_EXPIRY_S
-        return scripts.NewJob(
-            id=job_id if job_id is not None else f"{handler}:{key}" if key is not None else new_id(),
-            body=body,
-            keep_ms=round(keep_s * 1000),
-            delay_ms=round(delay_s * 1000),
-            due_ms=None if at is None else round(at.timestamp() * 1000),
-            priority=priority,
-            fresh=job_id is None and key is None,
-        )
 
     async def _add(self, queue: str, new: Sequence[scripts.NewJob]) -> list[bool]:
         for tried in range(TRIES):
@@ -259,11 +221,54 @@ def unreachable(url: str, cause: str) -> RedisUnreachable:
     return RedisUnreachable(f"cannot reach Redis at {shown(url)}", cause=cause, hint=hint)
 
 
-def _queue_of(call: Call[Any]) -> str:
-    queue = call.options.get("queue", call.handler.spec.queue)
-    if not isinstance(queue, str) or not queue:
-        raise OptionInvalid(f"queue={queue!r}: a queue is the name of a Redis key")
-    return queue
+def _by_queue(requests: Sequence[Request[Any]]) -> dict[str, list[int]]:
+    """The places of the requests, by the queue they go to."""
+    places: dict[str, list[int]] = {}
+    for place, request in enumerate(requests):
+        places.setdefault(request.queue, []).append(place)
+    return places
+
+
+def _new_job(request: Request[Any], job_id: str | None) -> scripts.NewJob:
+    """A request as it is written. Raises `PayloadInvalid` for what cannot travel."""
+    options = request.options
+    at, key = options.get("at"), options.get("key")
+    delay_s = seconds(options.get("delay", 0))
+    expires_s = seconds(options["expires"]) if "expires" in options else None
+    if job_id is None and key is not None:
+        job_id = f"{request.handler}:{key}"
+    return scripts.NewJob(
+        id=job_id or new_id(),
+        body=_encode(request, _expiry_ms(at, delay_s, expires_s)),
+        keep_ms=round(1000 * (keys.BODY_S if expires_s is None else expires_s + keys.BODY_AFTER_EXPIRY_S)),
+        delay_ms=round(delay_s * 1000),
+        due_ms=None if at is None else round(at.timestamp() * 1000),
+        priority=request.priority,
+        fresh=job_id is None,
+    )
+
+
+def _expiry_ms(at: datetime | None, delay_s: float, expires_s: float | None) -> int | None:
+    if expires_s is None:
+        return None
+    due_ms = wire.now_ms() + delay_s * 1000 if at is None else at.timestamp() * 1000
+    return round(due_ms + expires_s * 1000)
+
+
+def _encode(request: Request[Any], expires_ms: int | None) -> bytes:
+    name = request.handler
+    try:
+        body = wire.encode_call(name, request.args, request.kwargs, expires_ms=expires_ms, priority=request.priority)
+    except TypeError as error:
+        raise PayloadInvalid(
+            f"{name}: {error}", hint="send plain data: numbers, text, bytes, lists, dicts, dates, UUIDs"
+        ) from None
+    if len(body) > wire.MAX_BODY:
+        raise PayloadInvalid(
+            f"{name}: the arguments take {len(body)} bytes, more than {wire.MAX_BODY}",
+            hint="store the data elsewhere and send its address",
+        )
+    return body
 
 
 _last = 0
@@ -324,9 +329,9 @@ async def current() -> Client:
     return client
 
 
-async def enqueue_all(calls: Sequence[Call[Any]]) -> list[Job[Any]]:
-    """Add many jobs, a hundred in a round trip. All are checked before the first is written; raises as `enqueue` does."""
-    return await (await current()).send(calls)
+async def enqueue_all(requests: Sequence[Request[R]]) -> list[Job[R]]:
+    """Add many jobs, a hundred in a round trip; all are checked before the first is written. Raises as `enqueue`."""
+    return await (await current()).send(requests)
 
 
 __all__ = ["Client", "Job", "Status", "connect", "current", "enqueue_all", "new_id", "unreachable", "use"]

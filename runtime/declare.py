@@ -1,18 +1,18 @@
-"""What handler modules write: `@handler`. Declaring has no side effect; `runtime serve` collects what modules declare."""
+"""What handler modules write: `@handler`. Declaring has no side effect; `runtime serve` collects what is declared."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from typing_extensions import Unpack
 
-from runtime.core.errors import HandlerInvalid, Invalid, OptionInvalid, PayloadInvalid
+from runtime.core.errors import HandlerInvalid, Invalid, PayloadInvalid
+from runtime.core.request import Options, Request, check_options
 from runtime.core.retry import Retry
 from runtime.core.span import Span, seconds
-from runtime.core.spec import DEFAULT_QUEUE, PRIORITIES, Spec
+from runtime.core.spec import DEFAULT_QUEUE, Spec
 
 if TYPE_CHECKING:
     from runtime.adapters.payload import Signature
@@ -20,35 +20,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Options(TypedDict, total=False):
-    """What an enqueue may say beside the arguments."""
-
-    key: str
-    """The job's id becomes `<handler>:<key>`: a second enqueue finds the first, while it waits, runs or has a result."""
-    priority: int
-    """0 to 1000; higher first, in order of arrival within one. Default: the handler's."""
-    delay: Span
-    """Not before so long from now."""
-    at: datetime
-    """Not before this moment (with a time zone)."""
-    expires: Span
-    """A dead letter, if it has not been started after so long."""
-    queue: str
-    """Another queue than the handler's."""
-
-
-class Call(Generic[R]):
-    """A job to be: a handler, its arguments and its options. Made by `Handler.call`, sent by `enqueue_all`."""
-
-    def __init__(
-        self, handler: Handler[..., R], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options
-    ) -> None:
-        self.handler = handler
-        self.args = args
-        self.kwargs = kwargs
-        self.options = options
 
 
 class Handler(Generic[P, R]):
@@ -76,12 +47,23 @@ class Handler(Generic[P, R]):
         """
         from runtime.client import current
 
-        jobs = await (await current()).send([self.call(*args, **kwargs)])
-        return jobs[0]
+        request = self.request(*args, **kwargs)
+        (job,) = await (await current()).send([request])
+        return job
 
-    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
-        """The same as a value, for `enqueue_all`."""
-        return Call(self, args, kwargs, self._options)
+    def request(self, *args: P.args, **kwargs: P.kwargs) -> Request[R]:
+        """The same as a value, for `enqueue_all`. Raises `PayloadInvalid`."""
+        packed, named = self._pack(args, kwargs)
+        options = self._options
+        return Request(
+            handler=self.name,
+            queue=options.get("queue", self.spec.queue),
+            priority=options.get("priority", self.spec.priority),
+            args=packed,
+            kwargs=named,
+            options=options,
+            read=self.signature.unpack_result,
+        )
 
     def options(self, **options: Unpack[Options]) -> Handler[P, R]:
         """This handler, to be enqueued with these options. Raises `OptionInvalid`."""
@@ -100,8 +82,7 @@ class Handler(Generic[P, R]):
             raise Invalid(str(error)) from None
         return self.signature.pack_result(await self.function(context, *args, **kwargs))
 
-    def pack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments as they travel. Raises `PayloadInvalid`."""
+    def _pack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         try:
             return self.signature.pack(args, kwargs)
         except (TypeError, ValueError) as error:
@@ -118,29 +99,6 @@ class Handler(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<Handler {self.name} of queue {self.spec.queue} at {self.spec.where}>"
-
-
-def check_options(options: Options) -> None:
-    """Raise `OptionInvalid` where an option breaks its rule."""
-    priority, key = options.get("priority", 0), options.get("key", "k")
-    unknown = set(options) - set(Options.__annotations__)
-    if unknown:
-        known = ", ".join(Options.__annotations__)
-        raise OptionInvalid(f"there is no option {sorted(unknown)[0]!r}", hint=f"the options are {known}")
-    if isinstance(priority, bool) or not isinstance(priority, int) or priority not in PRIORITIES:
-        raise OptionInvalid(f"priority={priority!r}: a priority is a whole number from 0 to 1000, higher first")
-    if not isinstance(key, str) or not key or len(key) > 512:
-        raise OptionInvalid(f"key={key!r:.40}: a key is a text of 1 to 512 characters")
-    if "delay" in options and "at" in options:
-        raise OptionInvalid("delay and at are both given", hint="say when the job is due in one of the two ways")
-    for name in ("delay", "expires"):
-        try:
-            seconds(options.get(name, 0))  # type: ignore[arg-type]  # whatever was passed is what is checked
-        except (TypeError, ValueError) as error:
-            raise OptionInvalid(f"{name}: {error}") from None
-    at = options.get("at")
-    if at is not None and (not isinstance(at, datetime) or at.tzinfo is None):
-        raise OptionInvalid(f"at={at!r}: a moment is a datetime with a time zone", hint="datetime.now(timezone.utc)")
 
 
 class _Decorator:

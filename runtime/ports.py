@@ -52,7 +52,7 @@ class Keeper(Protocol):
     """Extends the leases of held jobs, whatever the handlers do meanwhile."""
 
     def hold(self, claims: Sequence[Claim], listener: Callable[[str, Notice], None]) -> None:
-        """Keep these leases; `listener(token, notice)` is called in the event loop when one is lost, or an abort is asked."""
+        """Keep these leases; `listener(token, notice)` is called in the event loop: one is lost, an abort is asked."""
 
     def drop(self, tokens: Sequence[str]) -> None:
         """Keep these no longer."""

@@ -1,4 +1,4 @@
-"""Every setting, once: its names in the environment, its rule, its default. The environment is read here and nowhere else."""
+"""Every setting, once: its names in the environment, its rule, its default. Nothing else reads the environment."""
 
 import difflib
 import os

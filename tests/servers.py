@@ -67,8 +67,10 @@ class Server:
             if self._comes_up():
                 break
             self.kill()
-            if not first or "in use" not in self._log():
-                raise RuntimeError(f"{self.binary} did not start:\n{self._log()}")
+            log = self._log()
+            if not first or "in use" not in log:
+                self.close()
+                raise RuntimeError(f"{self.binary} did not start:\n{log}")
             self._port = 0  # somebody was faster: take another
         return self
 

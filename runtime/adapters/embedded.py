@@ -90,8 +90,8 @@ class EmbeddedFailed(Exception):
 
     def __init__(self, trouble: str, log: Path) -> None:
         self.log = log
-        where = f" See {log}, which ends: {_last_line(log)}" if log.is_file() else ""
-        super().__init__(f"The embedded server {trouble}.{where}")
+        last = _last_line(log)
+        super().__init__(f"The embedded server {trouble}." + (f" See {log}, which ends: {last}" if last else ""))
 
 
 class Embedded:
@@ -131,11 +131,11 @@ def attach(data: Path, timeout_s: float = 10) -> Embedded:
     data = data.absolute()
     try:
         place = _prepare(data)
+        with _alone(place, until):
+            return Embedded(f"unix://{place.address}", _join_or_start(place, until))
     except OSError as error:
-        trouble = f"cannot use {data} ({error.strerror}); set RUNTIME_DATA to a directory of yours"
+        trouble = f"cannot use {data} ({error.strerror}); RUNTIME_DATA can name another directory"
         raise EmbeddedFailed(trouble, data / "server.log") from error
-    with _alone(place, until):
-        return Embedded(f"unix://{place.address}", _join_or_start(place, until))
 
 
 def server_binary() -> str | None:
@@ -220,7 +220,7 @@ def _alone(place: _Place, until: float) -> Iterator[None]:
     """One starter at a time, over all processes. Waits no longer than `until` for one that is stuck."""
     while (lock := _try_lock(place.starting)) is None:
         if time.monotonic() > until:
-            raise EmbeddedFailed("is being started by another process, which does not get ahead", place.log)
+            raise EmbeddedFailed("is being started by another process, which is stuck", place.log)
         time.sleep(_PAUSE_S)
     try:
         yield
@@ -243,33 +243,46 @@ def _join(place: _Place, until: float) -> int | None:
     """A lease on the running server; None while it loads, ends or hangs."""
     if not _answers(place.address):
         return None
+    lease = _honoured_lease(place, until)
+    if lease is None:
+        # Its guard has told it to end, or was killed and never will. (It also obeys a command sooner than a signal.)
+        _ask(place.address, b"SHUTDOWN\r\n")
+    return lease
+
+
+def _honoured_lease(place: _Place, until: float) -> int | None:
+    """A lease that the guard waits for; None where there is no guard, or it has already seen the last lease go."""
     try:
         lease = os.open(place.lease, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:  # nobody reads
-        pass
-    else:
-        if _taken(lease, until):
-            return lease
-        os.close(lease)
-    # Its guard has told it to end, or was killed and never will. (It also obeys a command sooner than a signal.)
-    _ask(place.address, b"SHUTDOWN\r\n")
-    return None
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nobody reads
+            return None
+        raise
+    honoured = False
+    try:
+        honoured = _knock(lease, place, until)
+    finally:
+        if not honoured:
+            os.close(lease)
+    return lease if honoured else None
 
 
-def _taken(lease: int, until: float) -> bool:
-    """Whether the guard honours this lease: it may have seen the last one go, and not yet have closed its end.
+def _knock(lease: int, place: _Place, until: float) -> bool:
+    """Whether the guard reads a line written under this lease: only then has it not seen the end of the one before.
 
-    If it reads a line that was written under the new lease it has not, and now waits for this one to go.
+    That a lease could be opened proves nothing, as the guard closes its end a moment after it has seen the last one go.
     """
     refused = select.poll()
-    refused.register(lease, 0)  # readers gone is always reported
+    refused.register(lease, 0)  # "no reader any more" is always reported
     try:
         os.write(lease, b"\n")
-    except OSError:
+    except BrokenPipeError:
         return False
     while _unread(lease):
-        if refused.poll(0) or time.monotonic() > until:
+        if refused.poll(0):
             return False
+        if time.monotonic() > until:
+            raise EmbeddedFailed("has a guard that does not react", place.log)
         time.sleep(_PAUSE_S / 30)
     return True
 
@@ -354,4 +367,7 @@ def _ask(address: Path, command: bytes) -> bytes:
 
 
 def _last_line(log: Path) -> str:
-    return log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+    try:
+        return log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+    except OSError:
+        return ""

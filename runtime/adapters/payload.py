@@ -1,7 +1,7 @@
 """Arguments and the signatures they must fit, and JSON: the one module that knows msgspec.
 
-A producer sends plain data: what its annotations describe is taken apart here (dataclasses, msgspec structs and pydantic
-models become dicts) and put together again at the worker. What is not annotated is passed as it is.
+A producer sends plain data: what its annotations describe is taken apart here (dataclasses, msgspec structs and
+pydantic models become dicts) and put together again at the worker. What is not annotated is passed as it is.
 """
 
 import inspect
@@ -32,6 +32,8 @@ class Signature:
         self._signature = signature.replace(parameters=self._parameters)
         self._kinds = _annotations(function)
         self._checked = [(p.name, self._kind(p)) for p in self._parameters if self._kind(p) not in _UNCHECKED]
+        plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in self._parameters)
+        self._positional = [(p.name, self._kind(p)) for p in self._parameters] if plain else [("", Any)] * 1000
         self._result = self._kinds.get("return", Any)
 
     def __str__(self) -> str:
@@ -57,8 +59,9 @@ class Signature:
 
     def unpack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """The arguments as the handler wants them. Raises as `pack` does."""
-        if not self._checked and not kwargs and len(args) == len(self._parameters) and self._all_positional():
-            return args, kwargs
+        if not kwargs and len(args) == len(self._positional):  # the common case; binding takes ten times as long
+            pairs = zip(args, self._positional, strict=True)
+            return tuple(arg if kind is Any else _put_together(arg, kind, name) for arg, (name, kind) in pairs), kwargs
         bound = self._bind(args, kwargs)
         for name, kind in self._checked:
             if name in bound.arguments:
@@ -72,9 +75,6 @@ class Signature:
     def unpack_result(self, value: Any) -> Any:
         """A result as the handler's annotation says. Raises `ValueError` if it is something else."""
         return value if self._result in _UNCHECKED else _put_together(value, self._result, "return")
-
-    def _all_positional(self) -> bool:
-        return all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in self._parameters)
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
         try:
@@ -128,10 +128,7 @@ def _load_model(kind: type, value: Any) -> Any:
 
 def is_async(function: Any) -> bool:
     """Whether calling it gives something to await."""
-    return inspect.iscoroutinefunction(function) or (
-        not isinstance(function, types.FunctionType)
-        and inspect.iscoroutinefunction(getattr(function, "__call__", None))
-    )
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def to_json(value: object) -> bytes:

@@ -9,7 +9,7 @@ from runtime import registry
 from runtime.cli.session import show, with_client
 from runtime.client import Client
 from runtime.core.errors import JobFailed, PayloadInvalid
-from runtime.declare import Options
+from runtime.core.request import Options
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -33,10 +33,10 @@ def run(args: argparse.Namespace) -> int:
     positional, named = _arguments(args.arguments)
     given = {name: getattr(args, name) for name in Options.__annotations__ if getattr(args, name, None) is not None}
     options: Options = given  # type: ignore[assignment]  # checked by options()
-    call = handler.options(**options).call(*positional, **named)
+    request = handler.options(**options).request(*positional, **named)
 
     async def work(client: Client) -> int:
-        (job,) = await client.send([call])
+        (job,) = await client.send([request])
         note = "" if job.created else " (there already: the key has a job)"
         if not args.wait:
             print(f"{job.id}{note}")

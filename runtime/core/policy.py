@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from runtime.core import errors
 from runtime.core.errors import Category, JobError, LeaseLost, RetryLater, Snooze
 from runtime.core.job import (
     Call,
@@ -34,7 +35,7 @@ ERRORS_KEPT = 10
 
 
 def before_run(claim: Claim, spec: Spec | None) -> Outcome | None:
-    """What becomes of a claimed job without running it; None where it is to be run. `spec` is None for an unknown handler."""
+    """What becomes of a claimed job without running it, or None to run it. `spec` is None for an unknown handler."""
     call, history = claim.call, claim.history
     if isinstance(call, Unreadable):
         return Dead("undecodable", Failure("Undecodable", call.reason, "validation"))
@@ -48,7 +49,7 @@ def before_run(claim: Claim, spec: Spec | None) -> Outcome | None:
     if spec is None:
         return _unknown(call, history, claim.now_ms)
     if _failures(claim) > spec.retry.attempts:
-        text = f"started {claim.attempt} times, of which {history.crashes} ended in a crash; {spec.retry.attempts} attempts are allowed"
+        text = f"started {claim.attempt} times, {history.crashes} crashes among them; allowed are {spec.retry.attempts}"
         return Dead("exhausted", Failure("Exhausted", text, "transient"))
     return None
 
@@ -169,7 +170,8 @@ def describe(error: BaseException) -> Failure:
         text = str(error)[:TEXT_LIMIT].encode("utf-8", "backslashreplace").decode()
     except BaseException:  # its __str__ is the user's code
         text = "(its text cannot be read)"
-    name = kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}"
+    module = "runtime" if kind.__module__ == errors.__name__ else kind.__module__  # as their users import them
+    name = kind.__qualname__ if builtin else f"{module}.{kind.__qualname__}"
     return Failure(name, text, categorise(error), builtin)
 
 

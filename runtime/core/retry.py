@@ -6,8 +6,9 @@ from runtime.core.span import Span, seconds
 class Retry:
     """How often, and after how long, a failed job is tried again.
 
-    `attempts` counts the first run too. The wait before attempt n+1 is a random part of `base · 2^(n-1)`, at most `max`
-    (full jitter, so that what failed together does not come back together). With `on`, only these exceptions are retried.
+    `attempts` counts the first run too. The wait before attempt n+1 is a random part of `base · 2^(n-1)`, at most
+    `max` (full jitter, so that what failed together does not come back together). With `on`, only these exceptions
+    are retried.
     """
 
     def __init__(

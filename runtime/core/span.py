@@ -4,7 +4,7 @@ import re
 from datetime import timedelta
 
 Span = timedelta | float | int | str
-"""A length of time: a `timedelta`, a number of seconds, or text such as `"500ms"`, `"15s"`, `"5m"`, `"1h30m"`, `"7d"`."""
+"""A length of time: a `timedelta`, a number of seconds, or text such as `"500ms"`, `"15s"`, `"1h30m"`, `"7d"`."""
 
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")

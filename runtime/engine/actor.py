@@ -43,7 +43,7 @@ class Actor:
         )
 
     async def run(self) -> None:
-        """Pull, run and settle until drained and idle. A bug of ours in any part ends them all, and gives the jobs back."""
+        """Pull, run and settle until drained and idle. A bug of ours in any part ends all, and gives the jobs back."""
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._settler.run)

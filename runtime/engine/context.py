@@ -70,8 +70,8 @@ class Context(Mapping[str, Any]):
     async def once(self, step: str, take: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """The value of `take(*args, **kwargs)`, which is called only if no attempt of this job has finished `step`.
 
-        The value is kept with the job: plain data only (`TypeError` otherwise). If an earlier attempt began the step and
-        died before it could note the value, nobody knows whether it was taken: then a `Checked` step is looked up
+        The value is kept with the job: plain data only (`TypeError` otherwise). If an earlier attempt began the step
+        and died before it could note the value, nobody knows whether it was taken: then a `Checked` step is looked up
         first, any other is taken again. Raises `LeaseLost` if the job is no longer ours. Names are per job.
         """
         known = await self._ledger.begin(self._claim, step)
@@ -86,7 +86,7 @@ class Context(Mapping[str, Any]):
         return value
 
     def http(self, name: str) -> Any:
-        """The `aiohttp.ClientSession` of this name, one per worker: shared connections, and a timeout on every request."""
+        """The `aiohttp.ClientSession` of this name, one per worker: shared connections, a timeout on every request."""
         return self._sessions.session(name)
 
     def _as_arq(self) -> dict[str, Any]:

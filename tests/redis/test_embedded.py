@@ -318,6 +318,22 @@ def test_a_server_that_hangs_is_not_joined_by_a_second_one(data: Path) -> None:
     wait_until_deserted(data)
 
 
+def test_a_guard_that_is_only_slow_does_not_cost_the_others_their_server(data: Path) -> None:
+    with attach(data) as held:
+        server = identity(held.url)
+        guards = set(processes_in(data)) - {server}
+        for pid in guards:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(EmbeddedFailed, match="guard that does not react"):
+                attach(data, timeout_s=0.1)
+        finally:
+            for pid in guards:
+                os.kill(pid, signal.SIGCONT)
+        assert identity(held.url) == server
+    wait_until_deserted(data)
+
+
 def test_a_server_whose_guard_was_killed_is_replaced(data: Path) -> None:
     with attach(data) as held:
         write(held.url, "key", "value")

@@ -408,7 +408,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.limit < 1 or options.window <= 0:
         parser.error("--limit must be at least 1 and --window above 0")
-    run(Judit(options), port=options.port, until_eof=options.until_eof)
+    run(Judit(options), options)
 
 
 if __name__ == "__main__":

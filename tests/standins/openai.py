@@ -424,7 +424,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.rpm < 1 or options.tpm < 1:
         parser.error("--rpm and --tpm must be at least 1")
-    run(OpenAI(options), port=options.port, until_eof=options.until_eof)
+    run(OpenAI(options), options)
 
 
 if __name__ == "__main__":

@@ -290,9 +290,9 @@ def arguments(description: str, *, key: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(standin: StandIn[Any], *, port: int, until_eof: bool) -> None:
+def run(standin: StandIn[Any], options: argparse.Namespace) -> None:
     """Serve on loopback until SIGTERM, SIGINT or, if asked, the end of stdin."""
-    asyncio.run(_serve(standin, port, until_eof))
+    asyncio.run(_serve(standin, options.port, options.until_eof))
 
 
 async def _serve(standin: StandIn[Any], port: int, until_eof: bool) -> None:

@@ -28,7 +28,7 @@ def _options(url: str, reply_s: float) -> dict[str, Any]:
 
 
 def connect(url: str, *, connections: int = CONNECTIONS, reply_s: float = REPLY_S) -> Any:
-    """A client of at most `connections` connections; one that is over waits for a free one. Connects when first used."""
+    """A client of at most `connections` connections; a further caller waits for a free one."""
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
         max_connections=connections,

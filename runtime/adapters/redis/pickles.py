@@ -3,15 +3,15 @@
 `pickle.loads` runs whatever the bytes say, and so does every arq worker and client. Here a body becomes a value in one
 of two ways, and nothing it contains is ever imported, looked up or called:
 
-1. Most bodies are small trees of plain values. One regular expression proves that (`_is_small_tree`), and the C
-   unpickler, which then has nothing left to do wrong, loads them.
-2. All others (a value used twice, a datetime, an exception, something large, something hostile) go through `_Machine`,
-   an unpickler whose only classes are the table `_CONSTRUCTORS`, and which counts what it does.
+1. Bodies of plain values, if they are of ordinary size and make: `_proven` shows by their opcodes that the C unpickler
+   has nothing to do that could go wrong, and it may load them. This is the way of nearly all of them, and the fast one.
+2. All others (a datetime, an exception, something huge, something hostile) go through `_Machine`, an unpickler whose
+   only classes are the table `_CONSTRUCTORS`, and which counts what it does.
 
 Refusing imports is not enough, as the C unpickler is no friend of strangers even without them. Measured on 3.11: a memo
 index of 2^27 (9 bytes) allocates 2 GB; a dict key of a million nested tuples (1 MB) overflows the C stack and ends the
-process; 16 000 integers with one hash value (200 KB) take 3 s; thirty tuples that name each other twice take for ever
-to hash. Hence the proof before the C unpickler, and the checks of keys in the machine.
+process; 16 000 integers with one hash value (200 KB) take 3 s; forty tuples, each holding the one before twice, take
+for ever to hash. Hence the proof before the C unpickler, and the checks of keys in the machine.
 
 Facts about the format are from CPython's `Lib/pickletools.py` and `Lib/pickle.py`; how each type is written, in
 protocols 2 to 5, was looked up in the output of CPython 3.8 to 3.13.
@@ -23,14 +23,14 @@ import builtins
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from itertools import repeat
 from struct import unpack_from
 from types import NoneType
-from typing import Final, NoReturn
+from typing import Final, Literal, NoReturn
 from uuid import UUID, SafeUUID
 
 MAX_BYTES: Final = 8 * 2**20
@@ -110,7 +110,7 @@ def dumps_failure(fields: Mapping[str, object], error_field: str, error: RemoteE
 def _checked_dump(value: object, write: Callable[[], bytes], max_bytes: int) -> bytes:
     try:
         data = write()
-        if len(data) > max_bytes or not _is_small_tree(data):
+        if len(data) > max_bytes or _proven(data) != "tree":
             loads(data, max_bytes=max_bytes)
     except Undecodable as refusal:
         reason = refusal.reason
@@ -195,9 +195,11 @@ def _load(data: bytes, max_bytes: int) -> object:
         _refuse(f"it is larger than {max_bytes} bytes")
     if len(data) < 3 or data[0] != _PROTO or not 2 <= data[1] <= 5:
         _refuse("it is not a pickle of protocol 2 to 5")
-    if _is_small_tree(data):
-        return pickle.loads(data)
-    return _Machine(data).run()
+    proof = _proven(data)
+    value = pickle.loads(data) if proof else _Machine(data).run()
+    if proof != "tree":
+        _check_tree(value)
+    return value
 
 
 def _refuse(reason: str) -> NoReturn:
@@ -212,52 +214,73 @@ def _counted(longest: int) -> bytes:
     return b"(?:" + b"|".join(re.escape(bytes([size])) + b".{%d}" % size for size in range(longest + 1)) + b")"
 
 
-# What takes no part in sharing, importing or calling: no memo reads, no DUP, no class references, and integers of at
-# most 64 bits, as only wider ones can be made to share a hash value. The memo is written (MEMOIZE, BINPUT) for nobody.
+# What shares nothing, hashes nothing of size and imports nothing. Integers have at most 64 bits, as only wider ones can
+# be made to share a hash value. The memo is written (MEMOIZE, BINPUT) for nobody.
 _LEAF: Final = (
-    rb"(?:[\x8cC]" + _counted(63) + rb"\x94?"  # SHORT_BINUNICODE, SHORT_BINBYTES
+    rb"[\x8cC]" + _counted(63) + rb"\x94?"  # SHORT_BINUNICODE, SHORT_BINBYTES
     rb"|[N\x88\x89)(usea\x90\x94]+"  # None, bools, (), MARK, what fills containers, MEMOIZE
-    rb"|K.(?:K.)*|M..|J.{4}|G.{8}|\x8a" + _counted(8) + rb"|q.|\x95.{8})"  # BININT1…, BINFLOAT, LONG1, BINPUT, FRAME
+    rb"|K.(?:K.)*|M..|J.{4}|G.{8}|\x8a" + _counted(8) + rb"|q.|\x95.{8}"  # BININT1…, BINFLOAT, LONG1, BINPUT, FRAME
 )
-_CONTAINER: Final = rb"[}\]\x8ftld\x85-\x87\x91]"
-# Eight runs of eight containers make at most 64, which bounds depth too, and 128 KB outside of long strings, which
-# bounds nodes. Greedy on purpose: possessive repeats were wrong before 3.11.5 (python/cpython#106052).
-_RUN: Final = re.compile(rb"(?s:" + _LEAF + rb"*(?:" + _CONTAINER + _LEAF + rb"*){0,8})")
-_RUNS: Final = 8
-_RUN_BYTES: Final = 2**14
+_CONTAINER: Final = rb"[}\]\x8fld]"  # dict, list, set; what cannot be a key
+# Greedy on purpose: possessive repeats were wrong before Python 3.11.5 (python/cpython#106052).
+_PLAIN: Final = re.compile(rb"(?s:(?:(?:" + _LEAF + rb")*" + _CONTAINER + rb"?){0,5})")
+_SHARING: Final = re.compile(rb"(?s:(?:" + _LEAF + rb"|" + _CONTAINER + rb"|h.|j.{4})*)")
 
-
-def _is_small_tree(data: bytes) -> bool:
-    """Whether these bytes, from the third on, describe a tree of plain values within all limits.
-
-    "No" means that nothing is known. The last opcode is then the last byte, and every length lies within the data.
-    """
-    at = 2
-    for _ in range(_RUNS):
-        match = _RUN.match(data, at, at + _RUN_BYTES)
-        end = match.end() if match else at
-        code = data[end] if end < len(data) else 0
-        if code == _STOP:
-            return end == len(data) - 1
-        if code in _LENGTH_FORMATS:
-            at = _after_string(data, end + 1, _LENGTH_FORMATS[code])
-        elif end > at:
-            at = end
-        else:
-            return False
-    return False
-
+# Ten runs, with five containers each and a tuple between any two, make fewer than MAX_DEPTH containers, so that depth
+# needs no check; and all runs together leave no room for more nodes than memory can take.
+_RUNS: Final = 32
+_RUNS_OF_A_TREE: Final = 10
+_RUN_BYTES: Final = 2**13
 
 _PROTO: Final = pickle.PROTO[0]
 _STOP: Final = pickle.STOP[0]
 _MEMOIZE: Final = pickle.MEMOIZE[0]
 _SHORT_BINUNICODE: Final = pickle.SHORT_BINUNICODE[0]
-_LENGTH_FORMATS: Final = {
+_LENGTH_WIDTHS: Final = {
     pickle.SHORT_BINUNICODE[0]: 1,
     pickle.SHORT_BINBYTES[0]: 1,
     pickle.BINUNICODE[0]: 4,
     pickle.BINBYTES[0]: 4,
 }
+_SMALL_TUPLES: Final = {pickle.TUPLE1[0]: 2, pickle.TUPLE2[0]: 2, pickle.TUPLE3[0]: 3}
+_MARKED_TUPLES: Final = {pickle.TUPLE[0], pickle.FROZENSET[0]}
+_MEMO_READS: Final = {pickle.BINGET[0], pickle.LONG_BINGET[0]}
+# A tuple used twice inside a tuple used twice, and so on, is hashed over and over when it is a key: at most as often as
+# the sizes of all tuples multiply to, for each key that the bytes have room for.
+_MAX_HASHING: Final = 2**24
+
+
+def _proven(data: bytes) -> Literal["tree", "graph"] | None:
+    """What is certain of these bytes: that the C unpickler loads them at a bounded cost and makes plain values only.
+
+    Regular expressions swallow runs of opcodes, and the loop sees what stands between them. A "tree" is within
+    MAX_NODES and MAX_DEPTH too; of a "graph" that is still to be checked. None means that nothing is known. Otherwise
+    the last opcode is also the last byte, and every length lies within the data.
+    """
+    at, run, hashing = 2, _PLAIN, 1
+    for runs in range(1, _RUNS + 1):
+        match = run.match(data, at, at + _RUN_BYTES)
+        end = match.end() if match else at
+        code = data[end] if end < len(data) else 0
+        if code == _STOP:
+            if end != len(data) - 1 or (run is _SHARING and hashing * len(data) > _MAX_HASHING):
+                return None
+            return "tree" if run is _PLAIN and runs <= _RUNS_OF_A_TREE else "graph"
+        if code in _SMALL_TUPLES:
+            hashing *= _SMALL_TUPLES[code]
+            at = end + 1
+        elif code in _MARKED_TUPLES:
+            hashing *= len(data)
+            at = end + 1
+        elif code in _LENGTH_WIDTHS:
+            at = _after_string(data, end + 1, _LENGTH_WIDTHS[code])
+        elif code in _MEMO_READS and run is _PLAIN:
+            at, run = end, _SHARING
+        elif end > at:
+            at = end
+        else:
+            return None
+    return None
 
 
 def _after_string(data: bytes, at: int, width: int) -> int:
@@ -271,17 +294,18 @@ _LEAVES: Final[frozenset[type]] = frozenset(
     {NoneType, bool, int, float, complex, str, bytes, bytearray}
     | {datetime, date, time, timedelta, timezone, UUID, Decimal}
 )
-_SEQUENCES: Final[frozenset[type]] = frozenset({list, tuple, set, frozenset})
-_MAPPINGS: Final[frozenset[type]] = frozenset({dict, OrderedDict})
-_CONTAINERS: Final = _SEQUENCES | _MAPPINGS | {RemoteError}
+_SEQUENCES: Final = (list, tuple, set, frozenset)
+_MAPPINGS: Final = (dict, OrderedDict)
+_ERRORS: Final = (RemoteError, BaseException)  # the latter only in what is to be written
+_CONTAINERS: Final[frozenset[type]] = frozenset({*_SEQUENCES, *_MAPPINGS, RemoteError})
 
 
 def _parts(item: object) -> Collection[object]:
-    if isinstance(item, RemoteError | BaseException):
-        return item.args
-    if isinstance(item, list | tuple | set | frozenset):
+    if isinstance(item, _MAPPINGS):
+        return [*item, *item.values()]
+    if isinstance(item, _SEQUENCES):
         return item
-    return [*item.keys(), *item.values()] if isinstance(item, dict) else ()
+    return item.args if isinstance(item, _ERRORS) else ()
 
 
 def _check_tree(root: object) -> None:
@@ -355,9 +379,7 @@ class _Machine:
             _refuse("it goes on after its end")
         if self._unbuilt:
             _refuse("it holds a UUID without a value")
-        value = self.stack.pop()
-        _check_tree(value)
-        return value
+        return self.stack.pop()
 
     # Counting
 
@@ -373,7 +395,7 @@ class _Machine:
         if self._copied > 4 * len(self.data) + 2**16:
             _refuse("it copies one value too often")
 
-    def admit_keys(self, container: object, keys: Iterable[object]) -> None:
+    def admit_keys(self, container: object, keys: Collection[object]) -> None:
         """Refuse keys that are costly to hash or to tell apart; to be called before they are hashed."""
         if _CHEAP_KEYS.issuperset(map(type, keys)):
             return
@@ -520,6 +542,9 @@ class _Machine:
     def append(self, at: int) -> int:
         return self.extend([self.stack.pop()], at)
 
+    def extend_to_mark(self, at: int) -> int:
+        return self.extend(self.pop_to_mark(), at)
+
     def extend(self, items: list[object], at: int) -> int:
         target = self.stack[-1]
         if type(target) is not list:
@@ -531,9 +556,12 @@ class _Machine:
         value, key = self.stack.pop(), self.stack.pop()
         return self.set_items([key, value], at)
 
+    def set_items_to_mark(self, at: int) -> int:
+        return self.set_items(self.pop_to_mark(), at)
+
     def set_items(self, items: list[object], at: int) -> int:
         target = self.stack[-1]
-        if not (type(target) is dict or type(target) is OrderedDict) or len(items) % 2:
+        if not (type(target) is dict or type(target) is OrderedDict):
             _refuse("it sets items of what is no dict")
         keys = items[::2]
         self.admit_keys(target, keys)
@@ -858,11 +886,11 @@ _ADMITTED: Final[Mapping[bytes, Opcode]] = {
     pickle.EMPTY_LIST: lambda machine, at: machine.collect([], at),
     pickle.LIST: _Machine.list_to_mark,
     pickle.APPEND: _Machine.append,
-    pickle.APPENDS: lambda machine, at: machine.extend(machine.pop_to_mark(), at),
+    pickle.APPENDS: _Machine.extend_to_mark,
     pickle.EMPTY_DICT: lambda machine, at: machine.collect({}, at),
     pickle.DICT: _Machine.dict_to_mark,
     pickle.SETITEM: _Machine.set_item,
-    pickle.SETITEMS: lambda machine, at: machine.set_items(machine.pop_to_mark(), at),
+    pickle.SETITEMS: _Machine.set_items_to_mark,
     pickle.EMPTY_SET: lambda machine, at: machine.collect(set(), at),
     pickle.ADDITEMS: _Machine.add_items,
     pickle.FROZENSET: _Machine.frozenset_to_mark,

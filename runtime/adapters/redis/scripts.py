@@ -54,7 +54,7 @@ class NewJob:
 
 
 async def enqueue(redis: Any, queue: str, jobs: Sequence[NewJob], *, again: bool = False) -> list[bool]:
-    """Add `jobs` to `queue`; for each, whether it was added (False: its id is taken). `again`: the reply was lost before."""
+    """Add `jobs` to `queue`; for each, whether it was added (else its id is taken). `again`: the reply was lost."""
     names = [queue, keys.later(queue), keys.mark(queue)]
     args: list[Any] = ["again" if again else ""]
     for job in jobs:

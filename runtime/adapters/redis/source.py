@@ -168,7 +168,7 @@ class RedisSource:
     async def forward_known(self, queue: str, names: Callable[[str], bool]) -> int:
         """Bring forward the jobs that wait for a handler which `names` knows."""
         with self._asking("forward"):
-            waiting: dict[bytes, bytes] = await self.redis.hgetall(keys.unknown(queue))  # type: ignore[misc]
+            waiting: dict[bytes, bytes] = await self.redis.hgetall(keys.unknown(queue))
             ids = [job_id for job_id, name in waiting.items() if names(name.decode("utf-8", "replace"))]
             return sum([await scripts.forward(self.redis, queue, ids[at : at + 100]) for at in range(0, len(ids), 100)])
 

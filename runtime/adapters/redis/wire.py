@@ -72,7 +72,7 @@ _SHAPE: dict[str, tuple[type, ...]] = {
 
 
 def encode_result(settlement: Settlement) -> bytes:
-    """The result of an ended job. A value that cannot be kept does not make a success a failure: a marker stands for it."""
+    """The result of an ended job. A value that cannot be kept makes no failure of a success: a marker stands for it."""
     outcome = settlement.outcome
     assert isinstance(outcome, Done | Dead | Cancelled)
     fields = _result_fields(settlement)

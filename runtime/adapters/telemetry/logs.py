@@ -1,7 +1,7 @@
 """Logs: one JSON object per line on stdout, or text for people on a terminal. And the engine's `Journal`.
 
-Railway's rules: `message` is required, `level` is debug, info, warn or error, stderr counts as error; every other key can
-be searched for. The events of the user documents keep their names.
+Railway's rules: `message` is required, `level` is debug, info, warn or error, stderr counts as error; every other key
+can be searched for. The events of the user documents keep their names.
 """
 
 import logging
@@ -106,11 +106,14 @@ def _route_standard_logging(level: str) -> None:
 class LogJournal(Journal):
     """What the engine tells, as log lines. Arguments and results are never logged."""
 
-    def __init__(self, log: Any) -> None:
+    def __init__(self, log: Any, level: str) -> None:
         self._log = log
+        self._quiet = _LEVELS[level] > logging.INFO
         self._told: dict[str, float] = {}
 
     def started(self, claim: Claim, running: int) -> None:
+        if self._quiet:
+            return
         self._log.info(
             f"Job picked up: {_shown(claim.id)} ({_handler(claim)}). Currently processing: {running} jobs",
             event_name="JOB_STARTED",
@@ -121,6 +124,8 @@ class LogJournal(Journal):
 
     def ended(self, settlement: Settlement, running: int) -> None:
         claim, outcome = settlement.claim, settlement.outcome
+        if self._quiet and isinstance(outcome, Done):
+            return
         took_ms = max(0, settlement.finished_ms - settlement.started_ms)
         fields = {**_of(claim), "attempt": claim.attempt, "duration_ms": took_ms, "running": running}
         job, now = _shown(claim.id), f"Currently processing: {running} jobs"
@@ -132,13 +137,20 @@ class LogJournal(Journal):
             case Retried(delay_s=delay_s, failure=failure):
                 self._log.warning(
                     f"Job failed: {job}, again in {spell(delay_s)}: {failure.error}: {failure.text}",
-                    event_name="JOB_RETRIED", error_category=failure.category, error_type=failure.error, **fields,
-                )  # fmt: skip
+                    event_name="JOB_RETRIED",
+                    error_category=failure.category,
+                    error_type=failure.error,
+                    **fields,
+                )
             case Dead(reason=reason, failure=failure):
                 self._log.error(
                     f"Job failed: {job} is a dead letter ({reason}): {failure.error}: {failure.text}",
-                    event_name="JOB_DEAD", reason=reason, error_category=failure.category, error_type=failure.error, **fields,
-                )  # fmt: skip
+                    event_name="JOB_DEAD",
+                    reason=reason,
+                    error_category=failure.category,
+                    error_type=failure.error,
+                    **fields,
+                )
             case Snoozed(delay_s=delay_s):
                 self._log.info(f"Job snoozed: {job} for {spell(delay_s)}. {now}", event_name="JOB_SNOOZED", **fields)
             case Released(why=why):

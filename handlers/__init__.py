@@ -1,0 +1,1 @@
+"""The handlers that this worker serves: `runtime serve` takes every module of this package."""

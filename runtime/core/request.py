@@ -1,0 +1,77 @@
+"""A job to be: what an enqueue asks for, checked."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypedDict, TypeVar
+
+from runtime.core.errors import OptionInvalid
+from runtime.core.span import Span, seconds
+from runtime.core.spec import PRIORITIES
+
+R = TypeVar("R")
+
+
+class Options(TypedDict, total=False):
+    """What an enqueue may say beside the arguments."""
+
+    key: str
+    """The job's id becomes `<handler>:<key>`: a second enqueue finds the first while it waits, runs or has a result."""
+    priority: int
+    """0 to 1000; higher first, in order of arrival within one. Default: the handler's."""
+    delay: Span
+    """Not before so long from now."""
+    at: datetime
+    """Not before this moment (with a time zone)."""
+    expires: Span
+    """A dead letter, if it has not been started so long after it is due."""
+    queue: str
+    """Another queue than the handler's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Generic[R]):
+    """A handler's name, plain arguments that fit it, and options that keep their rules."""
+
+    handler: str
+    queue: str
+    priority: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    options: Options
+    read: Callable[[Any], R]
+    """Makes what the handler's annotation says of a result's plain data."""
+
+
+def check_options(options: Options) -> None:
+    """Raise `OptionInvalid` where an option breaks its rule."""
+    unknown = set(options) - set(Options.__annotations__)
+    if unknown:
+        known = ", ".join(Options.__annotations__)
+        raise OptionInvalid(f"there is no option {sorted(unknown)[0]!r}", hint=f"the options are {known}")
+    _check_priority(options.get("priority", 0))
+    _check_name("key", options.get("key", "-"))
+    _check_name("queue", options.get("queue", "-"))
+    if "delay" in options and "at" in options:
+        raise OptionInvalid("delay and at are both given", hint="say when the job is due in one of the two ways")
+    for name, span in (("delay", options.get("delay", 0)), ("expires", options.get("expires", 0))):
+        try:
+            seconds(span)
+        except (TypeError, ValueError) as error:
+            raise OptionInvalid(f"{name}: {error}") from None
+    _check_moment(options.get("at"))
+
+
+def _check_priority(priority: object) -> None:
+    if isinstance(priority, bool) or not isinstance(priority, int) or priority not in PRIORITIES:
+        raise OptionInvalid(f"priority={priority!r}: a priority is a whole number from 0 to 1000, higher first")
+
+
+def _check_name(option: str, name: object) -> None:
+    if not isinstance(name, str) or not 1 <= len(name) <= 512:
+        raise OptionInvalid(f"{option}={name!r:.40}: it is a text of 1 to 512 characters")
+
+
+def _check_moment(at: object) -> None:
+    if at is not None and (not isinstance(at, datetime) or at.tzinfo is None):
+        raise OptionInvalid(f"at={at!r}: a moment is a datetime with a time zone", hint="datetime.now(timezone.utc)")
