@@ -37,7 +37,7 @@ def connect(url: str, *, connections: int = CONNECTIONS, reply_s: float = REPLY_
         retry=AsyncRetry(NoBackoff(), 0),
         **_options(url, reply_s),
     )
-    return redis.asyncio.Redis(connection_pool=pool)
+    return redis.asyncio.Redis.from_pool(pool)  # closes the pool with the client
 
 
 def connect_blocking(url: str, *, reply_s: float = REPLY_S) -> Any:

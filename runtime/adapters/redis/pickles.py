@@ -40,6 +40,7 @@ MAX_DIGITS: Final = 4_300  # of an int or a Decimal; CPython's own limit for tur
 MAX_EXPONENT: Final = 6_144  # of a Decimal; decimal128's, so that int() of one stays cheap
 
 _MAX_OPCODES: Final = 10 * MAX_NODES  # a UUID, the wordiest of the types, takes ten
+_LOOK_EVERY: Final = 2_000  # opcodes, at how much has piled up
 _MAX_KEY_NODES: Final = 1_000  # in one dict key or set member
 _MAX_COLLISIONS: Final = 16  # different keys of one container with one hash value
 
@@ -179,10 +180,11 @@ def _culprit(value: object) -> str:
 
 
 def _strange_type(item: object) -> type | None:
-    if isinstance(item, datetime | time) and type(item) in _LEAVES:
-        return None if type(item.tzinfo) in (NoneType, timezone) else type(item.tzinfo)
-    known = type(item) in _LEAVES or type(item) in _CONTAINERS or isinstance(item, BaseException)
-    return None if known else type(item)
+    kind = type(item)
+    if kind in (datetime, time):
+        zone = type(getattr(item, "tzinfo", None))  # ZoneInfo is the usual stranger
+        return None if zone in (NoneType, timezone) else zone
+    return None if (kind.__module__, kind.__qualname__) in _CONSTRUCTORS or kind in _BARE else kind
 
 
 # Reading
@@ -298,6 +300,9 @@ _SEQUENCES: Final = (list, tuple, set, frozenset)
 _MAPPINGS: Final = (dict, OrderedDict)
 _ERRORS: Final = (RemoteError, BaseException)  # the latter only in what is to be written
 _CONTAINERS: Final[frozenset[type]] = frozenset({*_SEQUENCES, *_MAPPINGS, RemoteError})
+_BARE: Final[frozenset[type]] = frozenset(
+    {NoneType, bool, int, float, str, bytes, list, tuple, dict}
+)  # written by opcode
 
 
 def _parts(item: object) -> Collection[object]:
@@ -342,7 +347,7 @@ class _Machine:
     their own: a slice beyond the end is short, and reading the next opcode there is an IndexError.
     """
 
-    __slots__ = ("_by_hash", "_copied", "_key_nodes", "_made", "_unbuilt", "data", "marks", "memo", "stack")
+    __slots__ = ("_copied", "_key_nodes", "_made", "_tallies", "_unbuilt", "data", "marks", "memo", "stack")
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -353,25 +358,28 @@ class _Machine:
         self._made = 0
         self._copied = 0
         self._key_nodes = 0
-        self._by_hash: dict[tuple[int, int], int] = {}
+        self._tallies: dict[int, dict[int, int]] = {}
 
     def run(self) -> object:
-        data, stack, memo = self.data, self.stack, self.memo
+        data, stack, memo, opcodes = self.data, self.stack, self.memo, _OPCODES
         at = 2
-        for _ in repeat(None, _MAX_OPCODES):
-            code = data[at]
-            at += 1
-            if code == _SHORT_BINUNICODE:  # here and with its MEMOIZE, as half of all opcodes are these two
-                end = at + 1 + data[at]
-                stack.append(data[at + 1 : end].decode("utf-8", "surrogatepass"))
-                at = end
-                if data[at] == _MEMOIZE:
+        for _ in range(_MAX_OPCODES // _LOOK_EVERY):
+            for _ in repeat(None, _LOOK_EVERY):
+                code = data[at]
+                at += 1
+                # Half of all opcodes are these two, hence here.
+                if code == _SHORT_BINUNICODE:
+                    end = at + 1 + data[at]
+                    stack.append(data[at + 1 : end].decode("utf-8", "surrogatepass"))
+                    at = end
+                elif code == _MEMOIZE:
                     memo[len(memo)] = stack[-1]
-                    at += 1
-            elif code == _STOP:
-                return self.finish(at)
-            else:
-                at = _OPCODES[code](self, at)
+                elif code == _STOP:
+                    return self.finish(at)
+                else:
+                    at = opcodes[code](self, at)
+            if len(stack) > MAX_NODES or len(memo) > 2 * MAX_NODES:
+                _refuse(f"it has more than {MAX_NODES} values")
         _refuse(f"it takes more than {_MAX_OPCODES} opcodes")
 
     def finish(self, at: int) -> object:
@@ -395,20 +403,23 @@ class _Machine:
         if self._copied > 4 * len(self.data) + 2**16:
             _refuse("it copies one value too often")
 
-    def admit_keys(self, container: object, keys: Collection[object]) -> None:
-        """Refuse keys that are costly to hash or to tell apart; to be called before they are hashed."""
+    def admit_keys(self, keys: Collection[object], target: Collection[object] = ()) -> None:
+        """Refuse keys that are costly to hash, or to tell from others in `target`. Call it before they are hashed."""
         if _CHEAP_KEYS.issuperset(map(type, keys)):
             return
+        # An id may have been another container's before, but then this one is still empty.
+        tally = self._tallies.setdefault(id(target), {}) if target else {}
         for key in keys:
             if type(key) in _CHEAP_KEYS or (type(key) is int and abs(key) < 2**63):
                 continue
             self._key_nodes += _key_nodes(key)
             if self._key_nodes > MAX_NODES:
                 _refuse("its keys are too large")
-            place = id(container), hash(key)
-            self._by_hash[place] = self._by_hash.get(place, 0) + 1
-            if self._by_hash[place] > _MAX_COLLISIONS:
+            code = hash(key)
+            tally[code] = tally.get(code, 0) + 1
+            if tally[code] > _MAX_COLLISIONS:
                 _refuse("its keys share a hash value")
+        self._tallies[id(target)] = tally
 
     # Stack
 
@@ -425,14 +436,12 @@ class _Machine:
         return items
 
     def mark(self, at: int) -> int:
+        if len(self.marks) > 2 * MAX_DEPTH:  # an object and its arguments are two marks, and one node
+            _refuse(f"it is nested more than {MAX_DEPTH} deep")
         self.marks.append(len(self.stack))
         return at
 
     # Memo
-
-    def memoize(self, at: int) -> int:
-        self.memo[len(self.memo)] = self.stack[-1]
-        return at
 
     def put(self, index: int, at: int) -> int:
         if index > at:
@@ -536,7 +545,7 @@ class _Machine:
 
     def frozenset_to_mark(self, at: int) -> int:
         items = self.pop_to_mark()
-        self.admit_keys(items, items)
+        self.admit_keys(items)
         return self.collect(frozenset(items), at)
 
     def append(self, at: int) -> int:
@@ -564,7 +573,7 @@ class _Machine:
         if not (type(target) is dict or type(target) is OrderedDict):
             _refuse("it sets items of what is no dict")
         keys = items[::2]
-        self.admit_keys(target, keys)
+        self.admit_keys(keys, target)
         target.update(zip(keys, items[1::2], strict=True))
         return at
 
@@ -573,7 +582,7 @@ class _Machine:
         target = self.stack[-1]
         if type(target) is not set:
             _refuse("it adds members to what is no set")
-        self.admit_keys(target, items)
+        self.admit_keys(items, target)
         target.update(items)
         return at
 
@@ -767,7 +776,7 @@ def _members(machine: _Machine, args: Args) -> list[object]:
     if type(members) is not list:
         _wrong_arguments()
     machine.count(len(members))
-    machine.admit_keys(members, members)
+    machine.admit_keys(members)
     return members
 
 
@@ -894,7 +903,6 @@ _ADMITTED: Final[Mapping[bytes, Opcode]] = {
     pickle.EMPTY_SET: lambda machine, at: machine.collect(set(), at),
     pickle.ADDITEMS: _Machine.add_items,
     pickle.FROZENSET: _Machine.frozenset_to_mark,
-    pickle.MEMOIZE: _Machine.memoize,
     pickle.BINPUT: _Machine.binput,
     pickle.LONG_BINPUT: _Machine.long_binput,
     pickle.BINGET: _Machine.binget,

@@ -1,0 +1,81 @@
+"""The same functions as handlers of ours and as functions of a stock arq worker; each run notes itself in a file.
+
+As a program, the stock worker: python -m tests.arq_compat.applications URL NOTES MAX_JOBS
+"""
+
+import asyncio
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from runtime import Context, Retry, handler
+
+
+def note(job_id: str, who: str) -> None:
+    path = os.environ["RUNTIME_TEST_NOTES"]
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{job_id} {who}\n".encode())
+    os.close(file)
+
+
+@handler
+async def double(ctx: Context, n: int) -> int:
+    note(ctx.job_id, "ours")
+    await asyncio.sleep(0.01)
+    return 2 * n
+
+
+@handler
+async def shapes(ctx: Context, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    return {"args": list(args), "kwargs": kwargs, "try": ctx["job_try"], "at": ctx["enqueue_time"]}
+
+
+@handler(retry=Retry(1))
+async def fail(ctx: Context, kind: str) -> None:
+    if kind == "builtin":
+        raise ValueError("a text")
+    raise Odd("one", "two")
+
+
+@handler(retry=Retry(3))
+async def retry_as_arq(ctx: Context) -> int:
+    from arq import Retry as ArqRetry
+
+    if ctx.attempt < 3:
+        raise ArqRetry(defer=0.05)
+    return ctx.attempt
+
+
+class Odd(Exception):
+    """With two required arguments: an exception of this shape cannot be read by whoever lacks the class."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+async def stock_double(ctx: dict[str, Any], n: int) -> int:
+    note(ctx["job_id"], "stock")
+    await asyncio.sleep(0.01)
+    return 2 * n
+
+
+async def stock_when(ctx: dict[str, Any], at: datetime) -> datetime:
+    return at.astimezone(UTC)
+
+
+def main(url: str, notes: str, max_jobs: str) -> None:
+    from arq.connections import RedisSettings
+    from arq.worker import Worker, func
+
+    os.environ["RUNTIME_TEST_NOTES"] = notes
+    Worker(
+        functions=[func(stock_double, name="double"), func(stock_when, name="when")],
+        redis_settings=RedisSettings.from_dsn(url),
+        max_jobs=int(max_jobs),
+        poll_delay=0.02,
+    ).run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,89 @@
+"""The public API as users write it; mypy strict accepts this file, and so rejects every line that carries an ignore."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from runtime import (
+    Checked,
+    Context,
+    Invalid,
+    Job,
+    JobFailed,
+    Retry,
+    RetryLater,
+    Snooze,
+    Transient,
+    connect,
+    enqueue_all,
+    handler,
+)
+
+
+@dataclass
+class Deck:
+    content: str
+    cards: int = 5
+
+
+@handler
+async def bare(ctx: Context, text: str) -> int:
+    return len(text)
+
+
+@handler(queue="ai-jobs", timeout="2m", retry=Retry(3, on=Transient, base="1s"), priority=5, keep_result="1d")
+async def flashcards(ctx: Context, deck: Deck, *, tier: str = "free") -> list[str]:
+    if not deck.content:
+        raise Invalid("an empty deck")
+    if ctx.attempt > 2:
+        raise RetryLater("30s")
+    request: str = await ctx.once("create", Checked(create, check=find), deck.content)
+    if not request:
+        raise Snooze(timedelta(seconds=5), give_up_after="30m")
+    return [request] * deck.cards
+
+
+async def create(content: str) -> str:
+    return content
+
+
+async def find(content: str) -> str | None:
+    return None
+
+
+# A function as arq's users write it.
+@handler(name="old-name")
+async def old(ctx: dict[str, object], url: str) -> None:
+    assert ctx["job_id"], url
+
+
+async def produce() -> None:
+    async with connect("redis://localhost"):
+        job: Job[list[str]] = await flashcards.enqueue(Deck("cardiology"), tier="vip")
+        cards: list[str] = await job.result(timeout="1m")
+        later = flashcards.options(key="k", priority=10, delay="5m", queue="other")
+        again: Job[list[str]] = await later.enqueue(Deck("cardiology", cards=3))
+        await bare.options(at=datetime.now(UTC), expires=3600).enqueue("text")
+        jobs: list[Job[int]] = await enqueue_all([bare.request("a"), bare.request(text="b")])
+        lengths: list[int] = [await each.result() for each in jobs]
+        try:
+            await again.result()
+        except JobFailed as failure:
+            print(failure.error, failure.text, cards, lengths, job.created)
+
+
+async def seven_misuses() -> None:
+    await bare.enqueue(7)  # type: ignore[arg-type]  # a wrong type
+    await bare.enqueue()  # type: ignore[call-arg]  # a missing argument
+    await bare.enqueue(txt="a")  # type: ignore[call-arg]  # a misnamed argument
+    bare.options(prio=3)  # type: ignore[call-arg]  # a misspelt option
+    await flashcards.enqueue({"content": "a"})  # type: ignore[arg-type]  # a dict for a dataclass
+    wrong: str = await (await bare.enqueue("a")).result()  # type: ignore[assignment]  # a wrong result type
+    await flashcards.enqueue(Deck("a"), tier=1)  # type: ignore[arg-type]  # a wrong type of a keyword
+    print(wrong)
+
+
+async def in_a_unit_test(ctx: Context, as_mapping: Mapping[str, object]) -> None:
+    length: int = await bare(ctx, "text")
+    name: str = bare.name
+    print(length, name, as_mapping)
