@@ -132,8 +132,19 @@ def is_async(function: Any) -> bool:
 
 
 def to_json(value: object) -> bytes:
-    """`value` as JSON; for plain data and dataclasses."""
-    return msgspec.json.encode(value)
+    """`value` as JSON; for plain data and dataclasses. Text that is no Unicode (a hostile id, say) is escaped."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_encodable(msgspec.to_builtins(value)))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def from_json(data: bytes | str, kind: type[T]) -> T:

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from runtime import registry
-from runtime.cli.session import show, with_client
+from runtime.cli.session import show, timeout_s, with_client
 from runtime.client import Client
 from runtime.core.errors import JobFailed, PayloadInvalid
 from runtime.core.request import Options
@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     options: Options = given  # type: ignore[assignment]  # checked by options()
     request = handler.options(**options).request(*positional, **named)
 
+    longest_s = timeout_s(args.timeout)
+
     async def work(client: Client) -> int:
         (job,) = await client.send([request])
         note = "" if job.created else " (there already: the key has a job)"
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         print(f"job {job.id}{note}", file=sys.stderr)
         try:
-            show(await job.result(args.timeout))
+            show(await job.result(longest_s))
         except JobFailed as failure:
             print(f"error: {failure}", file=sys.stderr)
             return 1

@@ -2,7 +2,7 @@
 
 import argparse
 
-from runtime.cli.session import show, with_client
+from runtime.cli.session import show, timeout_s, with_client
 from runtime.client import Client
 from runtime.core.errors import JobFailed, ResultUnknown
 from runtime.core.spec import DEFAULT_QUEUE
@@ -16,12 +16,14 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    longest_s = timeout_s(args.timeout)
+
     async def work(client: Client) -> int:
         job = client.job(args.id, args.queue)
         found: dict[str, object] = {"jobId": job.id, "status": await job.status()}
         if args.wait or found["status"] in ("completed", "failed", "cancelled", "dead"):
             try:
-                found["result"] = await job.result(args.timeout)
+                found["result"] = await job.result(longest_s)
             except JobFailed as failure:
                 found["error"] = {"type": failure.error, "message": failure.text}
             except ResultUnknown:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from runtime import client, settings
 from runtime.adapters import embedded
-from runtime.core.errors import SettingsInvalid
+from runtime.core.errors import OptionInvalid, SettingsInvalid
+from runtime.core.span import seconds
 
 T = TypeVar("T")
 
@@ -36,6 +37,14 @@ def with_client(work: Callable[[client.Client], Awaitable[T]]) -> T:
     finally:
         if server is not None:
             server.close()
+
+
+def timeout_s(text: str) -> float:
+    """The value of --timeout. Raises `OptionInvalid`: before anything is done, not when the wait begins."""
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise OptionInvalid(f"--timeout: {error}") from None
 
 
 def show(value: object) -> None:

@@ -114,5 +114,9 @@ class Actor:
     async def _give_back(self) -> None:
         await self._stop_runs()
         self._settler.close()
-        with anyio.move_on_after(LAST_SETTLE_S):
-            await self._settler.run()
+        try:
+            with anyio.move_on_after(LAST_SETTLE_S):
+                await self._settler.run()
+        finally:
+            # What could not be given back comes back by itself, once nobody extends its lease.
+            self._ports.keeper.drop(self._settler.tokens)

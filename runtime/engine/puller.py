@@ -82,6 +82,9 @@ class Puller:
         room = min(self._slots.free, MOST_AT_ONCE)
         if not room or self._draining:
             return
+        # Taken in turn: the queue that is asked now is asked last next time, also if its claim fails.
+        self._queues.remove(queue)
+        self._queues.append(queue)
         with anyio.CancelScope(shield=True):  # jobs whose claim is not heard of would wait for their lease to lapse
             pulled = await self._source.claim(queue, room)
         self._slots.start(pulled.claims)
@@ -89,9 +92,6 @@ class Puller:
         if any(isinstance(claim.call, Call) and claim.call.foreign for claim in pulled.claims):
             self._foreign_at = now
         self._due_at[queue] = now + self._next_s(pulled.more, bool(pulled.claims), pulled.due_in_s)
-        # Taken in turn: the queue that was served last is asked last.
-        self._queues.remove(queue)
-        self._queues.append(queue)
         self._look_at = now + self._look_s(now)
 
     @staticmethod

@@ -32,6 +32,11 @@ class Settler:
         """Outcomes the store has not answered for."""
         return len(self._waiting) + len(self._in_flight)
 
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens of the same."""
+        return [settlement.claim.token for settlement in (*self._in_flight, *self._waiting)]
+
     def put(self, settlement: Settlement) -> None:
         self._waiting.append(settlement)
         self._some.set()

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,10 +77,16 @@ class Slots:
 
     def start(self, claims: Sequence[Claim]) -> None:
         """Run these, one slot each."""
-        if claims:
-            self._ports.keeper.hold(claims, self._noticed)
-        for claim in claims:
-            self._start(claim)
+        if not claims:
+            return
+        self._ports.keeper.hold(claims, self._noticed)
+        waiting = deque(claims)
+        try:
+            while waiting:
+                self._start(waiting[0])
+                waiting.popleft()
+        finally:  # whatever a bug of ours kept from starting is not to be kept from lapsing
+            self._ports.keeper.drop([claim.token for claim in waiting])
 
     def _start(self, claim: Claim) -> None:
         call = claim.call

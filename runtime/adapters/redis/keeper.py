@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from redis.exceptions import RedisError
-
 from runtime.adapters.redis import scripts
 from runtime.adapters.redis.connection import cause_of, connect_blocking
 from runtime.core.job import Claim
@@ -83,7 +81,7 @@ class LeaseKeeper:
             try:
                 self._beat()
                 pause_s = self._next_pause_s()
-            except (RedisError, OSError) as error:
+            except Exception as error:  # whatever it is, the leases are to be tried again
                 pause_s = min(LOST_RETRY_S, self._beat_s)
                 self._tell(f"extend: {cause_of(error)}")
                 self._redis.connection_pool.disconnect()

@@ -22,7 +22,7 @@ from __future__ import annotations
 import builtins
 import pickle
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
@@ -134,13 +134,13 @@ def _exception_fragment(error: RemoteError) -> bytes:
 
 
 _JOB_FAILED: Final = "arq.worker.JobExecutionFailed"
-_NO_NEWS_TO_ANY_CLIENT: Final = {_JOB_FAILED, "asyncio.exceptions.CancelledError"}
+_KNOWN_TO_ANY_CLIENT: Final = {_JOB_FAILED, "asyncio.exceptions.CancelledError"}
 # Groups hold exceptions, which cannot be written here; the others are younger than the oldest Python that arq runs on.
 _NOT_IN_EVERY_PYTHON: Final = {"ExceptionGroup", "EncodingWarning", "PythonFinalizationError"}
 
 
 def _readable_anywhere(error: RemoteError) -> tuple[str, tuple[object, ...]]:
-    if (error.name in _NO_NEWS_TO_ANY_CLIENT or _is_common_builtin(error)) and _is_plain(error.args):
+    if (error.name in _KNOWN_TO_ANY_CLIENT or _is_common_builtin(error)) and _is_plain(error.args):
         return error.name, error.args
     text = error.args[0] if error.args and type(error.args[0]) is str else ""
     return _JOB_FAILED, (f"{error.name}: {text}" if text else error.name,)
@@ -170,12 +170,15 @@ def _is_plain(value: object) -> bool:
 
 def _culprit(value: object) -> str:
     """The name of the first type in a value that cannot be written, else of the value's own."""
-    level: list[object] = [value]
-    for _ in range(MAX_DEPTH):
-        for item in level:
-            if (strange := _strange_type(item)) is not None:
-                return f"{strange.__module__}.{strange.__qualname__}"
-        level = [part for item in level for part in _parts(item)][:MAX_NODES]
+    seen = {id(value)}
+    pending = [value]
+    for item in pending:  # grows as it goes
+        strange = _strange_type(item)
+        if strange is not None:
+            return f"{strange.__module__}.{strange.__qualname__}"
+        new = [part for part in _parts(item) if id(part) not in seen] if len(pending) < MAX_NODES else []
+        seen.update(map(id, new))
+        pending += new
     return type(value).__qualname__
 
 
@@ -208,6 +211,10 @@ def _refuse(reason: str) -> NoReturn:
     raise Undecodable(reason)
 
 
+def _too_many_values() -> NoReturn:
+    _refuse(f"it has more than {MAX_NODES} values")
+
+
 # The proof that the C unpickler may have it
 
 
@@ -229,7 +236,7 @@ _PLAIN: Final = re.compile(rb"(?s:(?:(?:" + _LEAF + rb")*" + _CONTAINER + rb"?){
 _SHARING: Final = re.compile(rb"(?s:(?:" + _LEAF + rb"|" + _CONTAINER + rb"|h.|j.{4})*)")
 
 # Ten runs, with five containers each and a tuple between any two, make fewer than MAX_DEPTH containers, so that depth
-# needs no check; and all runs together leave no room for more nodes than memory can take.
+# needs no check. All runs together leave no room for more nodes than memory can take.
 _RUNS: Final = 32
 _RUNS_OF_A_TREE: Final = 10
 _RUN_BYTES: Final = 2**13
@@ -267,7 +274,7 @@ def _proven(data: bytes) -> Literal["tree", "graph"] | None:
         if code == _STOP:
             if end != len(data) - 1 or (run is _SHARING and hashing * len(data) > _MAX_HASHING):
                 return None
-            return "tree" if run is _PLAIN and runs <= _RUNS_OF_A_TREE else "graph"
+            return "tree" if run is _PLAIN else "graph"
         if code in _SMALL_TUPLES:
             hashing *= _SMALL_TUPLES[code]
             at = end + 1
@@ -276,12 +283,12 @@ def _proven(data: bytes) -> Literal["tree", "graph"] | None:
             at = end + 1
         elif code in _LENGTH_WIDTHS:
             at = _after_string(data, end + 1, _LENGTH_WIDTHS[code])
-        elif code in _MEMO_READS and run is _PLAIN:
-            at, run = end, _SHARING
-        elif end > at:
+        elif end > at or (code in _MEMO_READS and run is _PLAIN):
             at = end
         else:
             return None
+        if code in _MEMO_READS or runs == _RUNS_OF_A_TREE:
+            run = _SHARING
     return None
 
 
@@ -300,9 +307,8 @@ _SEQUENCES: Final = (list, tuple, set, frozenset)
 _MAPPINGS: Final = (dict, OrderedDict)
 _ERRORS: Final = (RemoteError, BaseException)  # the latter only in what is to be written
 _CONTAINERS: Final[frozenset[type]] = frozenset({*_SEQUENCES, *_MAPPINGS, RemoteError})
-_BARE: Final[frozenset[type]] = frozenset(
-    {NoneType, bool, int, float, str, bytes, list, tuple, dict}
-)  # written by opcode
+# Written by opcodes of their own, not by the name of a class.
+_BARE: Final[frozenset[type]] = frozenset({NoneType, bool, int, float, str, bytes, list, tuple, dict})
 
 
 def _parts(item: object) -> Collection[object]:
@@ -316,24 +322,36 @@ def _parts(item: object) -> Collection[object]:
 def _check_tree(root: object) -> None:
     """Refuse a value with too many nodes, too deep (which a cycle is), or of a type that is not in the tables.
 
-    Level by level, so that neither depth nor sharing costs more than the limits.
+    Level by level, and on each level every container once, so that neither depth nor sharing costs more than counting.
     """
     nodes = 1
     level = [root] if type(root) not in _LEAVES else []
+    times: Mapping[int, int] = {}  # how often a container is on this level, by id; empty if all are there once
     for _ in range(MAX_DEPTH):
         below: list[object] = []
+        surplus: dict[int, int] = {}
         for item in level:
             if type(item) not in _CONTAINERS:
                 _refuse("it holds a class, not an object of it")
             parts = _parts(item)
-            nodes += len(parts)
+            more = times[id(item)] if times else 1
+            nodes += more * len(parts)
             if nodes > MAX_NODES:
-                _refuse(f"it has more than {MAX_NODES} values")
+                _too_many_values()
             if not _LEAVES.issuperset(map(type, parts)):
-                below += [part for part in parts if type(part) not in _LEAVES]
+                inner = [part for part in parts if type(part) not in _LEAVES]
+                below += inner
+                if more > 1:
+                    for part in inner:
+                        surplus[id(part)] = surplus.get(id(part), 0) + more - 1
         if not below:
             return
-        level = below
+        distinct = dict(zip(map(id, below), below, strict=True))
+        times = {}
+        if surplus or len(distinct) < len(below):
+            times = Counter(map(id, below))
+            times.update(surplus)
+        level = list(distinct.values())
     _refuse(f"it is nested more than {MAX_DEPTH} deep, or contains itself")
 
 
@@ -379,7 +397,7 @@ class _Machine:
                 else:
                     at = opcodes[code](self, at)
             if len(stack) > MAX_NODES or len(memo) > 2 * MAX_NODES:
-                _refuse(f"it has more than {MAX_NODES} values")
+                _too_many_values()
         _refuse(f"it takes more than {_MAX_OPCODES} opcodes")
 
     def finish(self, at: int) -> object:
@@ -395,7 +413,7 @@ class _Machine:
         """Every container and object made counts as a node before the tree is seen, for memory's sake."""
         self._made += more
         if self._made > MAX_NODES:
-            _refuse(f"it has more than {MAX_NODES} values")
+            _too_many_values()
 
     def count_copy(self, size: int) -> None:
         """What a constructor copies was in the body once, so copies of more than that are of something shared."""
@@ -521,7 +539,9 @@ class _Machine:
     # Containers
 
     def collect(self, value: object, at: int) -> int:
-        self.count()
+        self._made += 1  # count(), without the call
+        if self._made > MAX_NODES:
+            _too_many_values()
         self.stack.append(value)
         return at
 
@@ -563,19 +583,26 @@ class _Machine:
 
     def set_item(self, at: int) -> int:
         value, key = self.stack.pop(), self.stack.pop()
-        return self.set_items([key, value], at)
+        target = self.dict_on_top()
+        self.admit_keys((key,), target)
+        target[key] = value
+        return at
 
     def set_items_to_mark(self, at: int) -> int:
         return self.set_items(self.pop_to_mark(), at)
 
     def set_items(self, items: list[object], at: int) -> int:
-        target = self.stack[-1]
-        if not (type(target) is dict or type(target) is OrderedDict):
-            _refuse("it sets items of what is no dict")
+        target = self.dict_on_top()
         keys = items[::2]
         self.admit_keys(keys, target)
         target.update(zip(keys, items[1::2], strict=True))
         return at
+
+    def dict_on_top(self) -> dict[object, object]:
+        target = self.stack[-1]
+        if not (type(target) is dict or type(target) is OrderedDict):
+            _refuse("it sets items of what is no dict")
+        return target
 
     def add_items(self, at: int) -> int:
         items = self.pop_to_mark()
@@ -623,9 +650,8 @@ class _Machine:
         return at
 
 
-_CHEAP_KEYS: Final[frozenset[type]] = frozenset(
-    {NoneType, bool, float, str, bytes}
-)  # keyed hashes, or few of one value
+# Their hashes are keyed with a secret of the process, or shared by few values.
+_CHEAP_KEYS: Final[frozenset[type]] = frozenset({NoneType, bool, float, str, bytes})
 _TOO_WIDE: Final = 10**MAX_DIGITS
 
 
@@ -647,14 +673,14 @@ def _key_nodes(key: object) -> int:
 # What may be constructed
 
 
-Args = tuple[object, ...]
+_Args = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Constructor:
     """What stands on the stack for a class: it checks arguments exactly as that class's pickles have them."""
 
-    make: Callable[[_Machine, Args], object]
+    make: Callable[[_Machine, _Args], object]
 
 
 def _constructor(module: object, name: object) -> _Constructor:
@@ -668,7 +694,7 @@ def _wrong_arguments() -> NoReturn:
     _refuse("it calls a class with other arguments than its pickles have")
 
 
-def _state_and_zone(args: Args, size: int) -> tuple[bytes, timezone | None]:
+def _state_and_zone(args: _Args, size: int) -> tuple[bytes, timezone | None]:
     state, zone = args if len(args) == 2 else (*args, None)
     if type(state) is not bytes or len(state) != size or not (zone is None or type(zone) is timezone):
         _wrong_arguments()
@@ -679,32 +705,32 @@ def _state_and_zone(args: Args, size: int) -> tuple[bytes, timezone | None]:
 # highest bit of the month, or of a time's hour.
 
 
-def _datetime(_: _Machine, args: Args) -> datetime:
+def _datetime(_: _Machine, args: _Args) -> datetime:
     state, zone = _state_and_zone(args, 10)
     year, month, micros = int.from_bytes(state[:2]), state[2] & 127, int.from_bytes(state[7:])
     return datetime(year, month, state[3], state[4], state[5], state[6], micros, zone, fold=state[2] >> 7)
 
 
-def _date(_: _Machine, args: Args) -> date:
+def _date(_: _Machine, args: _Args) -> date:
     state, zone = _state_and_zone(args, 4)
     if zone is not None:
         _wrong_arguments()
     return date(int.from_bytes(state[:2]), state[2], state[3])
 
 
-def _time(_: _Machine, args: Args) -> time:
+def _time(_: _Machine, args: _Args) -> time:
     state, zone = _state_and_zone(args, 6)
     return time(state[0] & 127, state[1], state[2], int.from_bytes(state[3:]), zone, fold=state[0] >> 7)
 
 
-def _timedelta(_: _Machine, args: Args) -> timedelta:
+def _timedelta(_: _Machine, args: _Args) -> timedelta:
     days, seconds, micros = args
     if not (type(days) is int and type(seconds) is int and type(micros) is int):
         _wrong_arguments()
     return timedelta(days, seconds, micros)
 
 
-def _timezone(_: _Machine, args: Args) -> timezone:
+def _timezone(_: _Machine, args: _Args) -> timezone:
     offset, *name = args
     if type(offset) is not timedelta:
         _wrong_arguments()
@@ -718,7 +744,7 @@ def _timezone(_: _Machine, args: Args) -> timezone:
 _DECIMAL: Final = re.compile(r"[+-]?(?:\d+(?:\.\d*)?(?:E([+-]\d{1,5}))?|Infinity|s?NaN\d*)", re.ASCII)
 
 
-def _decimal(machine: _Machine, args: Args) -> Decimal:
+def _decimal(machine: _Machine, args: _Args) -> Decimal:
     (text,) = args
     if type(text) is not str:
         _wrong_arguments()
@@ -740,14 +766,14 @@ def _fill_uuid(blank: UUID, state: object) -> None:
     object.__setattr__(blank, "is_safe", SafeUUID(state.get("is_safe")))
 
 
-def _complex(_: _Machine, args: Args) -> complex:
+def _complex(_: _Machine, args: _Args) -> complex:
     real, imaginary = args
     if type(real) is not float or type(imaginary) is not float:
         _wrong_arguments()
     return complex(real, imaginary)
 
 
-def _encode(machine: _Machine, args: Args) -> bytes:
+def _encode(machine: _Machine, args: _Args) -> bytes:
     """`_codecs.encode(text, "latin1")`: how protocol 2, which has no bytes, writes them."""
     text, codec = args
     if type(text) is not str or codec != "latin1":
@@ -756,14 +782,14 @@ def _encode(machine: _Machine, args: Args) -> bytes:
     return text.encode("latin1")
 
 
-def _empty_bytes(_: _Machine, args: Args) -> bytes:
+def _empty_bytes(_: _Machine, args: _Args) -> bytes:
     """`bytes()`: how protocol 2 writes that one."""
     if args:
         _wrong_arguments()
     return b""
 
 
-def _bytearray(machine: _Machine, args: Args) -> bytearray:
+def _bytearray(machine: _Machine, args: _Args) -> bytearray:
     (raw,) = args or (b"",)
     if type(raw) is not bytes:
         _wrong_arguments()
@@ -771,7 +797,7 @@ def _bytearray(machine: _Machine, args: Args) -> bytearray:
     return bytearray(raw)
 
 
-def _members(machine: _Machine, args: Args) -> list[object]:
+def _members(machine: _Machine, args: _Args) -> list[object]:
     (members,) = args or ([],)
     if type(members) is not list:
         _wrong_arguments()
@@ -780,21 +806,21 @@ def _members(machine: _Machine, args: Args) -> list[object]:
     return members
 
 
-def _set(machine: _Machine, args: Args) -> set[object]:
+def _set(machine: _Machine, args: _Args) -> set[object]:
     return set(_members(machine, args))
 
 
-def _frozenset(machine: _Machine, args: Args) -> frozenset[object]:
+def _frozenset(machine: _Machine, args: _Args) -> frozenset[object]:
     return frozenset(_members(machine, args))
 
 
-def _ordered_dict(_: _Machine, args: Args) -> OrderedDict[object, object]:
+def _ordered_dict(_: _Machine, args: _Args) -> OrderedDict[object, object]:
     if args:
         _wrong_arguments()
     return OrderedDict()
 
 
-def _uuid(_: _Machine, args: Args) -> NoReturn:
+def _uuid(_: _Machine, args: _Args) -> NoReturn:
     _wrong_arguments()  # only ever made empty by NEWOBJ, then filled by BUILD
 
 
@@ -841,7 +867,7 @@ _CONSTRUCTORS: Final[Mapping[tuple[object, object], _Constructor]] = {
     ("_codecs", "encode"): _Constructor(_encode),
     **dict(_named("builtins", _BUILTINS | _BUILTIN_ERRORS)),
     # Protocol 2 speaks of Python 2's modules.
-    **dict(_named("__builtin__", _BUILTINS)),
+    **dict(_named("__builtin__", _BUILTINS | _BUILTIN_ERRORS)),
     **dict(_named("exceptions", _BUILTIN_ERRORS)),
     **{(module, name): _remote_error(f"{module}.{name}") for module, names in _OTHER_ERRORS.items() for name in names},
 }
@@ -850,17 +876,17 @@ _CONSTRUCTORS: Final[Mapping[tuple[object, object], _Constructor]] = {
 # The opcodes
 
 
-Opcode = Callable[[_Machine, int], int]
+_Opcode = Callable[[_Machine, int], int]
 
 
-def _refused(what: str) -> Opcode:
+def _refused(what: str) -> _Opcode:
     def opcode(machine: _Machine, at: int) -> int:
         _refuse(f"it uses {what}")
 
     return opcode
 
 
-def _opcodes() -> list[Opcode]:
+def _opcodes() -> list[_Opcode]:
     table = [_refused("an opcode that picklers of protocol 2 to 5 do not write for plain values")] * 256
     for codes, what in _FORBIDDEN.items():
         for code in codes:
@@ -870,7 +896,7 @@ def _opcodes() -> list[Opcode]:
     return table
 
 
-_ADMITTED: Final[Mapping[bytes, Opcode]] = {
+_ADMITTED: Final[Mapping[bytes, _Opcode]] = {
     pickle.NONE: lambda machine, at: machine.push(None, at),
     pickle.NEWTRUE: lambda machine, at: machine.push(True, at),
     pickle.NEWFALSE: lambda machine, at: machine.push(False, at),

@@ -66,7 +66,7 @@ async def enqueue(redis: Any, queue: str, jobs: Sequence[NewJob], *, again: bool
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A job as `claim.lua` hands it out. `kind` is the type of its body's key: `string`, `none`, or a wrong one."""
+    """A job as `claim.lua` hands it out. `kind`: `string`, or why there is no body: the type of its key, or `oversized`."""
 
     id: bytes
     token: str
@@ -119,7 +119,7 @@ async def claim(
             starts=flat[a + 3],
             body=flat[a + 4],
             own=flat[a + 5],
-            abort_ms=None if flat[a + 6] is None else int(float(flat[a + 6])),
+            abort_ms=_moment(flat[a + 6]),
             kind=flat[a + 7].decode(),
         )
         for a in range(0, len(flat), 8)
@@ -162,7 +162,7 @@ def extend(redis: Any, queue: str, leases: Sequence[Lease], *, lease_ms: int) ->
         args += [lease.id, lease.token, lease.place, lease.starts, "renew" if lease.renew else ""]
     reply = script("extend").blocking(redis, [queue, keys.later(queue), keys.ABORT], args)
     return [
-        Extended(reply[a] == 1, None if reply[a + 1] is None else int(float(reply[a + 1])))
+        Extended(reply[a] == 1, _moment(reply[a + 1]))
         for a in range(0, len(reply), 2)
     ]
 
@@ -259,6 +259,11 @@ async def forward(redis: Any, queue: str, ids: Sequence[str | bytes]) -> int:
     """Bring jobs forward whose handler is known now; how many were."""
     moved: int = await script("forward")(redis, [queue, keys.unknown(queue), keys.mark(queue)], list(ids))
     return moved
+
+
+def _moment(score: bytes | None) -> int | None:
+    """A score of `arq:abort`, in ms; anybody may have written it, and written `inf`."""
+    return None if score is None else round(min(max(float(score), 0.0), 2.0**53))
 
 
 def _texts(items: Sequence[bytes]) -> list[str]:

@@ -76,23 +76,18 @@ def encode_result(settlement: Settlement) -> bytes:
     outcome = settlement.outcome
     assert isinstance(outcome, Done | Dead | Cancelled)
     fields = _result_fields(settlement)
-    if isinstance(outcome, Done):
-        try:
-            return pickles.dumps({**fields, "s": True, "r": outcome.result})
-        except Exception:  # whatever a value's own methods raise
-            return pickles.dumps({**fields, "s": True, "r": f"{NO_RESULT}: {type(outcome.result).__name__}"})
-    return pickles.dumps_failure({**fields, "s": False}, "r", _as_remote(outcome))
-
-
-def result_is_kept(settlement: Settlement) -> bool:
-    """Whether the value itself will stand in the result."""
-    if not isinstance(settlement.outcome, Done):
-        return True
     try:
-        pickles.dumps(settlement.outcome.result)
-    except Exception:
-        return False
-    return True
+        return _encode(fields, outcome)
+    except TypeError:  # too large, or it holds what no reader would admit
+        if isinstance(outcome, Done):
+            outcome = Done(f"{NO_RESULT}: {type(outcome.result).__name__}")
+        return _encode({**fields, "a": (), "k": {}}, outcome)
+
+
+def _encode(fields: dict[str, object], outcome: Done | Dead | Cancelled) -> bytes:
+    if isinstance(outcome, Done):
+        return pickles.dumps({**fields, "s": True, "r": outcome.result})
+    return pickles.dumps_failure({**fields, "s": False}, "r", _as_remote(outcome))
 
 
 def _result_fields(settlement: Settlement) -> dict[str, object]:

@@ -6,7 +6,7 @@
 --       6 offset in the queue to start from (behind ids that others hold)
 --       then tokens of this worker that it holds no longer
 -- Gives { now (ms), more (0|1), next due (ms from now, -1: none), offset to go on from, seen held by others,
---         { eight for each job: id, token, place, starts, body or nil, own or nil, abort or nil, type of the body's key },
+--         { eight for each job: id, token, place, starts, body or nil, own or nil, abort or nil, kind of the body },
 --         { tokens of ours that have lapsed }, { trouble } }
 --
 -- The score of a leased job is the end of its lease: a dead worker's jobs come due by themselves. `later` tells them
@@ -17,6 +17,7 @@ local room, lease, incarnation, seq = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV
 local again, start = ARGV[5] == 'again', tonumber(ARGV[6])
 
 local SEE, PAGE, SWEEP = 1000, 250, 500
+local MAX_BODY, MAX_REPLY = 8388608, 8388608 -- a larger body is not handed out, a larger reply takes no further job
 local CRASH_DELAY = { 0, 10000 } -- after the third crash it is claimed at once: to be a dead letter
 
 local now, now_us = clock()
@@ -29,18 +30,26 @@ local function incarnation_of(token)
   return string.match(token, '^%d+:([^:]*):')
 end
 
--- Gives a lapsed lease's job its place back, later after each crash, and counts the crash.
+-- Counts a crash: the job comes back later after each. Says whether it could be written.
 local function recover(id, at)
   local own = try('GET', OWN .. id) or '0|'
   local crashes, history = string.match(own, '^(%d+)|(.*)$')
   crashes = (tonumber(crashes) or 0) + 1
-  try('SET', OWN .. id, crashes .. '|' .. (history or ''), 'EX', OWN_S)
+  try('SET', OWN .. id, crashes .. '|' .. (history or ''), 'EX', REMEMBER_S)
   local delay = CRASH_DELAY[crashes] or 0
   if delay > 0 then
-    defer(queue, later, id, now + delay, priority(tonumber(at)))
-  else
-    try('ZADD', queue, 'XX', at, id)
+    return defer(queue, later, id, now + delay, priority(tonumber(at)))
   end
+  return try('ZADD', queue, 'XX', at, id)
+end
+
+-- Gives the job of a due entry its place back. Says whether it could be written.
+local function give_back(id, token, at)
+  if token ~= '' and not disowned[token] then
+    return recover(id, at)
+  end
+  -- A lost one is no crash. Its start counts all the same, lest a job that cannot be handed over is tried for ever.
+  return try('ZADD', queue, 'XX', at, id)
 end
 
 -- Gives back what is due in `later`. Says whether the queue changed, and whether all was seen.
@@ -61,21 +70,17 @@ local function sweep()
   for n, id in ipairs(ids) do
     local entry, when = due[2 * n - 1], tonumber(due[2 * n])
     local token, at = parse(entry)
-    local leave = false
-    if held[n] then
-      leave = held[n] == token
-    elseif scores[n] and tonumber(scores[n]) == when then -- nobody touched it meanwhile
-      if token and token ~= '' and incarnation_of(token) == incarnation and not disowned[token] then
+    local leave = held[n] == token
+    if token and not held[n] and scores[n] and tonumber(scores[n]) == when then -- nobody touched it meanwhile
+      if incarnation_of(token) == incarnation and not disowned[token] then
         -- Still run by this very worker: its keeper takes the lease again.
-        leave, skip[id] = true, true
+        leave = true
         lapsed_of_ours[#lapsed_of_ours + 1] = token
-      elseif token == '' or disowned[token] then
-        try('ZADD', queue, 'XX', at, id)
-        changed = true
       else
-        recover(id, at)
-        changed = true
+        leave = not give_back(id, token, at)
+        changed = changed or not leave
       end
+      skip[id] = leave
     end
     if not leave then
       gone[#gone + 1] = entry
@@ -99,24 +104,43 @@ local function facts(ids)
   return redis.call('MGET', unpack(names))
 end
 
-local taken = {}
+local taken, handed_out = {}, 0
 
-local function take(id, score, known, n)
-  local body, kind = known[4 * n - 2], 'string'
+-- A body as it is handed out, and its kind: the type of its key, or 'oversized'.
+local function checked(id, body)
   if not body then
-    kind = redis.call('TYPE', JOB .. id).ok
-    if kind == 'none' and redis.call('EXISTS', RESULT .. id) == 1 then
-      -- Settled already, and put back into the queue by an abort that came too late.
-      redis.call('ZREM', queue, id)
-      redis.call('DEL', RETRY .. id, OWN .. id)
-      try('ZREM', abort, id)
-      return
-    end
+    return false, redis.call('TYPE', JOB .. id).ok
+  end
+  if #body > MAX_BODY then
+    return false, 'oversized'
+  end
+  handed_out = handed_out + #body
+  return body, 'string'
+end
+
+-- Takes a job that nobody holds. False: it was none, and has left the queue.
+local function take(id, score, known, n)
+  local starts, own = known[4 * n - 1], known[4 * n]
+  local body, kind = checked(id, known[4 * n - 2])
+  if kind == 'none' and redis.call('EXISTS', RESULT .. id) == 1 then
+    -- Settled already, and put back into the queue by an abort that came too late.
+    redis.call('ZREM', queue, id)
+    redis.call('DEL', RETRY .. id, OWN .. id)
+    try('ZREM', abort, id)
+    return false
+  end
+  if own and not starts then
+    redis.call('DEL', OWN .. id)
+    own = false
+  end
+  local p = priority(score)
+  if p > 0 and now - score < 8589934592 then
+    score = place(score - p / 1024, p) -- deferred, and claimed before it was given the place of its priority
   end
   taken[#taken + 1] = {
-    id = id, place = exact(score), p = priority(score), body = body, kind = kind,
-    starts = (tonumber(known[4 * n - 1]) or 0) + 1, own = known[4 * n],
+    id = id, place = exact(score), p = p, body = body, kind = kind, starts = (tonumber(starts) or 0) + 1, own = own,
   }
+  return true
 end
 
 -- The due ids from `offset` on, with their facts; the ms until the first one that is not due; whether the page was full.
@@ -142,7 +166,8 @@ local function any_started(known)
   return false
 end
 
-local more, next_due, others, offset = false, -1, 0, start
+-- What lies before `start` was seen, and is held by others.
+local more, next_due, others, offset = false, -1, start, start
 
 local function scan()
   local size, seen, swept = math.min(room + 1, PAGE), 0, false
@@ -164,16 +189,16 @@ local function scan()
       end
     end
     for n, id in ipairs(ids) do
-      if #taken == room then
+      if #taken == room or handed_out > MAX_REPLY then
         more = true
         return
       end
       if known[4 * n - 3] then
         others = others + 1
-      elseif not skip[id] then
-        take(id, scores[n], known, n)
+        offset = offset + 1
+      elseif skip[id] or take(id, scores[n], known, n) then
+        offset = offset + 1
       end
-      offset = offset + 1
     end
     seen = seen + #ids
     next_due = due_in
@@ -192,9 +217,9 @@ end
 local function lease_taken()
   local scores, entries, ids = {}, {}, {}
   for i, job in ipairs(taken) do
-    job.token = exact(now_us + i) .. ':' .. incarnation .. ':' .. seq
+    job.token = job.token or exact(now_us + i) .. ':' .. incarnation .. ':' .. seq
     redis.call('SET', IN_PROGRESS .. job.id, job.token, 'PX', lease)
-    redis.call('SET', RETRY .. job.id, job.starts, 'EX', RETRY_S)
+    redis.call('SET', RETRY .. job.id, job.starts, 'EX', REMEMBER_S)
     local score = exact(now + lease + 1 + job.p / 1024)
     scores[#scores + 1], scores[#scores + 2] = score, job.id
     entries[#entries + 1], entries[#entries + 2] = score, member(job.token, job.place, job.id)
@@ -208,34 +233,34 @@ local function lease_taken()
   end
 end
 
--- The jobs of a claim whose reply was lost: their tokens carry its number.
+-- Takes the jobs of a claim whose reply was lost, for as long again: their tokens carry its number.
 local function repeat_claim()
   local mine = ':' .. incarnation .. ':' .. seq .. '|'
-  local entries = try('ZRANGEBYSCORE', later, now, '+inf', 'LIMIT', 0, SEE) or {}
-  for _, entry in ipairs(entries) do
-    if string.find(entry, mine, 1, true) then
-      local token, at, id = parse(entry)
+  local entries = try('ZREVRANGEBYSCORE', later, now + lease + 2, now, 'LIMIT', 0, SEE) or {}
+  for n = #entries, 1, -1 do
+    if string.find(entries[n], mine, 1, true) then
+      local token, at, id = parse(entries[n])
       local known = facts({ id })
       if known[1] == token then
+        local body, kind = checked(id, known[2])
         taken[#taken + 1] = {
-          id = id, token = token, place = at, starts = tonumber(known[3]) or 1,
-          body = known[2], own = known[4], kind = redis.call('TYPE', JOB .. id).ok,
+          id = id, token = token, place = at, p = priority(tonumber(at)), body = body, kind = kind,
+          starts = tonumber(known[3]) or 1, own = known[4],
         }
       end
     end
   end
-  return #taken > 0
+  more = #taken > 0
+  return more
 end
 
-if again and repeat_claim() then
-  more = true
-else
+if not (again and repeat_claim()) then
   scan()
-  if #taken > 0 then
-    lease_taken()
-    if more then
-      try('ZADD', mark, 0, 0)
-    end
+end
+if #taken > 0 then
+  lease_taken()
+  if more then
+    try('ZADD', mark, 0, 0)
   end
 end
 
@@ -245,4 +270,5 @@ for _, job in ipairs(taken) do
   jobs[a + 1], jobs[a + 2], jobs[a + 3], jobs[a + 4] = job.id, job.token, job.place, job.starts
   jobs[a + 5], jobs[a + 6], jobs[a + 7], jobs[a + 8] = job.body or false, job.own or false, job.abort or false, job.kind
 end
-return { exact(now), more and 1 or 0, exact(next_due), offset, others, jobs, lapsed_of_ours, trouble }
+-- The jobs taken lay before `offset`, and have left for the ends of their leases.
+return { exact(now), more and 1 or 0, exact(next_due), math.max(offset - #taken, 0), others, jobs, lapsed_of_ours, trouble }

@@ -6,7 +6,9 @@
 
 local JOB, IN_PROGRESS, RETRY, RESULT = 'arq:job:', 'arq:in-progress:', 'arq:retry:', 'arq:result:'
 local OWN, ONCE, LETTER = 'rt:own:', 'rt:once:', 'rt:dead:'
-local RETRY_S, OWN_S = 88400, 691200
+-- What a job remembers: its starts, and beside them `own`. Without starts an `own` is of an earlier job of the id: stock
+-- arq, which knows nothing of it, has finished that one. (arq itself keeps starts for 88400 s.)
+local REMEMBER_S = 691200
 
 local function clock()
   local t = redis.call('TIME')
@@ -19,7 +21,8 @@ local function exact(x)
 end
 
 local function priority(score)
-  return (score % 1) * 1024
+  local p = (score % 1) * 1024
+  return p == math.floor(p) and p or 0 -- somebody else's score may have any fraction, or be -inf
 end
 
 local function place(due, p)

@@ -25,7 +25,7 @@ for i = 1, (#KEYS - 3) / 2 do
   local fresh = ARGV[a + 5] == 'fresh'
   local job, result = KEYS[2 + 2 * i], KEYS[3 + 2 * i]
   local due = due_of(ARGV[a + 3])
-  if (fresh or redis.call('EXISTS', result) == 0)
+  if (fresh and not again or redis.call('EXISTS', result) == 0)
       and redis.call('SET', job, body, 'PX', exact(due - now + ttl), 'NX') then
     local queued
     if due > now then
@@ -39,7 +39,8 @@ for i = 1, (#KEYS - 3) / 2 do
     end
     added[i] = 1
   else
-    -- The body is unique to the call that made it: ours means that the first try went through.
+    -- The body is unique to the call that made it: ours means that the first try went through. So does a result of a
+    -- fresh id: a worker was quick.
     added[i] = again and (fresh or try('GET', job) == body) and 1 or 0
   end
 end

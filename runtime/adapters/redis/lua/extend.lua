@@ -25,28 +25,36 @@ local function untouched(job)
   return score and when and tonumber(score) == tonumber(when) and try('GET', RETRY .. job.id) == job.starts
 end
 
--- Keys first, scores after: an expiry may be set when the server is out of memory, a member may not be added.
+-- Living leases first, scores last: out of memory, a server lets an expiry be set, and after that everything else.
+local ours = {}
+for n, job in ipairs(jobs) do
+  ours[n] = held[n] == job.token
+  if ours[n] then
+    redis.call('PEXPIRE', IN_PROGRESS .. job.id, lease)
+  end
+end
+for n, job in ipairs(jobs) do
+  if not held[n] and untouched(job) then
+    redis.call('SET', IN_PROGRESS .. job.id, job.token, 'PX', lease)
+    ours[n] = true
+  end
+end
+
 local scores, entries, reply = {}, {}, {}
 for n, job in ipairs(jobs) do
-  local ours = held[n] == job.token
-  if ours then
-    redis.call('PEXPIRE', IN_PROGRESS .. job.id, lease)
-  elseif not held[n] and untouched(job) then
-    ours = redis.call('SET', IN_PROGRESS .. job.id, job.token, 'PX', lease)
-  end
-  if ours and job.renew then
+  if ours[n] and job.renew then
     local left = redis.call('PTTL', JOB .. job.id)
     if left > 0 and left < 3600000 then
       redis.call('PEXPIRE', JOB .. job.id, 86400000)
     end
-    redis.call('EXPIRE', RETRY .. job.id, RETRY_S)
+    redis.call('EXPIRE', RETRY .. job.id, REMEMBER_S)
   end
-  if ours then
+  if ours[n] then
     local score = exact(now + lease + 1 + priority(tonumber(job.place)) / 1024)
     scores[#scores + 1], scores[#scores + 2] = score, job.id
     entries[#entries + 1], entries[#entries + 2] = score, member(job.token, job.place, job.id)
   end
-  reply[2 * n - 1], reply[2 * n] = ours and 1 or 0, flags[n] or false
+  reply[2 * n - 1], reply[2 * n] = ours[n] and 1 or 0, flags[n] or false
 end
 if #scores > 0 then
   redis.call('ZADD', queue, 'XX', unpack(scores))

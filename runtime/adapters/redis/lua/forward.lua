@@ -2,16 +2,18 @@
 --
 -- KEYS  1 queue  2 unknown  3 mark
 -- ARGV  ids
--- Gives how many were brought forward. One that somebody holds is left alone.
+-- Gives how many were brought forward. One that somebody holds is left alone, and so is one that was never started: it
+-- is a later job of the id.
 
 local queue, unknown, mark = KEYS[1], KEYS[2], KEYS[3]
 local now, moved = clock(), 0
 
 for _, id in ipairs(ARGV) do
   local score = redis.call('ZSCORE', queue, id)
-  if not score then
+  local held, starts = unpack(redis.call('MGET', IN_PROGRESS .. id, RETRY .. id))
+  if not (score and starts) then
     redis.call('HDEL', unknown, id)
-  elseif redis.call('EXISTS', IN_PROGRESS .. id) == 0 then
+  elseif not held then
     redis.call('ZADD', queue, 'XX', exact(place(now, priority(tonumber(score)))), id)
     redis.call('HDEL', unknown, id)
     moved = moved + 1

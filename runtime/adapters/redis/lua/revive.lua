@@ -9,7 +9,7 @@ local id, ttl, p = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 local body = redis.call('HGET', letter, 'body')
 if not body then
-  redis.call('ZREM', dead, id)
+  try('ZREM', dead, id)
   return 'gone'
 end
 if body == '' then
@@ -19,8 +19,11 @@ if redis.call('EXISTS', job) == 1 then
   return 'exists'
 end
 redis.call('SET', job, body, 'PX', ttl)
+if not try('ZADD', queue, exact(place(clock(), p)), id) then
+  redis.call('DEL', job)
+  return redis.error_reply(trouble[#trouble])
+end
 redis.call('DEL', letter, result, retry, own)
-redis.call('ZREM', dead, id)
-redis.call('ZADD', queue, exact(place(clock(), p)), id)
+try('ZREM', dead, id)
 try('ZADD', mark, 0, 0)
 return 'done'

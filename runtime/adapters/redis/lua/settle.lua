@@ -12,7 +12,7 @@
 -- A batch that is sent again under its number gets the answer of the first time.
 --
 -- There is no rollback: reads first, then a DEL (after which a server that is out of memory lets the rest through),
--- results before anything that could meet a key of a wrong type.
+-- and after that nothing that can fail but under `try`: an error would cost the other jobs their outcomes.
 
 local queue, later, abort, batch, count, dead, unknown, mark = unpack(KEYS)
 local seq, most_dead, letters_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -86,8 +86,6 @@ for n, job in ipairs(jobs) do
       else
         drop[#drop + 1] = JOB .. job.id
       end
-    elseif job.keep <= 0 then
-      drop[#drop + 1] = RETRY .. job.id
     end
   end
 end
@@ -100,7 +98,7 @@ local completed, failed, wake = 0, 0, false
 
 local function write_end(job)
   if job.result ~= '' then
-    redis.call('SET', RESULT .. job.id, job.result, 'PX', job.ttl)
+    try('SET', RESULT .. job.id, job.result, 'PX', job.ttl)
   end
   out[#out + 1] = job.id
   completed = completed + (flagged(job, 'c') and 1 or 0)
@@ -108,16 +106,15 @@ local function write_end(job)
 end
 
 local function write_again(job)
-  if job.keep > 0 then
-    redis.call('SET', RETRY .. job.id, job.keep, 'EX', RETRY_S)
-  end
+  local remember_s = exact(REMEMBER_S + math.ceil(job.delay / 1000))
+  try('SET', RETRY .. job.id, math.max(job.keep, 0), 'EX', remember_s) -- also 0: it vouches for `own`
   if job.own ~= '' then
-    redis.call('SET', OWN .. job.id, job.own, 'EX', OWN_S + math.ceil(job.delay / 1000))
+    try('SET', OWN .. job.id, job.own, 'EX', remember_s)
   end
   if job.missing then
-    redis.call('SET', JOB .. job.id, job.body, 'PX', exact(job.ttl_wanted))
+    try('SET', JOB .. job.id, job.body, 'PX', exact(job.ttl_wanted))
   elseif job.ttl_wanted then
-    redis.call('PEXPIRE', JOB .. job.id, exact(job.ttl_wanted))
+    try('PEXPIRE', JOB .. job.id, exact(job.ttl_wanted))
   end
 end
 
@@ -151,7 +148,7 @@ for n, job in ipairs(jobs) do
 end
 local answer = table.concat(verdicts)
 if #drop > 0 then
-  redis.call('SET', batch, seq .. ':' .. answer, 'EX', 600)
+  try('SET', batch, seq .. ':' .. answer, 'EX', 600)
 end
 
 if #out > 0 then
@@ -175,9 +172,9 @@ for n, job in ipairs(jobs) do
     elseif job.letter ~= '' then
       now = now or clock()
       letters = true
-      redis.call('DEL', LETTER .. job.id)
-      redis.call('HSET', LETTER .. job.id, 'letter', job.letter, 'body', job.body)
-      redis.call('PEXPIRE', LETTER .. job.id, letters_ms)
+      try('DEL', LETTER .. job.id)
+      try('HSET', LETTER .. job.id, 'letter', job.letter, 'body', job.body)
+      try('PEXPIRE', LETTER .. job.id, letters_ms)
       if job.moved then
         try('RENAME', JOB .. job.id, LETTER .. job.id .. ':original')
         try('PEXPIRE', LETTER .. job.id .. ':original', letters_ms)
@@ -195,7 +192,7 @@ if letters then
     local oldest = try('ZPOPMIN', dead, math.min(over, 500)) or {}
     for i = 1, #oldest, 2 do
       dropped[#dropped + 1] = oldest[i]
-      redis.call('DEL', LETTER .. oldest[i], LETTER .. oldest[i] .. ':original')
+      try('DEL', LETTER .. oldest[i], LETTER .. oldest[i] .. ':original')
     end
   end
 end
