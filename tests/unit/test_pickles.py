@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.adapters.redis import pickles
-from runtime.adapters.redis.pickles import RemoteError, Undecodable, dumps, dumps_failure, loads
+from runtime.adapters.redis.pickles import RemoteError, Undecodable, dumps, dumps_failure, loads, machine, proof
 
 PROTOCOLS = [2, 3, 4, 5]
 JOB: dict[str, object] = {
@@ -118,7 +118,7 @@ def test_what_we_write_we_read(value: object) -> None:
 @given(plain_values, st.sampled_from(PROTOCOLS))
 def test_both_ways_of_reading_agree(value: object, protocol: int) -> None:
     data = pickle.dumps(value, protocol)
-    assert same(pickles._Machine(data).run(), pickle.loads(data))
+    assert same(machine.Machine(data).run(), pickle.loads(data))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -195,12 +195,12 @@ def test_one_object_used_twice_is_still_one_object(protocol: int) -> None:
     ],
 )
 def test_an_ordinary_body_is_proven_harmless_and_takes_the_fast_way(value: dict[str, object]) -> None:
-    assert pickles._proven(pickle.dumps(value)) == "tree"
+    assert proof.proven(pickle.dumps(value)) == "tree"
     assert loads(pickle.dumps(value)) == value
 
 
 def test_rows_that_share_their_keys_are_proven_harmless_but_for_their_shape() -> None:
-    assert pickles._proven(pickle.dumps(JOB | {"a": (ROWS,)})) == "graph"
+    assert proof.proven(pickle.dumps(JOB | {"a": (ROWS,)})) == "graph"
 
 
 # Exceptions found in results
@@ -484,11 +484,11 @@ def test_a_mutated_body_gives_a_value_or_a_refusal_quickly() -> None:
 
 def test_what_is_proven_of_mutated_bodies_is_so() -> None:
     for body in mutations(seed=7, count=5_000):
-        if not pickles._proven(body):
+        if not proof.proven(body):
             continue
         quick = value_or_refusal(body)
         try:
-            careful: object = pickles._Machine(body).run()
+            careful: object = machine.Machine(body).run()
         except Exception:
             continue  # it may be stricter
         assert isinstance(quick, Undecodable) or repr(quick) == repr(careful)
@@ -746,3 +746,14 @@ def test_writing_a_failure_does_not_import_arq() -> None:
         "print(json.dumps([['arq' in sys.modules]]))"
     )
     assert in_another_process(program, []) == [[False]]
+
+
+def test_a_stock_result_with_any_exception_can_be_read_and_a_body_cannot_hold_one() -> None:
+    from aiohttp import ServerDisconnectedError
+
+    data = pickle.dumps({"s": False, "r": ServerDisconnectedError("gone")})
+    found = loads(data, any_error=True)
+    error = RemoteError("aiohttp.client_exceptions.ServerDisconnectedError", ("gone",))
+    assert found == {"s": False, "r": error}
+    with pytest.raises(Undecodable):
+        loads(data)

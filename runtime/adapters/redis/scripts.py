@@ -66,7 +66,7 @@ async def enqueue(redis: Any, queue: str, jobs: Sequence[NewJob], *, again: bool
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A job as `claim.lua` hands it out. `kind`: `string`, or why there is no body: the type of its key, or `oversized`."""
+    """A job as `claim.lua` hands it out. `kind` is `string`, or why it has no body: its key's type, or `oversized`."""
 
     id: bytes
     token: str
@@ -161,10 +161,7 @@ def extend(redis: Any, queue: str, leases: Sequence[Lease], *, lease_ms: int) ->
     for lease in leases:
         args += [lease.id, lease.token, lease.place, lease.starts, "renew" if lease.renew else ""]
     reply = script("extend").blocking(redis, [queue, keys.later(queue), keys.ABORT], args)
-    return [
-        Extended(reply[a] == 1, _moment(reply[a + 1]))
-        for a in range(0, len(reply), 2)
-    ]
+    return [Extended(reply[a] == 1, _moment(reply[a + 1])) for a in range(0, len(reply), 2)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ class Result:
 
 def decode_result(data: bytes) -> Result:
     """A result, ours or stock arq's. Raises `pickles.Undecodable`."""
-    fields: Any = pickles.loads(data)
+    fields: Any = pickles.loads(data, any_error=True)
     if not isinstance(fields, dict) or not {"s", "r", "f", "t", "st", "ft"} <= fields.keys():
         raise pickles.Undecodable("it is not a result as arq writes it")
     ok, value = bool(fields["s"]), fields["r"]

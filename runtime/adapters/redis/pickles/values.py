@@ -1,0 +1,106 @@
+"""What a pickle may hold: the limits, the types, the tree that they may form; and how one that is refused says so."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from types import NoneType
+from typing import Final, NoReturn
+from uuid import UUID
+
+MAX_BYTES: Final = 8 * 2**20
+MAX_NODES: Final = 200_000  # values in the tree, a shared one counted wherever it appears
+MAX_DEPTH: Final = 64  # containers inside containers
+MAX_DIGITS: Final = 4_300  # of an int or a Decimal; CPython's own limit for turning an int into text
+MAX_EXPONENT: Final = 6_144  # of a Decimal; decimal128's, so that int() of one stays cheap
+
+MAX_OPCODES: Final = 10 * MAX_NODES  # a UUID, the wordiest of the types, takes ten
+LOOK_EVERY: Final = 2_000  # opcodes, at how much has piled up
+MAX_KEY_NODES: Final = 1_000  # in one dict key or set member
+MAX_COLLISIONS: Final = 16  # different keys of one container with one hash value
+
+
+class Undecodable(ValueError):
+    """Why a body is refused.
+
+    `reason` is a short sentence about the rule that was broken and holds nothing of the body, so it may be logged.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteError:
+    """An exception found in a result: what it was called and its arguments, and no behaviour."""
+
+    name: str  # e.g. "builtins.ValueError", "arq.worker.JobExecutionFailed"
+    args: tuple[object, ...]
+
+
+def refuse(reason: str) -> NoReturn:
+    raise Undecodable(reason)
+
+
+def too_many_values() -> NoReturn:
+    refuse(f"it has more than {MAX_NODES} values")
+
+
+LEAVES: Final[frozenset[type]] = frozenset(
+    {NoneType, bool, int, float, complex, str, bytes, bytearray}
+    | {datetime, date, time, timedelta, timezone, UUID, Decimal}
+)
+_SEQUENCES: Final = (list, tuple, set, frozenset)
+_MAPPINGS: Final = (dict, OrderedDict)
+_ERRORS: Final = (RemoteError, BaseException)  # the latter only in what is to be written
+_CONTAINERS: Final[frozenset[type]] = frozenset({*_SEQUENCES, *_MAPPINGS, RemoteError})
+# Written by opcodes of their own, not by the name of a class.
+BARE: Final[frozenset[type]] = frozenset({NoneType, bool, int, float, str, bytes, list, tuple, dict})
+
+
+def parts_of(item: object) -> Collection[object]:
+    if isinstance(item, _MAPPINGS):
+        return [*item, *item.values()]
+    if isinstance(item, _SEQUENCES):
+        return item
+    return item.args if isinstance(item, _ERRORS) else ()
+
+
+def check_tree(root: object) -> None:
+    """Refuse a value with too many nodes, too deep (which a cycle is), or of a type that is not in the tables.
+
+    Level by level, and on each level every container once, so that neither depth nor sharing costs more than counting.
+    """
+    nodes = 1
+    level = [root] if type(root) not in LEAVES else []
+    times: Mapping[int, int] = {}  # how often a container is on this level, by id; empty if all are there once
+    for _ in range(MAX_DEPTH):
+        below: list[object] = []
+        surplus: dict[int, int] = {}
+        for item in level:
+            if type(item) not in _CONTAINERS:
+                refuse("it holds a class, not an object of it")
+            parts = parts_of(item)
+            more = times[id(item)] if times else 1
+            nodes += more * len(parts)
+            if nodes > MAX_NODES:
+                too_many_values()
+            if not LEAVES.issuperset(map(type, parts)):
+                inner = [part for part in parts if type(part) not in LEAVES]
+                below += inner
+                if more > 1:
+                    for part in inner:
+                        surplus[id(part)] = surplus.get(id(part), 0) + more - 1
+        if not below:
+            return
+        distinct = dict(zip(map(id, below), below, strict=True))
+        times = {}
+        if surplus or len(distinct) < len(below):
+            times = Counter(map(id, below))
+            times.update(surplus)
+        level = list(distinct.values())
+    refuse(f"it is nested more than {MAX_DEPTH} deep, or contains itself")
