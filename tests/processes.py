@@ -13,13 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from runtime import Client
-from runtime.declare import Call
+from runtime import Client, Request
 
 T = TypeVar("T")
 
@@ -44,11 +43,14 @@ def wait_until(fact: Callable[[], T], timeout_s: float = START_S, what: str = ""
             return value
         if time.monotonic() > until:
             raise AssertionError(f"not within {timeout_s:g} s: {what or fact}")
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 class Worker:
-    """One `runtime serve` in a session of its own: it may be signalled as from a terminal, and ends with this process."""
+    """One `runtime serve` in a session of its own: it may be signalled as from a terminal, and ends with this process.
+
+    `out` is written to instead of the file that the methods here read.
+    """
 
     def __init__(
         self,
@@ -56,8 +58,10 @@ class Worker:
         redis: str | None = None,
         folder: Path = ROOT,
         arguments: Sequence[str] = (),
-        **settings: object,
+        out: str | None = None,
+        **settings: Any,
     ) -> None:
+        self._out_path = out
         if redis is not None:
             settings["REDIS_URL"] = redis
         settings.setdefault("RUNTIME_HTTP", "off")
@@ -72,7 +76,7 @@ class Worker:
     def start(self) -> Self:
         """Start it, or start it again; its output goes on in the same files."""
         self._reap()
-        with open(self._out.name, "ab") as out, open(self._err.name, "ab") as err:
+        with open(self._out_path or self._out.name, "ab") as out, open(self._err.name, "ab") as err:
             self._process = subprocess.Popen(
                 self._command,
                 cwd=self._folder,
@@ -226,15 +230,21 @@ def command(
     )
 
 
-def enqueue(url: str, *calls: Call[Any]) -> list[str]:
+@asynccontextmanager
+async def _client(url: str) -> AsyncIterator[Client]:
+    client = Client(url)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def enqueue(url: str, *requests: Request[Any]) -> list[str]:
     """Add these jobs; their ids, once Redis has them."""
 
     async def add() -> list[str]:
-        client = Client(url)
-        try:
-            return [job.id for job in await client.send(calls)]
-        finally:
-            await client.close()
+        async with _client(url) as client:
+            return [job.id for job in await client.send(requests)]
 
     return asyncio.run(add())
 
@@ -243,10 +253,7 @@ def status(url: str, job_id: str, queue: str) -> str:
     """What the client says of a job."""
 
     async def ask() -> str:
-        client = Client(url)
-        try:
+        async with _client(url) as client:
             return await client.status(job_id, queue)
-        finally:
-            await client.close()
 
     return asyncio.run(ask())

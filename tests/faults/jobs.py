@@ -43,9 +43,9 @@ async def work_for_an_hour_at_most(ctx: Context, length_s: float) -> int:
     return os.getpid()
 
 
-@handler
+@handler(timeout="1h")
 async def work_the_second_time(ctx: Context) -> int:
-    """For ever where it is the first run, at once after a crash."""
+    """It takes an hour, but no time at all after a crash."""
     with noted(ctx):
         await asyncio.sleep(0 if ctx.crashes else 3600)
     return os.getpid()
@@ -71,6 +71,15 @@ async def pill(ctx: Context) -> Never:
 @handler(retry=ONCE)
 async def leave_by_system_exit(ctx: Context) -> None:
     raise SystemExit(3)
+
+
+@handler(retry=ONCE)
+async def leave_from_a_task_of_its_own(ctx: Context) -> None:
+    async def leave() -> Never:
+        raise SystemExit(4)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(leave())
 
 
 @handler(retry=ONCE)
@@ -140,6 +149,22 @@ async def raise_surrogates(ctx: Context) -> None:
 @handler(retry=ONCE)
 async def raise_group(ctx: Context) -> None:
     raise ExceptionGroup("two at once", [ValueError("one"), KeyError("two")])
+
+
+@handler(retry=Retry(on=[ValueError]))  # type: ignore[arg-type]  # a list, as people write it, is no tuple
+async def fail_under_a_policy_that_is_wrong(ctx: Context) -> None:
+    raise ValueError("this is not what is wrong")
+
+
+class Broken(Exception):
+    @property
+    def status(self) -> Never:
+        raise KeyboardInterrupt
+
+
+@handler(retry=ONCE)
+async def raise_what_cannot_be_looked_at(ctx: Context) -> None:
+    raise Broken
 
 
 @handler

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -96,6 +97,7 @@ class Execution:
     """One run of a job, as the ledger shows it."""
 
     job: str
+    pid: int
     start: float
     end: float | None
     killed: float | None
@@ -110,16 +112,18 @@ class Execution:
 def executions(lines: Iterable[Line]) -> dict[str, list[Execution]]:
     """By job, in the order they began."""
     facts = list(lines)
-    killed = {line.pid: line.at for line in facts if line.what == "killed"}
+    deaths = {line.pid: line.at for line in facts if line.what == "killed"}
     found: dict[str, list[Execution]] = {}
     for line in facts:
         if line.what != "start":
             continue
         same = (other for other in facts if (other.job, other.pid) == (line.job, line.pid) and other.at >= line.at)
         end = next((other.at for other in same if other.what in ("end", "cancelled")), None)
-        death = killed.get(line.pid)
-        cut = death is not None and line.at <= death and (end is None or death - end <= SETTLE_S)
-        found.setdefault(line.job, []).append(Execution(line.job, line.at, end, death if cut else None))
+        death = deaths.get(line.pid)
+        # A killer notes its kill just before it: what began in between was killed all the same.
+        cut = death is not None and (end is None or death - end <= SETTLE_S)
+        killed_at = max(death, line.at) if cut and death is not None else None
+        found.setdefault(line.job, []).append(Execution(line.job, line.pid, line.at, end, killed_at))
     for runs in found.values():
         runs.sort(key=lambda run: run.start)
     return found
@@ -142,11 +146,11 @@ def _lost(acked: set[str], runs: Mapping[str, Sequence[Execution]], found: Found
     for job in sorted(acked):
         letter, well = found.letters.get(job), found.results.get(job) is True
         if letter is not None:
-            # A worker that dies between its claim and the handler's first line was seen by its own log at best.
+            # A worker that dies after its claim and before its first word about it is seen by nobody. That is rare.
             seen = max(sum(run.killed is not None for run in runs.get(job, ())), found.told_started.get(job, 0))
             if letter.reason != "crashed":
                 yield f"{job}: a dead letter ({letter.reason}) although its handler does not fail"
-            elif min(letter.crashes, seen) < MOST_CRASHES:
+            elif letter.crashes != MOST_CRASHES or seen < MOST_CRASHES - 1:
                 yield f"{job}: a dead letter of {letter.crashes} crashes, {seen} seen"
             if well:
                 yield f"{job}: done and a dead letter"
@@ -154,9 +158,8 @@ def _lost(acked: set[str], runs: Mapping[str, Sequence[Execution]], found: Found
             yield f"{job}: lost, neither done nor a dead letter"
         elif not any(run.end is not None for run in runs.get(job, ())):
             yield f"{job}: has a result, and no run of it ended"
-    for job in sorted(set(found.results) | set(found.letters) - acked):
-        if job not in acked:
-            yield f"{job}: was never enqueued"
+    for job in sorted((set(found.results) | set(found.letters)) - acked):
+        yield f"{job}: was never enqueued"
 
 
 def _settled_twice(acked: set[str], runs: Mapping[str, Sequence[Execution]], found: Found) -> Iterable[str]:
@@ -174,10 +177,10 @@ def _settled_twice(acked: set[str], runs: Mapping[str, Sequence[Execution]], fou
 
 def _ran_too_often(runs: Mapping[str, Sequence[Execution]]) -> Iterable[str]:
     for job, these in runs.items():
-        crashes = sum(run.killed is not None for run in these)
+        crashes = sum(run.killed is not None for run in these[:-1])  # a crash of the last one explains none
         if len(these) > 1 + crashes:
             yield f"{job}: {len(these)} executions, {crashes} crashes"
-        for before, after in zip(these, these[1:], strict=False):
+        for before, after in pairwise(these):
             if before.over is None or after.start < before.over:
                 yield f"{job}: ran twice at once"
 
@@ -186,7 +189,7 @@ def recoveries(lines: Iterable[Line]) -> list[float]:
     """For every job whose worker was killed while it ran: the seconds to its next start."""
     found = []
     for these in executions(lines).values():
-        for before, after in zip(these, these[1:], strict=False):
+        for before, after in pairwise(these):
             if before.killed is not None and before.end is None:
                 found.append(after.start - before.killed)
     return found
@@ -194,9 +197,7 @@ def recoveries(lines: Iterable[Line]) -> list[float]:
 
 def effective_kills(lines: Iterable[Line]) -> int:
     """Kills that hit a process while it ran a job."""
-    facts = list(lines)
-    deaths = {run.killed for runs in executions(facts).values() for run in runs if run.killed and run.end is None}
-    return len(deaths)
+    return len({run.pid for runs in executions(lines).values() for run in runs if run.killed and run.end is None})
 
 
 def count_by(jobs: Iterable[str]) -> dict[str, int]:

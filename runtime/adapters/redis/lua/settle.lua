@@ -62,7 +62,7 @@ local function keep_body(job)
   local p = priority(tonumber(job.place))
   local since = tonumber(job.place) + p * 8589934592 -- when it was due: with arq's own expiry, 24 h before the body's end
   local arqs = math.abs(now + left - since - 86400000) <= 60000
-  job.ttl_wanted = (left == -2 or (arqs and left < job.delay + 86400000)) and job.delay + 86400000 or nil
+  job.ttl_wanted = (left == -2 or arqs) and job.delay + 86400000 or nil
   job.missing = left == -2
   return true
 end

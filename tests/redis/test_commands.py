@@ -1,0 +1,116 @@
+"""How many Redis commands a job costs, those inside scripts counted: that is what is paid for by the command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from runtime.adapters.redis.source import RedisSource
+from runtime.client import Client
+from runtime.core.job import Call, Claim, Done, Settlement
+from runtime.declare import handler
+from tests.redis.store import Store
+
+
+@handler
+async def nothing(ctx: object, number: int) -> int:
+    return number
+
+
+class Counted:
+    """A client and a worker's source, and what their calls cost."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.client = Client(store.url)
+        self.source = RedisSource(store.url, lease_s=10)
+
+    def cost(self, call: Callable[[], Coroutine[Any, Any, object]]) -> int:
+        before = self._commands()
+        self._store.run(call())
+        return self._commands() - before
+
+    def _commands(self) -> int:
+        stats = self._store.redis.info("commandstats")
+        aside = ("cmdstat_info", "cmdstat_client|setinfo")  # the counting itself, and what redis-py says at a connect
+        return sum(stat["calls"] for name, stat in stats.items() if name not in aside)
+
+    def __enter__(self) -> Counted:
+        self._store.run(self._warm_up())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._store.run(self._close())
+
+    async def _warm_up(self) -> None:
+        """Connections are open and scripts loaded."""
+        await self.enqueue(1)
+        await self.wait()
+        await self.work(1)
+
+    async def _close(self) -> None:
+        await self.client.close()
+        await self.source.close()
+
+    async def enqueue(self, count: int) -> None:
+        await self.client.send([nothing.request(n) for n in range(count)])
+
+    async def wait(self) -> None:
+        assert await self.source.wait([self._store.queue], 1)
+
+    async def work(self, room: int) -> None:
+        pulled = await self.source.claim(self._store.queue, room)
+        assert len(pulled.claims) == room
+        verdicts = await self.source.settle(self._store.queue, [_done(claim) for claim in pulled.claims])
+        assert set(verdicts) == {"settled"}
+
+
+def _done(claim: Claim) -> Settlement:
+    assert isinstance(claim.call, Call)
+    now_ms = time.time_ns() // 1_000_000
+    return Settlement(claim, Done(claim.call.args[0]), now_ms, now_ms)
+
+
+def test_r23_a_lone_job_costs_at_most_23_commands_from_the_client_to_its_result(store: Store) -> None:
+    with Counted(store) as counted:
+
+        async def lone() -> None:
+            await counted.enqueue(1)
+            await counted.wait()
+            await counted.work(1)
+
+        assert counted.cost(lone) <= 23
+
+
+@pytest.mark.parametrize("size", [20, 100])
+def test_r23_in_batches_a_job_costs_at_most_10_commands(store: Store, size: int) -> None:
+    with Counted(store) as counted:
+
+        async def batches() -> None:
+            await counted.enqueue(5 * size)
+            await counted.wait()
+            for _ in range(5):
+                await counted.work(size)
+
+        assert counted.cost(batches) <= 10 * 5 * size
+
+
+def test_an_empty_claim_costs_three_commands(store: Store) -> None:
+    with Counted(store) as counted:
+        assert counted.cost(lambda: counted.source.claim(store.queue, 3)) == 3
+
+
+@pytest.mark.parametrize("size", [1, 20, 100])
+def test_an_extension_costs_at_most_6_commands_and_2_for_each_job(store: Store, size: int) -> None:
+    store.backlog(size)
+    worker = store.worker()
+    jobs = worker.claim(size).jobs
+    with Counted(store) as counted:
+
+        async def extend() -> None:
+            assert all(answer.ours for answer in worker.extend(*jobs))
+
+        assert counted.cost(extend) <= 6 + 2 * size
