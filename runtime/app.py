@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -30,6 +30,7 @@ from runtime.adapters.runner import AsyncioRunner
 from runtime.adapters.telemetry import logs
 from runtime.client import Client, use
 from runtime.core.errors import OptionInvalid, SettingsInvalid
+from runtime.core.policy import describe
 from runtime.core.span import spell
 from runtime.engine.actor import Actor
 from runtime.engine.statistics import Statistics
@@ -41,7 +42,9 @@ from runtime.settings import Settings
 HTTP_AFTER_S = 0.3
 """The HTTP server comes up after the first claim, and not later than this: its import takes a quarter of a second."""
 CLOSE_S = 5.0
-"""How long connections may take to close, and then the interpreter to end."""
+"""How long connections may take to close."""
+LEAVE_S = 1.0
+"""How long the interpreter may take to end after that."""
 STALE_TURN_S = 60.0
 """A puller with a free slot and a Redis that answers, whose last turn is older than this, needs a restart."""
 
@@ -85,13 +88,31 @@ def serve(settings: Settings, url: str, handlers: Handlers, served: Sequence[Gro
     for warning in settings.warnings:
         log.warning(warning, event_name="SETTING_WARNING")
     listener = listen(settings.port) if settings.http else None
+    worker = Worker(settings, url, handlers, served, log, listener)
     with asyncio.Runner() as runner:
-        code = runner.run(Worker(settings, url, handlers, served, log, listener).run())
-        # What a handler left behind, a task that will not end or a thread that blocks, must not keep the process.
-        end = threading.Timer(CLOSE_S, os._exit, [code])
+        code = _run_to_its_end(runner.get_loop(), worker.run(), log)
+        if worker.leaves_runs_behind:
+            os._exit(code)  # their jobs may be running elsewhere by now
+        # What else a handler left behind, a task that will not end or a thread that blocks, must not keep the process.
+        end = threading.Timer(LEAVE_S, os._exit, [code])
         end.daemon = True
         end.start()
     return code
+
+
+def _run_to_its_end(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int], log: Any) -> int:
+    """Run `work`, whatever tasks that handlers have started do: asyncio lets their SystemExit end the event loop."""
+    task = loop.create_task(work)
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
+            if task.done():
+                raise
+            log.error(
+                f"A task or callback that a handler started tried to end the process: {describe(error).error}",
+                event_name="EXIT_REFUSED",
+            )
 
 
 def listen(port: int) -> socket.socket:
@@ -161,6 +182,11 @@ class Worker:
                 await self._close()
         self._tell_shutdown()
         return 0 if len(self._told) < 2 else 128 + self._told[1]
+
+    @property
+    def leaves_runs_behind(self) -> bool:
+        """Handlers that would not stop still run; their jobs have been given back."""
+        return any(actor.slots.stuck for actor in self._supervisor.actors)
 
     def _actor_of(self, group: Group, ports: Ports) -> Callable[[], Actor]:
         settings = self._settings

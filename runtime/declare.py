@@ -101,6 +101,9 @@ class Handler(Generic[P, R]):
         return f"<Handler {self.name} of queue {self.spec.queue} at {self.spec.where}>"
 
 
+_TAKES_ANY_NUMBER = 0x04  # CO_VARARGS, as in the documentation of `inspect`
+
+
 class _Decorator:
     def __init__(self, name: str | None, spec: Callable[[str, str], Spec]) -> None:
         self._name = name
@@ -109,7 +112,13 @@ class _Decorator:
     def __call__(self, function: Callable[Concatenate[Any, P], Awaitable[R]]) -> Handler[P, R]:
         code = getattr(function, "__code__", None)
         where = f"{code.co_filename}:{code.co_firstlineno}" if code else "?"
-        name = self._name or function.__name__
+        name = self._name or getattr(function, "__name__", None)
+        if not isinstance(name, str):
+            raise HandlerInvalid(
+                f"a handler at {where} has no name that is a text", hint="give it one: @handler(name=…)"
+            )
+        if code and not code.co_argcount and not code.co_flags & _TAKES_ANY_NUMBER:
+            raise HandlerInvalid(f"the handler {name!r} at {where} takes no context", hint="its first parameter is ctx")
         from runtime.adapters.payload import is_async
 
         if not is_async(function):
@@ -154,7 +163,9 @@ def handler(
     unless an enqueue says otherwise, `keep_result` how long a result can be read ("0s": none is kept).
     Raises `HandlerInvalid` or `OptionInvalid` where it stands.
     """
-    check_options({"priority": priority})
+    check_options({"priority": priority, "queue": queue})
+    if retry is not None and not isinstance(retry, Retry):
+        raise HandlerInvalid(f"retry={retry!r:.40}: it is a Retry", hint="e.g. retry=Retry(3)")
 
     def spec(its_name: str, where: str) -> Spec:
         try:

@@ -62,7 +62,9 @@ def _configured(folder: Path) -> list[str]:
         return ["handlers"]
     except (OSError, ValueError) as error:
         raise HandlerInvalid(f"pyproject.toml cannot be read: {error}") from None
-    names = project.get("tool", {}).get("runtime", {}).get("handlers", ["handlers"])
+    names: Any = project
+    for key, default in (("tool", {}), ("runtime", {}), ("handlers", ["handlers"])):
+        names = names.get(key, default) if isinstance(names, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise HandlerInvalid("[tool.runtime] handlers in pyproject.toml is not a list of module names")
     return names
@@ -81,7 +83,7 @@ def _add(found: dict[str, Handler[..., Any]], new: Handler[..., Any]) -> None:
 def _import(name: str) -> list[ModuleType]:
     module = _import_one(name)
     modules = [module]
-    for child in pkgutil.walk_packages(getattr(module, "__path__", []), prefix=f"{name}.", onerror=_broken):
+    for child in pkgutil.walk_packages(getattr(module, "__path__", []), prefix=f"{name}."):
         modules.append(_import_one(child.name))
     return modules
 
@@ -99,12 +101,8 @@ def _import_one(name: str) -> ModuleType:
                 hint="name a module as Python imports it, e.g. handlers or app.jobs",
             ) from None
         raise _failed(name, error) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(name, error) from None
-
-
-def _broken(name: str) -> None:
-    _import_one(name)
 
 
 def _failed(name: str, error: BaseException) -> HandlerInvalid:

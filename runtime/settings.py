@@ -104,6 +104,9 @@ def _text(text: str) -> str:
     return text
 
 
+_URL_OPTIONS = ("db", "protocol", "ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile")
+
+
 def _redis_url(text: str) -> str:
     """Refuses what redis-py would meet with a riddle, in the words of the fix."""
     if text.startswith(("https://", "http://")):
@@ -121,9 +124,14 @@ def _redis_url(text: str) -> str:
         raise ValueError("has a port that is no number from 0 to 65535") from None
     if parts.scheme == "redis" and parts.hostname.endswith(".upstash.io"):
         raise ValueError("is an Upstash host without TLS: write rediss:// instead of redis://")
+    if not re.fullmatch(r"/?\d{0,4}", parts.path):
+        raise ValueError("names a database that is no number")
     # Railway tells ioredis users to add family=0; redis-py takes every option for an argument of its own.
-    query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name != "family"])
-    return urlunsplit(parts._replace(query=query))
+    options = [(name, value) for name, value in parse_qsl(parts.query) if name != "family"]
+    for name, _ in options:
+        if name not in _URL_OPTIONS:
+            raise ValueError(f"has an option that is not known; there are {', '.join(_URL_OPTIONS)}")
+    return urlunsplit(parts._replace(query=urlencode(options)))
 
 
 _LEVEL = _one_of("debug", "info", "warn", "error", warning="warn")
@@ -164,17 +172,17 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     wrong += _unknown_names(env)
     warnings += _unknown_worker_names(env)
     _merge_timeouts(values, env, wrong)
-    if wrong:
-        raise _invalid(wrong)
     production = any(name.startswith("RAILWAY_") for name in env) or any(
         env.get(name, "").lower() in ("production", "prod") for name in _ENVIRONMENT_NAMES
     )
-    if production and not values["redis_url"] and not values["redis_disabled"]:
-        raise SettingsInvalid(
-            "no Redis is configured, and this is production",
-            cause="neither REDIS_URL nor UPSTASH_REDIS_URL is set; a store inside the container would die with it",
-            hint="on Railway: Variables, New Variable, Add Reference, Redis.REDIS_URL",
+    configured = any(env.get(name, "").strip() for name in ("REDIS_URL", "UPSTASH_REDIS_URL"))
+    if production and not configured and not values["redis_disabled"]:
+        wrong.append(
+            "no Redis is configured, and this is production: a store inside the container would die with it; "
+            "set REDIS_URL (on Railway: Variables, New Variable, Add Reference, Redis.REDIS_URL)"
         )
+    if wrong:
+        raise _invalid(wrong)
     values["worker_id"] = values["worker_id"] or f"{socket.gethostname()}-{os.getpid()}"
     return Settings(**values, production=production, warnings=tuple(warnings))
 
@@ -192,7 +200,7 @@ def _first_set(setting: Setting, env: Mapping[str, str], warnings: list[str]) ->
 
 def _shown(setting: Setting, text: str) -> str:
     """The value, where it can hold no secret."""
-    return "" if setting.field == "redis_url" else f"={text[:40]!r}"
+    return "" if setting.field == "redis_url" or "://" in text else f"={text[:40]!r}"
 
 
 def _unknown_names(env: Mapping[str, str]) -> list[str]:
@@ -218,7 +226,8 @@ def _merge_timeouts(values: dict[str, Any], env: Mapping[str, str], wrong: list[
     in_seconds = values.pop("job_timeout_s")
     if in_seconds is None:
         return
-    if env.get("WORKER_TIMEOUT", "").strip() and values["timeout_s"] != in_seconds:
+    both = env.get("WORKER_TIMEOUT", "").strip(" '\"") and values["timeout_s"] is not None
+    if both and values["timeout_s"] != in_seconds:
         wrong.append("WORKER_TIMEOUT (ms) and JOB_TIMEOUT_SECONDS are both set and differ; unset one")
     values["timeout_s"] = in_seconds
 

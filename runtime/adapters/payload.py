@@ -28,16 +28,21 @@ class Signature:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         signature = inspect.signature(function)
-        self._parameters = list(signature.parameters.values())[1:]
-        self._signature = signature.replace(parameters=self._parameters)
         self._kinds = _annotations(function)
+        self._parameters = [self._spelt(p) for p in list(signature.parameters.values())[1:]]
+        returns = self._kinds.get("return", signature.return_annotation)
+        self._signature = signature.replace(parameters=self._parameters, return_annotation=returns)
         self._checked = [(p.name, self._kind(p)) for p in self._parameters if self._kind(p) not in _UNCHECKED]
         plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in self._parameters)
-        self._positional = [(p.name, self._kind(p)) for p in self._parameters] if plain else [("", Any)] * 1000
+        self._positional = [(p.name, self._kind(p)) for p in self._parameters] if plain else None
         self._result = self._kinds.get("return", Any)
 
     def __str__(self) -> str:
         return str(self._signature)
+
+    def _spelt(self, parameter: inspect.Parameter) -> inspect.Parameter:
+        """The parameter with its annotation itself, where it was written as text."""
+        return parameter.replace(annotation=self._kinds.get(parameter.name, parameter.annotation))
 
     def _kind(self, parameter: inspect.Parameter) -> Any:
         kind = self._kinds.get(parameter.name, Any)
@@ -59,7 +64,9 @@ class Signature:
 
     def unpack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """The arguments as the handler wants them. Raises as `pack` does."""
-        if not kwargs and len(args) == len(self._positional):  # the common case; binding takes ten times as long
+        if (
+            not kwargs and self._positional is not None and len(args) == len(self._positional)
+        ):  # the common case; binding takes ten times as long
             pairs = zip(args, self._positional, strict=True)
             return tuple(arg if kind is Any else _put_together(arg, kind, name) for arg, (name, kind) in pairs), kwargs
         bound = self._bind(args, kwargs)
@@ -80,7 +87,7 @@ class Signature:
         try:
             return self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{error}; it takes {self._signature}") from None
+            raise TypeError(str(error)) from None
 
 
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
@@ -113,17 +120,33 @@ def _put_together(value: Any, kind: Any, name: str) -> Any:
         return msgspec.convert(value, kind, builtin_types=_PLAIN, dec_hook=_load_model)
     except msgspec.ValidationError as error:
         raise ValueError(f"argument {name!r}: {error}") from None
-    except TypeError:  # an annotation that msgspec has no notion of: not checked
-        return value
+    except TypeError:
+        if typing.get_origin(kind) in (types.UnionType, typing.Union):
+            return _first_that_fits(value, typing.get_args(kind), name)
+        return value  # an annotation that msgspec has no notion of: not checked
 
 
-def _load_model(kind: type, value: Any) -> Any:
+def _first_that_fits(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+    """For unions that msgspec cannot tell apart by itself, such as of two dataclasses."""
+    refusals = []
+    for kind in kinds:
+        try:
+            return _put_together(value, kind, name)
+        except ValueError as error:
+            refusals.append(str(error))
+    raise ValueError(refusals[0])
+
+
+def _load_model(kind: Any, value: Any) -> Any:
     load = getattr(kind, "model_validate", None)
     if callable(load):
         return load(value)
-    if isinstance(kind, type) and isinstance(value, kind):
+    origin = typing.get_origin(kind) or kind
+    if not isinstance(origin, type) or isinstance(value, origin):
         return value
-    raise ValueError(f"Expected `{getattr(kind, '__name__', kind)}`, got `{type(value).__name__}`")
+    if issubclass(origin, dict) and isinstance(value, dict):  # OrderedDict, Counter: taken apart on their way
+        return origin(value)
+    raise ValueError(f"Expected `{origin.__name__}`, got `{type(value).__name__}`")
 
 
 def is_async(function: Any) -> bool:

@@ -126,23 +126,24 @@ def _asked_delay_s(error: BaseException) -> float | None:
     if isinstance(error, RetryLater):
         return error.delay_s
     # arq's own classes are known by name: a worker that serves no arq application never imports arq.
-    named = f"{type(error).__module__}.{type(error).__qualname__}"
-    if named == "arq.worker.Retry":
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    if "arq.worker.Retry" in names:
         return float(getattr(error, "defer_score", None) or 0) / 1000
-    return 0.0 if named == "arq.worker.RetryJob" else None
+    return 0.0 if "arq.worker.RetryJob" in names else None
 
 
 def remember(claim: Claim, outcome: Outcome, now_ms: int) -> History:
     """What the job is to know at its next claim, or in its dead letter."""
     past = claim.history
+    if isinstance(outcome, Released) and outcome.why == "unknown-handler":
+        return replace(past, unknown_since_ms=past.unknown_since_ms or claim.now_ms)
+    past = replace(past, unknown_since_ms=None) if past.unknown_since_ms else past
     match outcome:
         case Retried(failure=failure) | Dead(failure=failure):
             record = ErrorRecord(claim.attempt, now_ms, failure.error, failure.text, failure.category)
             return replace(past, errors=(*past.errors, record)[-ERRORS_KEPT:])
         case Snoozed():
             return replace(past, snoozed_since_ms=past.snoozed_since_ms or now_ms)
-        case Released(why="unknown-handler"):
-            return replace(past, unknown_since_ms=past.unknown_since_ms or claim.now_ms)
         case _:
             return past
 
@@ -195,6 +196,6 @@ def _http_status(error: BaseException) -> int | None:
                 value = getattr(holder, name, None)
                 if isinstance(value, int):
                     return value
-    except Exception:  # a property of the user's exception
+    except BaseException:  # a property of the user's exception
         return None
     return None

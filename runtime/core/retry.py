@@ -21,6 +21,9 @@ class Retry:
     ) -> None:
         if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
             raise ValueError(f"Retry(attempts={attempts!r}): attempts is a whole number from 1")
+        kinds = on if isinstance(on, tuple) else (on,)
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+            raise TypeError(f"Retry(on={on!r:.100}): on is an exception class, or a tuple of them")
         self.attempts = attempts
         self.on = on
         self.base_s = seconds(base)

@@ -13,6 +13,7 @@ from runtime.ports import Away, Entry, Ports
 
 STOP_GRACE_S = 2.0
 """How long a cancelled handler may take to clean up before its job is given back without waiting for it."""
+ANNOUNCE_S = 0.3
 LAST_SETTLE_S = 5.0
 """How long the last outcomes may take to reach the store; after that they run again when their leases lapse."""
 
@@ -51,6 +52,7 @@ class Actor:
                 await self._announce_rest()
                 if not await self._unless_hurried(self.slots.idle):
                     await self._stop_runs()
+                    self.slots.abandon()
                 self._settler.close()
                 await self._unless_hurried(self._settler.finished.wait)
                 with anyio.move_on_after(LAST_SETTLE_S):
@@ -84,7 +86,7 @@ class Actor:
 
     async def _announce_rest(self) -> None:
         """The announcement that this worker may just have taken is for another one now."""
-        with anyio.move_on_after(1.0):
+        with anyio.move_on_after(ANNOUNCE_S):
             for queue in self._queues:
                 try:
                     await self._ports.source.announce(queue)
@@ -109,10 +111,10 @@ class Actor:
         self.slots.stop("shutdown")
         with anyio.move_on_after(STOP_GRACE_S):
             await self.slots.idle()
-        self.slots.abandon()
 
     async def _give_back(self) -> None:
         await self._stop_runs()
+        self.slots.bury()
         self._settler.close()
         try:
             with anyio.move_on_after(LAST_SETTLE_S):

@@ -2,19 +2,38 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import anyio
 
 from runtime.core.job import Call
 from runtime.core.look import look_every_s
 from runtime.engine.slots import Slots
-from runtime.ports import Away, Journal, Source
+from runtime.ports import Away, Journal, Pulled, Source
 
 MOST_AT_ONCE = 100
 """Most jobs in one claim: the server serves nobody else meanwhile."""
 LEAST_WAIT_S = 0.05
 """After a claim that found nothing although something is due: others were quicker, or a clock is at its edge."""
+UNHEARD_S = 0.25
+"""While a backlog elsewhere keeps the puller from listening to announcements, a queue is asked this often."""
 LOST_RETRY_S = (0.1, 2.0)
+FIRST_CLAIM_S = 0.3
+"""How long the very first claim is waited for when the worker is told to stop meanwhile: the store may not be there."""
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What is known of a queue. All times are monotonic."""
+
+    name: str
+    due_at: float = -math.inf
+    """Something is due then."""
+    look_at: float = -math.inf
+    """To be looked at then, for jobs that nobody announces."""
+    asked_at: float = -math.inf
+    foreign_at: float = -math.inf
+    """When the last such job was found."""
 
 
 class Puller:
@@ -30,16 +49,16 @@ class Puller:
         lease_s: float,
         backlog: Callable[[], int],
     ) -> None:
-        self._queues = list(queues)
+        self._queues = [_Queue(name) for name in queues]
         self._slots = slots
         self._source = source
         self._journal = journal
         self._lease_s = lease_s
         self._backlog = backlog
-        self._due_at = dict.fromkeys(queues, -math.inf)
-        self._foreign_at = 0.0
-        self._look_at = 0.0
+        self._heard_at = -math.inf
+        self._retry_s = LOST_RETRY_S[0]
         self._rest = anyio.CancelScope()
+        self._claiming = anyio.CancelScope()
         self._draining = False
         self.turn_at: float | None = None
         """When the last turn was completed, monotonic; None before the first. Liveness is progress."""
@@ -48,10 +67,13 @@ class Puller:
         """Claim no more; `run` returns soon."""
         self._draining = True
         self._rest.cancel()
+        if self.turn_at is None:
+            self._claiming.deadline = min(self._claiming.deadline, anyio.current_time() + FIRST_CLAIM_S)
 
     async def run(self) -> None:
         """Claim until drained."""
-        self._foreign_at = anyio.current_time()
+        for queue in self._queues:
+            queue.foreign_at = anyio.current_time()
         while not self._draining:
             try:
                 await self._turn()
@@ -74,58 +96,67 @@ class Puller:
         while not self._slots.free or self._backlog() > max(self._slots.size, MOST_AT_ONCE):
             await self._slots.changed()
 
-    def _due(self) -> list[str]:
+    def _due(self) -> list[_Queue]:
+        """The queues to ask now: where something is due, and while there are such, those that were long not heard."""
         now = anyio.current_time()
-        return [queue for queue in self._queues if self._due_at[queue] <= now]
+        if all(queue.due_at > now for queue in self._queues):
+            return []
+        unheard = now - UNHEARD_S
+        return [
+            queue
+            for queue in self._queues
+            if queue.due_at <= now or (queue.asked_at <= unheard and self._heard_at <= unheard)
+        ]
 
-    async def _claim(self, queue: str) -> None:
+    async def _claim(self, queue: _Queue) -> None:
         room = min(self._slots.free, MOST_AT_ONCE)
         if not room or self._draining:
             return
         # Taken in turn: the queue that is asked now is asked last next time, also if its claim fails.
         self._queues.remove(queue)
         self._queues.append(queue)
-        with anyio.CancelScope(shield=True):  # jobs whose claim is not heard of would wait for their lease to lapse
-            pulled = await self._source.claim(queue, room)
+        # Jobs whose claim is not heard of would wait for their lease to lapse.
+        with anyio.CancelScope(shield=True) as self._claiming:
+            pulled = await self._source.claim(queue.name, room)
+        if self._claiming.cancelled_caught:
+            return
         self._slots.start(pulled.claims)
+        self._retry_s = LOST_RETRY_S[0]
+        self._learn(queue, pulled)
+
+    def _learn(self, queue: _Queue, pulled: Pulled) -> None:
         now = anyio.current_time()
         if any(isinstance(claim.call, Call) and claim.call.foreign for claim in pulled.claims):
-            self._foreign_at = now
-        self._due_at[queue] = now + self._next_s(pulled.more, bool(pulled.claims), pulled.due_in_s)
-        self._look_at = now + self._look_s(now)
-
-    @staticmethod
-    def _next_s(more: bool, found: bool, due_in_s: float | None) -> float:
-        if more:
-            return 0.0 if found else LEAST_WAIT_S
-        return math.inf if due_in_s is None else max(due_in_s, LEAST_WAIT_S)
+            queue.foreign_at = now
+        queue.asked_at = now
+        queue.look_at = now + look_every_s(now - queue.foreign_at, self._lease_s)
+        if pulled.more:
+            queue.due_at = now if pulled.claims else now + LEAST_WAIT_S
+        else:
+            queue.due_at = math.inf if pulled.due_in_s is None else now + max(pulled.due_in_s, LEAST_WAIT_S)
 
     async def _idle(self) -> None:
         """Wait for an announcement, for the next due time, or until it is time to look."""
-        now = anyio.current_time()
-        until = min(self._look_at, *self._due_at.values())
-        announced = await self._source.wait(self._queues, max(until - now, LEAST_WAIT_S))
-        now = anyio.current_time()
-        if announced is not None:
-            self._due_at[announced] = now
-        elif now >= self._look_at:
-            self._look_at = now + self._look_s(now)
-            for queue in self._queues:
-                due_in_s = await self._source.due_in(queue)
-                self._due_at[queue] = math.inf if due_in_s is None else now + due_in_s
-
-    def _look_s(self, now: float) -> float:
-        return look_every_s(now - self._foreign_at, self._lease_s)
+        until = min(min(queue.due_at, queue.look_at) for queue in self._queues)
+        names = [queue.name for queue in self._queues]
+        announced = await self._source.wait(names, max(until - anyio.current_time(), LEAST_WAIT_S))
+        now = self._heard_at = anyio.current_time()
+        for queue in self._queues:
+            if queue.name == announced:
+                queue.due_at = now
+            elif queue.look_at <= now:
+                queue.look_at = now + look_every_s(now - queue.foreign_at, self._lease_s)
+                due_in_s = await self._source.due_in(queue.name)
+                queue.due_at = math.inf if due_in_s is None else now + due_in_s
 
     async def _ride_out(self, cause: Away) -> None:
         """Wait until the store answers. After an outage that leases may not have outlived, owners go first."""
-        lost_at = self.turn_at or anyio.current_time()
-        delay_s, most_s = LOST_RETRY_S
+        lost_at = anyio.current_time() if self.turn_at is None else self.turn_at
         with anyio.CancelScope() as self._rest:
             while not self._draining:
                 self._journal.weather(str(cause))
-                await anyio.sleep(delay_s)
-                delay_s = min(2 * delay_s, most_s)
+                await anyio.sleep(self._retry_s)
+                self._retry_s = min(2 * self._retry_s, LOST_RETRY_S[1])
                 try:
                     await self._source.ping()
                     break
@@ -134,4 +165,5 @@ class Puller:
             if anyio.current_time() - lost_at > self._lease_s / 2:
                 # Their keepers extend within a quarter of a lease; whoever claims before that runs their jobs twice.
                 await anyio.sleep(self._lease_s / 4)
-        self._due_at = dict.fromkeys(self._queues, -math.inf)
+        for queue in self._queues:
+            queue.due_at = -math.inf

@@ -62,11 +62,14 @@ class Settler:
         self.finished.set()
 
     def _next_batch(self) -> Sequence[Settlement]:
-        """The oldest outcomes that go to one queue, in their order."""
+        """The oldest outcomes of the queue whose turn it is, in their order; the others keep theirs."""
         queue = self._waiting[0].claim.queue
         batch: list[Settlement] = []
-        while self._waiting and len(batch) < BATCH and self._waiting[0].claim.queue == queue:
-            batch.append(self._waiting.popleft())
+        others: list[Settlement] = []
+        while self._waiting and len(batch) < BATCH:
+            settlement = self._waiting.popleft()
+            (batch if settlement.claim.queue == queue else others).append(settlement)
+        self._waiting.extendleft(reversed(others))
         return batch
 
     async def _send(self, batch: Sequence[Settlement]) -> Sequence[Verdict]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import anyio
 
 from runtime.core.job import Call, Claim, Dead, Failure, Outcome, Released, Settlement
-from runtime.core.policy import Ended, Stop, after_run, before_run, remember
+from runtime.core.policy import Ended, Stop, after_run, before_run, describe, remember
 from runtime.core.spec import Spec
 from runtime.engine.context import Context
 from runtime.engine.statistics import Statistics
@@ -119,7 +119,10 @@ class Slots:
             self._stuck.discard(token)
             return
         now_ms = _wall_ms()
-        outcome = after_run(ended, slot.claim, slot.entry.spec.retry, now_ms, random.random())
+        try:
+            outcome = after_run(ended, slot.claim, slot.entry.spec.retry, now_ms, random.random())
+        except BaseException as error:  # an exception of the handler's that cannot even be looked at
+            outcome = Dead("permanent", describe(error))
         if outcome is None:
             self._ports.keeper.drop([token])
         else:
@@ -160,17 +163,22 @@ class Slots:
             )
 
     def abandon(self) -> None:
-        """Give back every job whose run would not end. The runs are left to the end of the process."""
+        """Give back every job whose run would not end. The runs are left to the end of the process, which is near."""
         for token in list(self._busy):
             slot = self._set_aside(token)
             if slot is not None and slot.stop != "lost":
                 self._settle(slot.claim, Released("shutdown"), slot.started_ms, slot.entry.spec)
-        self._changed.set()
+
+    def bury(self) -> None:
+        """Make dead letters of them: this process goes on, and so do the runs."""
+        for token in list(self._busy):
+            self._will_not_stop(token)
 
     def _set_aside(self, token: str) -> _Slot | None:
         slot = self._busy.pop(token, None)
         if slot is not None:
             self._stuck.add(token)
+            self._changed.set()
             self._ports.journal.stuck(slot.claim)
         return slot
 

@@ -1,6 +1,6 @@
 """What a worker has done since it started."""
 
-from runtime.core.job import Done, Outcome
+from runtime.core.job import Done, Outcome, Retried
 from runtime.core.policy import ended
 
 
@@ -23,8 +23,9 @@ class Statistics:
         self.running -= 1
 
     def count(self, outcome: Outcome) -> None:
-        if not ended(outcome):
+        if isinstance(outcome, Retried):
             self.retried += 1
+        if not ended(outcome):
             return
         self.processed += 1
         if isinstance(outcome, Done):

@@ -25,6 +25,8 @@ class Supervisor:
     async def run(self) -> None:
         """Return when every actor has drained."""
         async with anyio.create_task_group() as group:
+            if self.draining:
+                return
             for place, make in enumerate(self._make):
                 self.actors.append(make())
                 group.start_soon(self._keep_alive, place, make)

@@ -193,7 +193,6 @@ def test_every_line_of_the_log_is_json_with_the_fields_that_are_searched_for(red
         assert worker.errors() == ""
 
 
-@pytest.mark.xfail(reason="get_logger(logger=…) is a TypeError: each such line is a stack on stderr, and lost")
 def test_what_libraries_log_is_in_the_log(redis_url: str) -> None:
     with Worker(MODULE, redis=redis_url).up() as worker:
         (job,) = enqueue(redis_url, log_as_libraries_do.request())

@@ -58,11 +58,7 @@ def test_a_module_without_handlers(redis_url: str, tmp_path: Path) -> None:
             "@handler(name='a')\nasync def two(ctx): ...\n",
             ("two handlers are named 'a'", "mistaken.py:2", "mistaken.py:4"),
         ),
-        pytest.param(
-            "import sys\nsys.exit()\n",
-            ("mistaken.py:2", "SystemExit"),
-            marks=pytest.mark.xfail(reason="only an Exception is caught: the worker ends with 0 and says nothing"),
-        ),
+        ("import sys\nsys.exit()\n", ("mistaken.py:2", "SystemExit")),
     ],
     ids=["missing package", "missing name", "syntax", "any exception", "not async", "one name twice", "exit"],
 )
@@ -80,7 +76,6 @@ def test_a_module_that_cannot_be_imported(redis_url: str, tmp_path: Path, source
     ],
     ids=lambda arguments: arguments[0],
 )
-@pytest.mark.xfail(reason="redis-py says `Connect call failed`, which cause_of does not know: it says ConnectionError")
 def test_commands_say_that_redis_is_down(arguments: tuple[str, ...]) -> None:
     assert_told(command(*arguments, REDIS_URL=NOBODY), 69, "redis://127.0.0.1:1", "refused", "REDIS_URL")
 

@@ -82,7 +82,6 @@ async def test_a_batch_goes_to_one_queue(world: World) -> None:
     assert len(desk.verdicts) == 6
 
 
-@pytest.mark.xfail(reason="a batch ends at the first outcome of another queue")
 async def test_outcomes_of_two_queues_in_turns_make_a_batch_for_each(world: World) -> None:
     desk = Desk(world)
     await desk.put(*["a", "b"] * 50)

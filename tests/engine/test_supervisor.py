@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
+import trio
 
 from runtime.core.job import Done, Released
 from runtime.engine.actor import Actor
+from runtime.engine.context import Context
 from runtime.engine.supervisor import CALM_S, RESTART_S, Supervisor
 from runtime.ports import Pulled
-from tests.engine.world import World
+from tests.engine.world import CancelOnce, World
 
 HOUR_S = 3600.0
 
@@ -152,7 +155,6 @@ async def test_a_bug_that_shows_only_while_draining_is_the_end_of_that_actor(wor
 
 
 @pytest.mark.parametrize("stop", ["drain", "hurry"])
-@pytest.mark.xfail(reason="actors that are made after drain are not drained")
 async def test_a_supervisor_that_is_stopped_before_it_runs_serves_nothing(world: World, stop: str) -> None:
     row = world.store.add(queue="q")
     supervised, _ = supervisor(world, "q")
@@ -179,3 +181,24 @@ async def test_lost_redis_is_weather_and_crashes_nobody(world: World) -> None:
     assert world.diary.crashes == []
     assert not serving.over
     assert all(len(world.store.outcomes(row.id)) == 1 for row in rows)
+
+
+async def test_a_job_whose_run_would_not_end_is_not_run_beside_itself_by_the_next_actor(world: World) -> None:
+    running: list[float] = []
+
+    async def work(ctx: Context) -> None:
+        running.append(world.now)
+        while True:
+            with suppress(CancelOnce):
+                await trio.sleep_forever()
+
+    world.handle(work)
+    world.store.add(queue="ill")
+    supervised, made = supervisor(world, "ill")
+    world.serve(supervised)
+    await world.at(5)
+    break_claims(world, "ill", times=1)
+    world.store.add("nobody", queue="ill")
+    await world.at(60)
+    assert len(made) == 2
+    assert running == [0]

@@ -168,7 +168,6 @@ def test_sigterm_while_redis_is_down_ends_at_once(ledger: Ledger) -> None:
         assert_says_farewell(worker, "SIGTERM", processed=0, succeeded=0, failed=0, peak=0)
 
 
-@pytest.mark.xfail(reason="the claim on its way is waited for, 5 s, and then the announcement, 1 s")
 def test_sigterm_while_redis_does_not_answer_ends_at_once(redis_url: str, server: Server, ledger: Ledger) -> None:
     server.pause()
     with campaign.worker(redis_url, ledger).up() as worker:
@@ -339,7 +338,6 @@ def test_no_exception_of_a_handler_harms_the_worker_or_its_other_jobs(redis_url:
         assert all(json.loads(line) for line in worker.output().splitlines())
 
 
-@pytest.mark.xfail(reason="asyncio lets it through to run(): the worker ends, and its other jobs count as failed")
 def test_an_exit_in_a_task_that_a_handler_started_is_that_jobs_failure_alone(redis_url: str, ledger: Ledger) -> None:
     with campaign.worker(redis_url, ledger, slots=4).up() as worker:
         good = enqueue(redis_url, *(jobs.work.request(1) for _ in range(3)))
@@ -354,7 +352,6 @@ def test_an_exit_in_a_task_that_a_handler_started_is_that_jobs_failure_alone(red
         assert campaign.letters(redis_url)[bad]["error"] == "SystemExit"
 
 
-@pytest.mark.xfail(reason="what the policy raises is lost: the job has no outcome, and its lease is extended for ever")
 @pytest.mark.parametrize("handler", [jobs.fail_under_a_policy_that_is_wrong, jobs.raise_what_cannot_be_looked_at])
 def test_a_failure_that_cannot_be_judged_is_an_outcome_all_the_same(
     redis_url: str, ledger: Ledger, handler: Any
@@ -370,7 +367,6 @@ def test_a_failure_that_cannot_be_judged_is_an_outcome_all_the_same(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that cannot be written to")
-@pytest.mark.xfail(reason="a log line that cannot be written ends the actor, then the process, with its jobs in hand")
 def test_a_worker_whose_output_cannot_be_written_goes_on(redis_url: str, ledger: Ledger) -> None:
     with campaign.worker(redis_url, ledger, out="/dev/full").start() as worker:
         enqueue(redis_url, *(jobs.work.request(0.05) for _ in range(10)))

@@ -108,7 +108,6 @@ def test_an_object_that_is_called_asynchronously_may_be_a_handler() -> None:
     assert handler(name="greet")(Greeter()).spec.name == "greet"
 
 
-@pytest.mark.xfail(reason="its __name__ is asked for although name= is given, or its absence is not refused")
 def test_a_callable_without_a_name_is_refused_with_a_sentence() -> None:
     class Nameless:
         async def __call__(self, ctx: Any) -> None: ...
@@ -118,13 +117,11 @@ def test_a_callable_without_a_name_is_refused_with_a_sentence() -> None:
 
 
 @pytest.mark.parametrize(("option", "value"), [("queue", ""), ("queue", None), ("queue", 5), ("name", 5), ("retry", 3)])
-@pytest.mark.xfail(reason="these options are not checked")
 def test_a_queue_and_a_name_are_texts_and_a_retry_is_a_policy(option: str, value: Any) -> None:
     with pytest.raises((HandlerInvalid, OptionInvalid)):
         handler(**{option: value})(_never)
 
 
-@pytest.mark.xfail(reason="a handler without its context is found out by its first job")
 def test_a_function_that_takes_no_context_is_refused() -> None:
     async def bare() -> None: ...
 

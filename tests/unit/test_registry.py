@@ -143,7 +143,6 @@ def test_a_configuration_of_another_kind_is_refused(project: Project, value: str
     assert "[tool.runtime] handlers in pyproject.toml is not a list of module names" in project.refused()
 
 
-@pytest.mark.xfail(reason="only the innermost value is checked")
 @pytest.mark.parametrize("text", ["tool = 5", "[tool]\nruntime = 5"])
 def test_a_table_of_another_kind_is_refused(project: Project, text: str) -> None:
     project.write("pyproject.toml", text)
@@ -234,7 +233,6 @@ def test_a_wrong_option_of_a_declaration_is_told_with_its_line(project: Project)
     assert "priority=-1" in said
 
 
-@pytest.mark.xfail(reason="a module that ends the process is not taken for a broken one")
 def test_a_module_that_exits_is_broken(project: Project) -> None:
     project.write("jobs.py", "import sys\nsys.exit(3)\n")
     try:

@@ -1,5 +1,7 @@
 """How this project connects to Redis: bounded, without hidden retries, and with errors that name no secret."""
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -76,7 +78,10 @@ def cause_of(error: BaseException) -> str:
     if isinstance(error, redis.ResponseError):
         return f"the server answered {code}" if code.isupper() and code.isalpha() else "the server refused a command"
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return error.strerror.lower()
+    number = re.match(r"Error (\d+) connecting", text)
+    if number:
+        return os.strerror(int(number[1])).lower()
     for hint in ("refused", "reset", "closed", "Name or service not known", "No such file", "timed out"):
         if hint.lower() in text.lower():
             return {"closed": "connection closed", "reset": "connection reset", "refused": "connection refused"}.get(

@@ -4,11 +4,12 @@ Railway's rules: `message` is required, `level` is debug, info, warn or error, s
 can be searched for. The events of the user documents keep their names.
 """
 
+import io
 import logging
 import os
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -27,7 +28,7 @@ _COLOURS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error":
 
 def configure(level: str, style: str | None, worker_id: str, out: TextIO | None = None) -> Any:
     """Set up logging for the process and give the worker's logger. `style` None: text if `out` is a terminal."""
-    stream = out or sys.stdout
+    stream = _Stream(out or sys.stdout)
     text = style == "text" or (style is None and stream.isatty())
     render: Any = _Text(colour=_wants_colour(stream)) if text else _json
     shared: list[Any] = [
@@ -44,11 +45,41 @@ def configure(level: str, style: str | None, worker_id: str, out: TextIO | None 
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(file=stream),
+        logger_factory=structlog.PrintLoggerFactory(file=cast(TextIO, stream)),
         cache_logger_on_first_use=True,
     )
-    _route_standard_logging(level)
-    return structlog.get_logger().bind(worker_id=worker_id)
+    log = structlog.get_logger().bind(worker_id=worker_id)
+    _route_standard_logging(level, log)
+    return log
+
+
+class _Stream(io.TextIOBase):
+    """What lines are written to. A reader that has gone or a full disk costs the lines, not the jobs."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def isatty(self) -> bool:
+        return self._out.isatty()
+
+    def write(self, text: str) -> int:
+        try:
+            self._out.write(text)
+        except OSError:
+            self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._out.flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Send the rest to nowhere: what is left in the buffer would raise again when the process ends."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._out.fileno())
+        os.close(nowhere)
 
 
 def _railway_level(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
@@ -65,7 +96,7 @@ def _json(logger: WrappedLogger, name: str, event: EventDict) -> str:
         return to_json({**first, **{key: repr(value) for key, value in event.items()}}).decode("utf-8", "replace")
 
 
-def _wants_colour(stream: TextIO) -> bool:
+def _wants_colour(stream: "_Stream") -> bool:
     return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
@@ -87,17 +118,22 @@ class _Text:
 class _Forward(logging.Handler):
     """Standard logging (libraries, user code) into the same stream."""
 
+    def __init__(self, log: Any) -> None:
+        super().__init__()
+        self._log = log
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            log = structlog.get_logger(logger=record.name)
-            log.log(record.levelno, record.getMessage(), exc_info=record.exc_info or None)
+            self._log.log(
+                record.levelno, record.getMessage(), logger_name=record.name, exc_info=record.exc_info or None
+            )
         except Exception:
             self.handleError(record)
 
 
-def _route_standard_logging(level: str) -> None:
+def _route_standard_logging(level: str, log: Any) -> None:
     root = logging.getLogger()
-    root.handlers = [_Forward()]
+    root.handlers = [_Forward(log)]
     root.setLevel(max(_LEVELS[level], logging.INFO) if level != "debug" else logging.DEBUG)
     for noisy in ("aiohttp.access", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
