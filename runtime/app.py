@@ -158,9 +158,7 @@ class Worker:
             asyncio.get_running_loop().add_signal_handler(number, self._signalled, number)
         lease_s = self._settings.lease_s
         self._keeper = LeaseKeeper(self._url, lease_s, self._journal.weather)
-        self._source = RedisSource(
-            self._url, lease_s=lease_s, holds=self._keeper.holds, on_trouble=self._journal.trouble
-        )
+        self._source = RedisSource(self._url, lease_s=lease_s, keeper=self._keeper, on_trouble=self._journal.trouble)
         self._sessions = AiohttpSessions()
         self._client = Client(self._url)
         use(self._client)

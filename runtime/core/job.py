@@ -121,7 +121,7 @@ class Snoozed:
 class Released:
     """Given back as it was, attempt restored: to its old place, or (`delay_s`) for a worker that knows its handler."""
 
-    why: Literal["shutdown", "unknown-handler"]
+    why: Literal["shutdown", "unknown-handler", "no-slot"]
     delay_s: float | None = None
 
 

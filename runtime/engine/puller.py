@@ -120,7 +120,10 @@ class Puller:
             pulled = await self._source.claim(queue.name, room)
         if self._claiming.cancelled_caught:
             return
-        self._slots.start(pulled.claims)
+        # A claim whose reply was lost brings its jobs again, when another queue may have taken the slots.
+        free = self._slots.free
+        self._slots.start(pulled.claims[:free])
+        self._slots.decline(pulled.claims[free:])
         self._retry_s = LOST_RETRY_S[0]
         self._learn(queue, pulled)
 

@@ -88,6 +88,11 @@ class Slots:
         finally:  # whatever a bug of ours kept from starting is not to be kept from lapsing
             self._ports.keeper.drop([claim.token for claim in waiting])
 
+    def decline(self, claims: Sequence[Claim]) -> None:
+        """Give these back: there is no slot for them."""
+        for claim in claims:
+            self._settle(claim, Released("no-slot"), _wall_ms(), None)
+
     def _start(self, claim: Claim) -> None:
         call = claim.call
         entry = self._entries.get(call.handler) if isinstance(call, Call) else None

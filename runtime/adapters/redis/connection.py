@@ -23,7 +23,7 @@ CONNECTIONS = 8
 
 
 def _options(url: str, reply_s: float) -> dict[str, Any]:
-    options: dict[str, Any] = {"socket_connect_timeout": CONNECT_S, "socket_timeout": reply_s}
+    options: dict[str, Any] = {"socket_connect_timeout": min(CONNECT_S, reply_s), "socket_timeout": reply_s}
     if urlsplit(url).scheme == "rediss":
         options["ssl_check_hostname"] = True  # redis-py 5 verifies the chain, but not the name
     return options
@@ -42,8 +42,8 @@ def connect(url: str, *, connections: int = CONNECTIONS, reply_s: float = REPLY_
     return redis.asyncio.Redis.from_pool(pool)  # closes the pool with the client
 
 
-def connect_blocking(url: str, *, reply_s: float = REPLY_S) -> Any:
-    """A client with one connection, for a thread of its own."""
+def connect_blocking(url: str, *, reply_s: float) -> Any:
+    """A client with one connection, for a thread of its own; no call of it takes longer than about `reply_s`."""
     return redis.Redis.from_url(
         url,
         max_connections=1,

@@ -32,7 +32,7 @@ class LeaseKeeper:
 
     def __init__(self, url: str, lease_s: float, on_trouble: Callable[[str], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._redis = connect_blocking(url, reply_s=min(2.0, lease_s / 4))
+        self._redis = connect_blocking(url, reply_s=lease_s / 8)
         self._lease_ms = round(lease_s * 1000)
         self._beat_s = lease_s / 4
         self._on_trouble = on_trouble
@@ -41,6 +41,8 @@ class LeaseKeeper:
         self._wake = threading.Event()
         self._deep = False
         self._closing = False
+        self._failing_since: float | None = None
+        self._owners_until = 0.0
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
 
     def start(self) -> None:
@@ -71,6 +73,17 @@ class LeaseKeeper:
     def holds(self, token: str) -> bool:
         return token in self._held
 
+    def owners_first_s(self) -> float | None:
+        """How long strangers' jobs are not to be claimed, after an outage that leases may not have outlived.
+
+        Their owners' keepers extend them again within a quarter of a lease of its end. None: it is not over, for all
+        that this keeper knows.
+        """
+        since = self._failing_since
+        if since is not None and time.monotonic() - since > 2 * self._beat_s:
+            return None
+        return max(0.0, self._owners_until - time.monotonic())
+
     def _run(self) -> None:
         pause_s: float | None = self._beat_s
         while True:
@@ -78,13 +91,19 @@ class LeaseKeeper:
             self._wake.clear()
             if self._closing:
                 return
+            began = time.monotonic()
             try:
                 self._beat()
-                pause_s = self._next_pause_s()
             except Exception as error:  # whatever it is, the leases are to be tried again
                 pause_s = min(LOST_RETRY_S, self._beat_s)
+                self._failing_since = self._failing_since or began
                 self._tell(f"extend: {cause_of(error)}")
                 self._redis.connection_pool.disconnect()
+            else:
+                pause_s = self._next_pause_s()
+                if self.owners_first_s() is None:
+                    self._owners_until = time.monotonic() + self._beat_s
+                self._failing_since = None
 
     def _next_pause_s(self) -> float | None:
         """A beat from now; for ever where nothing is held, until `hold` wakes us."""
@@ -93,9 +112,15 @@ class LeaseKeeper:
             return None if self._deep else self._beat_s
 
     def _beat(self) -> None:
+        trouble: list[Exception] = []
         for queue, due in self._due().items():
             for at in range(0, len(due), BATCH):
-                self._extend(queue, due[at : at + BATCH])
+                try:
+                    self._extend(queue, due[at : at + BATCH])
+                except Exception as error:  # one queue's trouble is not to cost the others their leases
+                    trouble.append(error)
+        if trouble:
+            raise trouble[0]
 
     def _due(self) -> dict[str, list[_Held]]:
         """What has gone without an extension for most of a beat, by queue."""

@@ -1,15 +1,18 @@
 """The queue in Redis, as the engine wants it: `ports.Source`."""
 
+import asyncio
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.adapters.payload import from_json, to_json
 from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.connection import away_when_lost, connect
+from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.core.job import (
     NEW,
     Call,
@@ -17,6 +20,7 @@ from runtime.core.job import (
     Claim,
     Dead,
     Done,
+    Failure,
     History,
     Released,
     Settlement,
@@ -40,18 +44,18 @@ class RedisSource:
         url: str,
         *,
         lease_s: float,
-        holds: Callable[[str], bool] = lambda token: False,
+        keeper: LeaseKeeper | None = None,
         on_trouble: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.incarnation = f"{os.getpid():x}-{secrets.token_hex(6)}"
         self.redis = connect(url)
         self._bell = connect(url, connections=1, reply_s=WAIT_REPLY_S)
         self._lease_ms = round(lease_s * 1000)
-        self._holds = holds
+        self._keeper = keeper
         self._on_trouble = on_trouble
         self._claims: dict[str, _ClaimState] = {}
         self._settle_seq = 0
-        self._unanswered: dict[str, tuple[Sequence[Settlement], int]] = {}
+        self._unanswered: dict[str, _Sending] = {}
         self._server_ahead_s = 0.0
         """The server's clock less our monotonic one, as of the last claim."""
         self.away: str | None = "not asked yet"
@@ -68,7 +72,11 @@ class RedisSource:
         self.away = None
 
     async def claim(self, queue: str, room: int) -> Pulled:
-        state = self._claims.setdefault(queue, _ClaimState())
+        state = self._claims.get(queue)
+        if state is None:
+            await self._spare_leases_after_a_restart(queue)
+            state = self._claims[queue] = _ClaimState()
+        await self._let_owners_go_first()
         again = state.unanswered
         if not again:
             state.seq += 1
@@ -86,7 +94,7 @@ class RedisSource:
                 disowned=state.disowned,
             )
         state.unanswered = False
-        state.disowned = [token for token in reply.lapsed if not self._holds(token)]
+        state.disowned = [token for token in reply.lapsed if not (self._keeper and self._keeper.holds(token))]
         state.go_on(reply.offset)
         self._server_ahead_s = reply.now_ms / 1000 - time.monotonic()
         self._tell(reply.trouble)
@@ -96,6 +104,24 @@ class RedisSource:
             due_in_s = min(1.0, due_in_s or 1.0)
         claims = [self._claim(queue, leased, reply.now_ms) for leased in reply.jobs]
         return Pulled(claims, reply.more or bool(state.disowned), due_in_s)
+
+    async def _spare_leases_after_a_restart(self, queue: str) -> None:
+        """Before the first claim: a server that has just come up may hold leases whose owners are on their way."""
+        with self._asking("look"):
+            leases = await self.redis.exists(keys.later(queue))
+            info = await self.redis.info("server") if leases else {}
+        if info.get("uptime_in_seconds", self._lease_ms) * 1000 < self._lease_ms:
+            await asyncio.sleep(self._lease_ms / 4000)
+
+    async def _let_owners_go_first(self) -> None:
+        """After an outage that this worker's keeper has seen, though perhaps nobody else of it did."""
+        if self._keeper is None:
+            return
+        wait_s = self._keeper.owners_first_s()
+        if wait_s is None:
+            raise Away("the leases cannot be extended yet")
+        if wait_s:
+            await asyncio.sleep(wait_s)
 
     def _claim(self, queue: str, leased: scripts.Leased, now_ms: int) -> Claim:
         call = _call_of(leased)
@@ -115,33 +141,23 @@ class RedisSource:
         )
 
     async def settle(self, queue: str, batch: Sequence[Settlement]) -> Sequence[Verdict]:
-        before, seq = self._unanswered.get(queue, (None, 0))
-        if before is not batch:
-            self._settle_seq += 1
-            seq = self._settle_seq
-        self._unanswered[queue] = (batch, seq)
-        settlings = [_settling(settlement) for settlement in batch]
-        with self._asking("settle"):
-            reply = await scripts.settle(self.redis, queue, settlings, incarnation=self.incarnation, seq=seq)
-            verdicts = await self._with_bodies(queue, batch, reply.verdicts)
+        sending = self._unanswered.get(queue)
+        if sending is None or sending.batch is not batch:
+            sending = self._unanswered[queue] = _Sending(batch)
+        while (part := sending.next_part()) is not None:
+            if part.seq is None:
+                self._settle_seq += 1
+                part.seq = self._settle_seq
+            with self._asking("settle"):
+                reply = await scripts.settle(
+                    self.redis, queue, part.settlings, incarnation=self.incarnation, seq=part.seq
+                )
+            sending.answered(part, reply.verdicts)
+            self._tell(reply.trouble)
+            for job_id in reply.dropped:
+                self._on_trouble(f"the dead letter of job {job_id!a} was dropped to make room for newer ones")
         del self._unanswered[queue]
-        self._tell(reply.trouble)
-        for job_id in reply.dropped:
-            self._on_trouble(f"the dead letter of job {job_id!r} was dropped to make room for newer ones")
-        return ["settled" if verdict == "1" else "refused" for verdict in verdicts]
-
-    async def _with_bodies(self, queue: str, batch: Sequence[Settlement], verdicts: str) -> str:
-        """Send those again, with their bodies, whose body expired while they ran."""
-        places = [place for place, verdict in enumerate(verdicts) if verdict == "2"]
-        if not places:
-            return verdicts
-        self._settle_seq += 1
-        again = [_settling(batch[place], with_body=True) for place in places]
-        reply = await scripts.settle(self.redis, queue, again, incarnation=self.incarnation, seq=self._settle_seq)
-        answers = list(verdicts)
-        for place, verdict in zip(places, reply.verdicts, strict=True):
-            answers[place] = verdict
-        return "".join(answers)
+        return ["settled" if verdict == "1" else "refused" for verdict in sending.verdicts]
 
     async def wait(self, queues: Sequence[str], timeout_s: float) -> str | None:
         names = [keys.mark(queue) for queue in queues]
@@ -209,6 +225,8 @@ def _call_of(leased: scripts.Leased) -> Call | Unreadable:
         return wire.decode_call(leased.body)
     if leased.kind == "none":
         return Unreadable("the body is missing: it expired in the queue, or was deleted")
+    if leased.kind == "oversized":
+        return Unreadable(f"the body has more than {wire.MAX_BODY} bytes")
     return Unreadable(f"the body's key is a {leased.kind}, not a string")
 
 
@@ -223,7 +241,61 @@ def _history_of(own: bytes | None) -> History:
         return NEW
 
 
+MOST_BYTES = 8 * 2**20
+"""About the most that goes to the server in one call, if a single outcome is not more."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """Outcomes of a batch that go in one call, and the number under which they do, whenever they are sent again."""
+
+    places: list[int] = field(default_factory=list)
+    settlings: list[scripts.Settling] = field(default_factory=list)
+    size: int = 0
+    seq: int | None = None
+
+
+class _Sending:
+    """A batch on its way: what has been answered is not sent again."""
+
+    def __init__(self, batch: Sequence[Settlement]) -> None:
+        self.batch = batch
+        self.verdicts = ["0"] * len(batch)
+        self._parts: list[_Part] = []
+        for place, settlement in enumerate(batch):
+            self._add(place, _settling(settlement))
+
+    def _add(self, place: int, settling: scripts.Settling) -> None:
+        size = len(settling.result) + len(settling.body) + len(settling.letter) + len(settling.own)
+        if not self._parts or self._parts[-1].size + size > MOST_BYTES:
+            self._parts.append(_Part())
+        part = self._parts[-1]
+        part.places.append(place)
+        part.settlings.append(settling)
+        part.size += size
+
+    def next_part(self) -> _Part | None:
+        return self._parts[0] if self._parts else None
+
+    def answered(self, part: _Part, verdicts: str) -> None:
+        self._parts.remove(part)
+        for place, verdict in zip(part.places, verdicts, strict=True):
+            self.verdicts[place] = verdict
+            if verdict == "2":  # the body expired while it ran: once more, with it
+                self._parts.append(_Part([place], [_settling(self.batch[place], with_body=True)]))
+
+
 def _settling(settlement: Settlement, *, with_body: bool = False) -> scripts.Settling:
+    """An outcome as it is sent. One that cannot be written becomes a dead letter: it must not stop the others."""
+    try:
+        return _as_asked(settlement, with_body)
+    except Exception as error:
+        failure = Failure("Unwritable", f"its outcome cannot be written ({type(error).__name__})", "permanent")
+        claim = replace(settlement.claim, call=Unreadable(failure.text))
+        return _as_asked(replace(settlement, claim=claim, outcome=Dead("undecodable", failure)), with_body)
+
+
+def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
     claim, outcome = settlement.claim, settlement.outcome
     clear = ("a" if claim.abort_ms is not None else "") + ("u" if claim.history.unknown_since_ms else "")
     common: dict[str, Any] = {
@@ -246,7 +318,7 @@ def _settling(settlement: Settlement, *, with_body: bool = False) -> scripts.Set
                 body=claim.body if letter else b"",
                 flags=("c" if isinstance(outcome, Done) else "f") + clear,
             )
-        case Released(why="shutdown"):
+        case Released(why="shutdown" | "no-slot"):
             return scripts.Settling(**common, what="back", keep_starts=attempt_after(claim, outcome), body=body)
         case _:
             unknown = isinstance(outcome, Released)
@@ -257,7 +329,7 @@ def _settling(settlement: Settlement, *, with_body: bool = False) -> scripts.Set
                 keep_starts=attempt_after(claim, outcome),
                 delay_ms=round((outcome.delay_s or 0.0) * 1000),
                 own=f"{claim.history.crashes}|".encode() + to_json(settlement.history),
-                letter=name.encode("utf-8", "surrogateescape"),
+                letter=name.encode("utf-8", "backslashreplace"),
                 body=body,
                 flags="n" if unknown else clear,
             )
