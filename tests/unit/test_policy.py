@@ -423,9 +423,7 @@ def test_an_exception_whose_text_is_no_text_is_told_nevertheless() -> None:
 
 @pytest.mark.parametrize("raised", [ValueError, SystemExit, asyncio.CancelledError])
 @pytest.mark.parametrize("name", ["response", "status", "status_code"])
-def test_an_exception_whose_status_cannot_be_read_is_told_nevertheless(
-    name: str, raised: type[BaseException]
-) -> None:
+def test_an_exception_whose_status_cannot_be_read_is_told_nevertheless(name: str, raised: type[BaseException]) -> None:
 
     def fail(self: object) -> int:
         raise raised
