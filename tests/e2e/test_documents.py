@@ -10,7 +10,6 @@ import time
 from datetime import datetime
 from typing import Any
 
-import pytest
 from redis import Redis
 
 from runtime import Client
