@@ -36,7 +36,9 @@ def _parse(text: str) -> float:
 
 
 def spell(length_s: float) -> str:
-    """`length_s` as a person would say it: `0.3 s`, `45 s`, `5 m`, `1 h 30 m`."""
+    """`length_s` as a person would say it: `300 ms`, `4.5 s`, `45 s`, `5 m`, `1 h 30 m`."""
+    if length_s < 0.9995:
+        return f"{1000 * length_s:.0f} ms"
     if length_s < 60:
         return f"{length_s:.1f} s".replace(".0 ", " ")
     whole = round(length_s)

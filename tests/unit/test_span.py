@@ -78,8 +78,9 @@ def test_no_text_is_read_as_anything_but_a_length_of_time(text: str) -> None:
 @pytest.mark.parametrize(
     ("length_s", "said"),
     [
-        (0, "0 s"),
-        (0.3, "0.3 s"),
+        (0, "0 ms"),
+        (0.3, "300 ms"),
+        (0.9996, "1 s"),
         (45, "45 s"),
         (59.9, "59.9 s"),
         (60, "1 m"),

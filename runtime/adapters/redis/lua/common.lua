@@ -58,3 +58,10 @@ local function defer(queue, later, id, due, p)
   end
   return try('ZADD', queue, score, id)
 end
+
+-- Lapsed, and yet nobody has touched it since its last extension: neither its score, nor its count of starts.
+local function untouched(queue, later, job)
+  local score = try('ZSCORE', queue, job.id)
+  local when = try('ZSCORE', later, member(job.token, job.place, job.id))
+  return score and when and tonumber(score) == tonumber(when) and try('GET', RETRY .. job.id) == job.starts
+end

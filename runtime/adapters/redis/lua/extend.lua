@@ -18,13 +18,6 @@ end
 held = redis.call('MGET', unpack(held))
 local flags = try('ZMSCORE', abort, unpack(ids)) or {}
 
--- Lapsed, and yet nobody has touched it since our last extension: neither its score, nor its count of starts.
-local function untouched(job)
-  local score = try('ZSCORE', queue, job.id)
-  local when = try('ZSCORE', later, member(job.token, job.place, job.id))
-  return score and when and tonumber(score) == tonumber(when) and try('GET', RETRY .. job.id) == job.starts
-end
-
 -- Living leases first, scores last: out of memory, a server lets an expiry be set, and after that everything else.
 local ours = {}
 for n, job in ipairs(jobs) do
@@ -34,7 +27,7 @@ for n, job in ipairs(jobs) do
   end
 end
 for n, job in ipairs(jobs) do
-  if not held[n] and untouched(job) then
+  if not held[n] and untouched(queue, later, job) then
     redis.call('SET', IN_PROGRESS .. job.id, job.token, 'PX', lease)
     ours[n] = true
   end

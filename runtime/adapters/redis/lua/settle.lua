@@ -32,15 +32,9 @@ local function flagged(job, flag)
   return string.find(job.flags, flag, 1, true) ~= nil
 end
 
-local function untouched(job)
-  local score = try('ZSCORE', queue, job.id)
-  local when = try('ZSCORE', later, member(job.token, job.place, job.id))
-  return score and when and tonumber(score) == tonumber(when) and try('GET', RETRY .. job.id) == job.starts
-end
-
 local verdicts, refused = {}, false
 for n, job in ipairs(jobs) do
-  local mine = held[n] == job.token or (not held[n] and untouched(job))
+  local mine = held[n] == job.token or (not held[n] and untouched(queue, later, job))
   verdicts[n] = mine and 1 or 0
   refused = refused or not mine
 end
