@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from redis.exceptions import ConnectionError, TimeoutError
+
 from runtime.adapters.redis import scripts
 from runtime.adapters.redis.connection import cause_of, connect_blocking
 from runtime.core.job import Claim
@@ -96,7 +98,8 @@ class LeaseKeeper:
                 self._beat()
             except Exception as error:  # whatever it is, the leases are to be tried again
                 pause_s = min(LOST_RETRY_S, self._beat_s)
-                self._failing_since = self._failing_since or began
+                if isinstance(error, ConnectionError | TimeoutError | OSError):
+                    self._failing_since = self._failing_since or began
                 self._tell(f"extend: {cause_of(error)}")
                 self._redis.connection_pool.disconnect()
             else:
@@ -158,6 +161,7 @@ class LeaseKeeper:
             self._loop.call_soon_threadsafe(call, *args)
         except RuntimeError:  # the loop is closed: nobody is left to tell
             self._closing = True
+            self._wake.set()
 
 
 def _lease(held: _Held, now: float) -> scripts.Lease:

@@ -42,6 +42,11 @@ BODY_AFTER_EXPIRY_S = 7 * DAY_S
 ONCE_S = 30 * DAY_S
 
 
+def of(prefix: str, job_id: str) -> bytes:
+    """The key of a single job. Ids that are no Unicode came as bytes, and go as the same."""
+    return prefix.encode() + job_id.encode("utf-8", "surrogateescape")
+
+
 def later(queue: str) -> str:
     return f"rt:{queue}:later"
 

@@ -21,8 +21,8 @@ class RedisLedger:
         self._redis = redis
 
     async def begin(self, claim: Claim, step: str) -> Step:
-        async def ask() -> tuple[str, bytes | None]:
-            return await scripts.begin_step(self._redis, claim.id, claim.token, _instance(claim, step))
+        async def ask(again: bool) -> tuple[str, bytes | None]:
+            return await scripts.begin_step(self._redis, claim.id, claim.token, _instance(claim, step), again=again)
 
         state, value = await _while_ours(claim, ask, lambda answer: answer[0])
         match state:
@@ -36,18 +36,20 @@ class RedisLedger:
     async def finish(self, claim: Claim, step: str, value: object) -> None:
         data = pickles.dumps(value)
 
-        async def ask() -> str:
+        async def ask(again: bool) -> str:
             return await scripts.finish_step(self._redis, claim.id, claim.token, _instance(claim, step), data)
 
         await _while_ours(claim, ask, lambda answer: answer)
 
 
-async def _while_ours(claim: Claim, ask: Callable[[], Awaitable[T]], state_of: Callable[[T], str]) -> T:
+async def _while_ours(claim: Claim, ask: Callable[[bool], Awaitable[T]], state_of: Callable[[T], str]) -> T:
+    again = False
     while True:
         try:
             with away_when_lost("once"):
-                answer = await ask()
+                answer = await ask(again)
         except Away:
+            again = True
             await asyncio.sleep(RETRY_S)
             continue
         state = state_of(answer)
@@ -61,4 +63,4 @@ async def _while_ours(claim: Claim, ask: Callable[[], Awaitable[T]], state_of: C
 def _instance(claim: Claim, step: str) -> str:
     """The step's name within this enqueue of the id: a later job of the same id takes its steps anew."""
     enqueued_ms = claim.call.enqueued_ms if isinstance(claim.call, Call) else 0
-    return f"{enqueued_ms}:{step}"
+    return f"{enqueued_ms}:{step}".encode("utf-8", "backslashreplace").decode()

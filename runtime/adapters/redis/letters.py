@@ -36,10 +36,11 @@ async def each(redis: Any, queue: str) -> AsyncIterator[dict[str, Any]]:
 
 async def find(redis: Any, job_id: str) -> dict[str, Any] | None:
     """One letter, with `args` and `kwargs` where its body can be read; None if there is none."""
-    data, body = await redis.hmget(keys.LETTER + job_id, "letter", "body")
+    data, body = await redis.hmget(keys.of(keys.LETTER, job_id), "letter", "body")
     if data is None:
         return None
     letter: dict[str, Any] = from_json(data, dict)
+    letter["id"] = job_id
     letter["body_bytes"] = len(body or b"")
     call = wire.decode_call(body) if body else None
     if isinstance(call, Call):
@@ -57,9 +58,10 @@ async def discard(redis: Any, letters: Sequence[dict[str, Any]]) -> int:
     count = 0
     for letter in letters:
         async with redis.pipeline(transaction=True) as pipe:
-            pipe.zrem(keys.dead(letter["queue"]), letter["id"])
-            pipe.delete(keys.LETTER + letter["id"])
-            pipe.delete(keys.LETTER + letter["id"] + ":original", keys.ONCE + letter["id"])
+            job_id = letter["id"]
+            pipe.zrem(keys.dead(letter["queue"]), keys.of("", job_id))
+            pipe.delete(keys.of(keys.LETTER, job_id))
+            pipe.delete(keys.of(keys.LETTER, job_id) + b":original", keys.of(keys.ONCE, job_id))
             count += (await pipe.execute())[1]
     return count
 

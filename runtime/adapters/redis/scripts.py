@@ -21,13 +21,13 @@ class Script:
         self.source = source.encode()
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
-    async def __call__(self, redis: Any, names: Sequence[str], args: Sequence[Any]) -> Any:
+    async def __call__(self, redis: Any, names: Sequence[str | bytes], args: Sequence[Any]) -> Any:
         try:
             return await redis.execute_command("EVALSHA", self.sha, len(names), *names, *args)
         except NoScriptError:  # a new server, a failover, or a SCRIPT FLUSH
             return await redis.execute_command("EVAL", self.source, len(names), *names, *args)
 
-    def blocking(self, redis: Any, names: Sequence[str], args: Sequence[Any]) -> Any:
+    def blocking(self, redis: Any, names: Sequence[str | bytes], args: Sequence[Any]) -> Any:
         try:
             return redis.execute_command("EVALSHA", self.sha, len(names), *names, *args)
         except NoScriptError:
@@ -226,9 +226,11 @@ async def settle(
     return SettleReply(verdicts.decode(), _texts(dropped), _texts(trouble))
 
 
-async def begin_step(redis: Any, job_id: str, token: str, step: str) -> tuple[str, bytes | None]:
-    """`lost`, `lapsed`, `new`, `begun` or `done`, and the value of a step that is done."""
-    return await _step(redis, job_id, token, step, "begin", b"")
+async def begin_step(
+    redis: Any, job_id: str, token: str, step: str, *, again: bool = False
+) -> tuple[str, bytes | None]:
+    """`lost`, `lapsed`, `new`, `begun` or `done`, and the value of a step that is done. `again`: the reply was lost."""
+    return await _step(redis, job_id, token, step, "begin-again" if again else "begin", b"")
 
 
 async def finish_step(redis: Any, job_id: str, token: str, step: str, value: bytes) -> str:
@@ -239,7 +241,7 @@ async def finish_step(redis: Any, job_id: str, token: str, step: str, value: byt
 
 async def _step(redis: Any, job_id: str, token: str, step: str, what: str, value: bytes) -> tuple[str, bytes | None]:
     state, known = await script("once")(
-        redis, [keys.IN_PROGRESS + job_id, keys.ONCE + job_id], [token, step, what, value, keys.ONCE_S]
+        redis, [keys.of(keys.IN_PROGRESS, job_id), keys.of(keys.ONCE, job_id)], [token, step, what, value, keys.ONCE_S]
     )
     return state.decode(), known
 
@@ -247,8 +249,8 @@ async def _step(redis: Any, job_id: str, token: str, step: str, what: str, value
 async def revive(redis: Any, queue: str, job_id: str, *, priority: int) -> str:
     """Put a dead letter's job back: `done`, `gone`, `empty` or `exists`."""
     prefixes = (keys.LETTER, keys.JOB, keys.RESULT, keys.RETRY, keys.OWN)
-    names = [queue, keys.mark(queue), keys.dead(queue), *(prefix + job_id for prefix in prefixes)]
-    reply: bytes = await script("revive")(redis, names, [job_id, keys.BODY_S * 1000, priority])
+    names: list[Any] = [queue, keys.mark(queue), keys.dead(queue), *(keys.of(prefix, job_id) for prefix in prefixes)]
+    reply: bytes = await script("revive")(redis, names, [keys.of("", job_id), keys.BODY_S * 1000, priority])
     return reply.decode()
 
 

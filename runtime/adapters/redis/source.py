@@ -241,6 +241,7 @@ def _history_of(own: bytes | None) -> History:
         return NEW
 
 
+LONGEST_S = 10 * 365 * keys.DAY_S
 MOST_BYTES = 8 * 2**20
 """About the most that goes to the server in one call, if a single outcome is not more."""
 
@@ -295,6 +296,11 @@ def _settling(settlement: Settlement, *, with_body: bool = False) -> scripts.Set
         return _as_asked(replace(settlement, claim=claim, outcome=Dead("undecodable", failure)), with_body)
 
 
+def _ms(length_s: float) -> int:
+    """In ms, and within what the server takes: no handler's wish may stop what is settled with it."""
+    return round(1000 * min(max(length_s, 0.0), LONGEST_S))
+
+
 def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
     claim, outcome = settlement.claim, settlement.outcome
     clear = ("a" if claim.abort_ms is not None else "") + ("u" if claim.history.unknown_since_ms else "")
@@ -307,7 +313,7 @@ def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
     body = claim.body if with_body else b""
     match outcome:
         case Done() | Dead() | Cancelled():
-            keep_ms = round(settlement.keep_result_s * 1000)
+            keep_ms = _ms(settlement.keep_result_s)
             letter = to_json(wire.letter_of(claim, settlement)) if isinstance(outcome, Dead) else b""
             return scripts.Settling(
                 **common,
@@ -327,7 +333,7 @@ def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
                 **common,
                 what="again",
                 keep_starts=attempt_after(claim, outcome),
-                delay_ms=round((outcome.delay_s or 0.0) * 1000),
+                delay_ms=_ms(outcome.delay_s or 0.0),
                 own=f"{claim.history.crashes}|".encode() + to_json(settlement.history),
                 letter=name.encode("utf-8", "backslashreplace"),
                 body=body,

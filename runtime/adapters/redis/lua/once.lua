@@ -1,7 +1,8 @@
 -- Notes that a step of a job begins, or what it gave; only for the token that owns the job.
 --
 -- KEYS  1 arq:in-progress:<id>  2 rt:once:<id>
--- ARGV  1 token  2 step  3 'begin' or 'finish'  4 value (finish)  5 how long the steps are kept (s)
+-- ARGV  1 token  2 step  3 'begin', 'begin-again' (the reply was lost) or 'finish'  4 value (finish)
+--       5 how long the steps are kept (s)
 -- Gives { 'lost' (another owner) | 'lapsed' (nobody's, for now) | 'new' | 'begun' | 'done', value or nil }
 
 local lease, steps = KEYS[1], KEYS[2]
@@ -17,8 +18,8 @@ if what == 'finish' then
   return { 'done', false }
 end
 local known = redis.call('HGET', steps, step)
-if not known then
-  redis.call('HSET', steps, step, 'b')
+if not known or (what == 'begin-again' and known == 'b' .. token) then
+  redis.call('HSET', steps, step, 'b' .. token)
   redis.call('EXPIRE', steps, keep)
   return { 'new', false }
 end
