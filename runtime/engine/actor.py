@@ -14,6 +14,7 @@ from runtime.ports import Away, Entry, Ports
 STOP_GRACE_S = 2.0
 """How long a cancelled handler may take to clean up before its job is given back without waiting for it."""
 ANNOUNCE_S = 0.3
+"""How long telling other workers may take when this one stops."""
 LAST_SETTLE_S = 5.0
 """How long the last outcomes may take to reach the store; after that they run again when their leases lapse."""
 
