@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import ConnectionError, TimeoutError
 
-from runtime.adapters.redis import scripts
+from runtime.adapters.redis import keys, scripts
 from runtime.adapters.redis.connection import cause_of, connect_blocking
 from runtime.core.job import Claim
 from runtime.ports import Notice
@@ -167,7 +167,7 @@ class LeaseKeeper:
 def _lease(held: _Held, now: float) -> scripts.Lease:
     claim = held.claim
     return scripts.Lease(
-        claim.id.encode("utf-8", "surrogateescape"),
+        keys.id_bytes(claim.id),
         claim.token,
         claim.place,
         claim.starts,

@@ -43,8 +43,18 @@ ONCE_S = 30 * DAY_S
 
 
 def of(prefix: str, job_id: str) -> bytes:
-    """The key of a single job. Ids that are no Unicode came as bytes, and go as the same."""
-    return prefix.encode() + job_id.encode("utf-8", "surrogateescape")
+    """The key of a single job."""
+    return prefix.encode() + id_bytes(job_id)
+
+
+def id_text(raw: bytes) -> str:
+    """A job's id as text. One that is no Unicode keeps its bytes, for `id_bytes` to give back."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def id_bytes(job_id: str) -> bytes:
+    """A job's id as the store has it."""
+    return job_id.encode("utf-8", "surrogateescape")
 
 
 def later(queue: str) -> str:

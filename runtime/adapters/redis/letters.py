@@ -28,7 +28,7 @@ async def each(redis: Any, queue: str) -> AsyncIterator[dict[str, Any]]:
     start = 0
     while ids := await redis.zrevrange(keys.dead(queue), start, start + PAGE - 1):
         for job_id in ids:
-            letter = await find(redis, job_id.decode("utf-8", "surrogateescape"))
+            letter = await find(redis, keys.id_text(job_id))
             if letter is not None:
                 yield letter
         start += PAGE
@@ -59,7 +59,7 @@ async def discard(redis: Any, letters: Sequence[dict[str, Any]]) -> int:
     for letter in letters:
         async with redis.pipeline(transaction=True) as pipe:
             job_id = letter["id"]
-            pipe.zrem(keys.dead(letter["queue"]), keys.of("", job_id))
+            pipe.zrem(keys.dead(letter["queue"]), keys.id_bytes(job_id))
             pipe.delete(keys.of(keys.LETTER, job_id))
             pipe.delete(keys.of(keys.LETTER, job_id) + b":original", keys.of(keys.ONCE, job_id))
             count += (await pipe.execute())[1]

@@ -250,7 +250,7 @@ async def revive(redis: Any, queue: str, job_id: str, *, priority: int) -> str:
     """Put a dead letter's job back: `done`, `gone`, `empty` or `exists`."""
     prefixes = (keys.LETTER, keys.JOB, keys.RESULT, keys.RETRY, keys.OWN)
     names: list[Any] = [queue, keys.mark(queue), keys.dead(queue), *(keys.of(prefix, job_id) for prefix in prefixes)]
-    reply: bytes = await script("revive")(redis, names, [keys.of("", job_id), keys.BODY_S * 1000, priority])
+    reply: bytes = await script("revive")(redis, names, [keys.id_bytes(job_id), keys.BODY_S * 1000, priority])
     return reply.decode()
 
 

@@ -1,6 +1,7 @@
 """The queue in Redis, as the engine wants it: `ports.Source`."""
 
 import asyncio
+import math
 import os
 import secrets
 import time
@@ -110,7 +111,7 @@ class RedisSource:
         with self._asking("look"):
             leases = await self.redis.exists(keys.later(queue))
             info = await self.redis.info("server") if leases else {}
-        if info.get("uptime_in_seconds", self._lease_ms) * 1000 < self._lease_ms:
+        if info.get("uptime_in_seconds", math.inf) * 1000 < self._lease_ms:
             await asyncio.sleep(self._lease_ms / 4000)
 
     async def _let_owners_go_first(self) -> None:
@@ -127,7 +128,7 @@ class RedisSource:
         call = _call_of(leased)
         job_try = call.job_try if isinstance(call, Call) else None
         return Claim(
-            id=leased.id.decode("utf-8", "surrogateescape"),
+            id=keys.id_text(leased.id),
             queue=queue,
             token=leased.token,
             place=leased.place,
@@ -305,7 +306,7 @@ def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
     claim, outcome = settlement.claim, settlement.outcome
     clear = ("a" if claim.abort_ms is not None else "") + ("u" if claim.history.unknown_since_ms else "")
     common: dict[str, Any] = {
-        "id": claim.id.encode("utf-8", "surrogateescape"),
+        "id": keys.id_bytes(claim.id),
         "token": claim.token,
         "place": claim.place,
         "starts": claim.starts,
