@@ -20,19 +20,19 @@ check: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.benchmarks
 
-# Hashed, and without the address of any index.
+# Hashed, and without the address of any index. The first is the image's, the second `make run`'s.
+COMPILE := $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate --no-header --allow-unsafe
 lock: $(VENV)/dev.stamp
 	$(BIN)/pip install --quiet pip-tools
-	$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate --no-header --allow-unsafe \
-	  --extra embedded --output-file requirements.lock pyproject.toml
-	$(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate --no-header --allow-unsafe \
-	  --extra embedded --extra dev --output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --extra otlp --output-file requirements.lock pyproject.toml requirements.in
+	$(COMPILE) --extra otlp --extra embedded --output-file requirements-run.lock pyproject.toml requirements.in
+	$(COMPILE) --extra otlp --extra embedded --extra dev --output-file requirements-dev.lock pyproject.toml requirements.in
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/run.stamp: requirements.lock pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+$(VENV)/run.stamp: requirements-run.lock pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-run.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 

@@ -12,10 +12,8 @@ import os
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
 
@@ -35,6 +33,7 @@ from runtime.core.span import spell
 from runtime.engine.actor import Actor
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor
+from runtime.health import Health
 from runtime.ports import Away, Ports
 from runtime.registry import Handlers
 from runtime.settings import Settings
@@ -45,8 +44,6 @@ CLOSE_S = 5.0
 """How long connections may take to close."""
 LEAVE_S = 1.0
 """How long the interpreter may take to end after that."""
-STALE_TURN_S = 60.0
-"""A puller with a free slot and a Redis that answers, whose last turn is older than this, needs a restart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +144,6 @@ class Worker:
         self._listener = listener
         self._journal = logs.LogJournal(log, settings.log_level)
         self._statistics = Statistics()
-        self._started_at = datetime.now(UTC)
-        self._started = time.monotonic()
         self._signals: asyncio.Queue[int] = asyncio.Queue(maxsize=3)
         self._told: list[int] = []
 
@@ -165,6 +160,8 @@ class Worker:
         ledger = RedisLedger(self._source.redis)
         ports = Ports(self._source, self._keeper, AsyncioRunner(), ledger, self._sessions, self._journal)
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], self._journal)
+        slots = sum(group.slots for group in self._groups)
+        self._health = Health(self._supervisor.actors, slots, self._statistics, lambda: self._source.away)
         self._tell_boot()
         self._keeper.start()
         try:
@@ -206,6 +203,7 @@ class Worker:
 
     def _signalled(self, number: int) -> None:
         self._told.append(number)
+        self._health.stopping = True
         if len(self._told) > 2:
             os._exit(128 + number)
         self._signals.put_nowait(number)
@@ -238,10 +236,10 @@ class Worker:
 
     async def _serve_http(self, listener: socket.socket) -> None:
         with anyio.move_on_after(HTTP_AFTER_S):
-            while not self._has_turned():
+            while not self._health.turned():
                 await anyio.sleep(0.02)
         module = await asyncio.to_thread(import_module, "runtime.adapters.http.server")
-        server = module.HttpServer(self.health, self.ready, self.live)
+        server = module.HttpServer(self._health)
         try:
             port = await server.start(listener)
             self._log.info(f"Health check server listening on port {port}", event_name="HTTP_LISTENING")
@@ -249,67 +247,6 @@ class Worker:
         finally:
             with anyio.CancelScope(shield=True):
                 await server.close()
-
-    def _has_turned(self) -> bool:
-        return any(actor.puller.turn_at is not None for actor in self._supervisor.actors)
-
-    def live(self) -> bool:
-        """False only where a restart would help: a free slot, a Redis that answers, and yet no claim."""
-        now = time.monotonic()
-        for actor in self._supervisor.actors:
-            turned = actor.puller.turn_at or self._started
-            if actor.slots.free and self._source.away is None and not self._told and now - turned > STALE_TURN_S:
-                return False
-        return True
-
-    def ready(self) -> bool:
-        """Redis answers, and the worker takes jobs."""
-        return self._source.away is None and self._has_turned() and not self._told
-
-    @property
-    def state(self) -> str:
-        """Where the worker is in its life."""
-        return "stopping" if self._told else "awake" if self._has_turned() else "starting"
-
-    def health(self) -> Mapping[str, Any]:
-        """The health document: the union of what the user documents read."""
-        away = self._source.away
-        free = sum(actor.slots.free for actor in self._supervisor.actors)
-        slots = sum(group.slots for group in self._groups)
-        stuck = sum(actor.slots.stuck for actor in self._supervisor.actors)
-        checks = {
-            "redis": {"healthy": away is None, "message": away or "answers"},
-            "worker": {
-                "healthy": self.live() and not stuck,
-                "message": f"{free} of {slots} slots free"
-                + (f", {stuck} lost to handlers that do not stop" if stuck else ""),
-            },
-        }
-        well = all(check["healthy"] for check in checks.values())
-        return {
-            "status": "healthy" if well else "degraded" if self.live() else "unhealthy",
-            "state": self.state,
-            "service": "worker",
-            "timestamp": datetime.now(UTC).isoformat(),
-            "uptime": round((time.monotonic() - self._started) * 1000),
-            "redis": "connected" if away is None else "disconnected",
-            "checks": checks,
-            "stats": self._stats(),
-        }
-
-    def _stats(self) -> dict[str, Any]:
-        counted = self._statistics
-        rate = 100 * counted.succeeded / counted.processed if counted.processed else 100.0
-        return {
-            "processed": counted.processed,
-            "succeeded": counted.succeeded,
-            "failed": counted.failed,
-            "retried": counted.retried,
-            "currentlyProcessing": counted.running,
-            "peakConcurrency": counted.peak,
-            "startTime": self._started_at.isoformat(),
-            "successRate": f"{rate:.1f}%",
-        }
 
     def _tell_boot(self) -> None:
         queues = [queue for group in self._groups for queue in group.queues]
@@ -337,7 +274,7 @@ class Worker:
                 f"{unsettled} outcomes could not be recorded; these jobs run again when their leases lapse",
                 event_name="OUTCOMES_LOST",
             )
-        stats = self._stats()
+        stats = self._health.statistics()
         self._log.info("WORKER STATISTICS", event_name="WORKER_STATISTICS", **stats)
         reason = signal.Signals(self._told[0]).name if self._told else "done"
         if reason == "SIGTERM":

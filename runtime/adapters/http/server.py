@@ -4,8 +4,8 @@ Answers come from memory: no request makes the worker talk to Redis.
 """
 
 import socket
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -14,15 +14,21 @@ from runtime.adapters.payload import to_json
 MAX_BODY = 1024
 
 
-class HttpServer:
-    """Serves until closed. `health` gives the health document, `ready` and `live` what their names say."""
+class Health(Protocol):
+    """How the worker is, from memory."""
 
-    def __init__(
-        self, health: Callable[[], Mapping[str, Any]], ready: Callable[[], bool], live: Callable[[], bool]
-    ) -> None:
+    def document(self) -> Mapping[str, Any]: ...
+
+    def live(self) -> bool: ...
+
+    def ready(self) -> bool: ...
+
+
+class HttpServer:
+    """Serves until closed."""
+
+    def __init__(self, health: Health) -> None:
         self._health = health
-        self._ready = ready
-        self._live = live
         self._runner: web.AppRunner | None = None
 
     async def start(self, listener: socket.socket) -> int:
@@ -44,13 +50,13 @@ class HttpServer:
             await self._runner.cleanup()
 
     async def _get_health(self, request: web.Request) -> web.Response:
-        return _json(self._health(), 200 if self._live() else 503)
+        return _json(self._health.document(), 200 if self._health.live() else 503)
 
     async def _get_livez(self, request: web.Request) -> web.Response:
-        return _answer("live", self._live())
+        return _answer("live", self._health.live())
 
     async def _get_readyz(self, request: web.Request) -> web.Response:
-        return _answer("ready", self._ready())
+        return _answer("ready", self._health.ready())
 
 
 def _answer(word: str, well: bool) -> web.Response:

@@ -260,6 +260,33 @@ async def forward(redis: Any, queue: str, ids: Sequence[str | bytes]) -> int:
     return moved
 
 
+@dataclass(frozen=True, slots=True)
+class Census:
+    """The jobs of a queue, counted."""
+
+    waiting: int
+    active: int
+    deferred: int
+    """Also those that wait for another attempt, or are snoozed."""
+    dead: int
+    """Dead letters that are kept."""
+    unknown: int
+    """Among the deferred: those that wait for a worker that knows their handler."""
+    completed: int
+    failed: int
+    """Ended since the queue exists: well, and not well."""
+    oldest_age_s: float | None
+    """How long the oldest waiting job has been due."""
+
+
+async def census(redis: Any, queue: str) -> Census:
+    """Count the jobs of `queue`, in one read-only call."""
+    names = [queue, keys.later(queue), keys.count(queue), keys.dead(queue), keys.unknown(queue)]
+    waiting, active, deferred, dead, unknown, completed, failed, oldest = await script("census")(redis, names, [])
+    age_ms = float(oldest)
+    return Census(waiting, active, deferred, dead, unknown, completed, failed, None if age_ms < 0 else age_ms / 1000)
+
+
 def _moment(score: bytes | None) -> int | None:
     """A score of `arq:abort`, in ms; anybody may have written it, and written `inf`."""
     return None if score is None else round(min(max(float(score), 0.0), 2.0**53))

@@ -1,0 +1,89 @@
+"""How a worker is: its state, its checks and its statistics, from memory alone."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from runtime.engine.actor import Actor
+from runtime.engine.statistics import Statistics
+
+STALE_TURN_S = 60.0
+"""A puller with a free slot and a Redis that answers, whose last turn is older than this, needs a restart."""
+
+
+class Health:
+    """Reads the worker's parts; `away` gives the cause while Redis does not answer."""
+
+    def __init__(
+        self, actors: Sequence[Actor], slots: int, statistics: Statistics, away: Callable[[], str | None]
+    ) -> None:
+        self._actors = actors
+        self._slots = slots
+        self._statistics = statistics
+        self._away = away
+        self._started_at = datetime.now(UTC)
+        self._started = time.monotonic()
+        self.stopping = False
+
+    def live(self) -> bool:
+        """False only where a restart would help: a free slot, a Redis that answers, and yet no claim."""
+        now = time.monotonic()
+        for actor in self._actors:
+            turned = actor.puller.turn_at or self._started
+            if actor.slots.free and self._away() is None and not self.stopping and now - turned > STALE_TURN_S:
+                return False
+        return True
+
+    def ready(self) -> bool:
+        """Redis answers, and the worker takes jobs."""
+        return self._away() is None and self.turned() and not self.stopping
+
+    def turned(self) -> bool:
+        """The first claim has been made."""
+        return any(actor.puller.turn_at is not None for actor in self._actors)
+
+    @property
+    def state(self) -> str:
+        """Where the worker is in its life."""
+        return "stopping" if self.stopping else "awake" if self.turned() else "starting"
+
+    def document(self) -> Mapping[str, Any]:
+        """What `/health` answers: the union of what the user documents read."""
+        away = self._away()
+        free = sum(actor.slots.free for actor in self._actors)
+        stuck = sum(actor.slots.stuck for actor in self._actors)
+        checks = {
+            "redis": {"healthy": away is None, "message": away or "answers"},
+            "worker": {
+                "healthy": self.live() and not stuck,
+                "message": f"{free} of {self._slots} slots free"
+                + (f", {stuck} lost to handlers that do not stop" if stuck else ""),
+            },
+        }
+        well = all(check["healthy"] for check in checks.values())
+        return {
+            "status": "healthy" if well else "degraded" if self.live() else "unhealthy",
+            "state": self.state,
+            "service": "worker",
+            "timestamp": datetime.now(UTC).isoformat(),
+            "uptime": round((time.monotonic() - self._started) * 1000),
+            "redis": "connected" if away is None else "disconnected",
+            "checks": checks,
+            "stats": self.statistics(),
+        }
+
+    def statistics(self) -> dict[str, Any]:
+        """The counts of the user documents."""
+        counted = self._statistics
+        rate = 100 * counted.succeeded / counted.processed if counted.processed else 100.0
+        return {
+            "processed": counted.processed,
+            "succeeded": counted.succeeded,
+            "failed": counted.failed,
+            "retried": counted.retried,
+            "currentlyProcessing": counted.running,
+            "peakConcurrency": counted.peak,
+            "startTime": self._started_at.isoformat(),
+            "successRate": f"{rate:.1f}%",
+        }
