@@ -2,7 +2,7 @@
 
 serve
   ├─ supervisor ─ actor (one per group of queues) ─ puller, slots, settler
-  ├─ lease keeper (a thread)
+  ├─ lease keeper, watchdog (threads)
   ├─ HTTP server
   └─ signals:  first: drain until the grace is over · second: give back now · third: end now
 """
@@ -25,6 +25,7 @@ from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.ledger import RedisLedger
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.runner import AsyncioRunner
+from runtime.adapters.tasks import what_they_do
 from runtime.adapters.telemetry import logs
 from runtime.client import Client, use
 from runtime.core.errors import OptionInvalid, SettingsInvalid
@@ -32,11 +33,12 @@ from runtime.core.policy import describe
 from runtime.core.span import spell
 from runtime.engine.actor import Actor
 from runtime.engine.statistics import Statistics
-from runtime.engine.supervisor import Supervisor
+from runtime.engine.supervisor import Supervisor, bug_of
 from runtime.health import Health
 from runtime.ports import Away, Ports
 from runtime.registry import Handlers
 from runtime.settings import Settings
+from runtime.standstill import Standstills
 
 HTTP_AFTER_S = 0.3
 """The HTTP server comes up after the first claim, and not later than this: its import takes a quarter of a second."""
@@ -44,6 +46,8 @@ CLOSE_S = 5.0
 """How long connections may take to close."""
 LEAVE_S = 1.0
 """How long the interpreter may take to end after that."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+DUMP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +150,12 @@ class Worker:
         self._statistics = Statistics()
         self._signals: asyncio.Queue[int] = asyncio.Queue(maxsize=3)
         self._told: list[int] = []
+        self._failure: Exception | None = None
 
     async def run(self) -> int:
         """Until stopped; the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._signalled, number)
-        lease_s = self._settings.lease_s
+        settings = self._settings
+        lease_s = settings.lease_s
         self._keeper = LeaseKeeper(self._url, lease_s, self._journal.weather)
         self._source = RedisSource(self._url, lease_s=lease_s, keeper=self._keeper, on_trouble=self._journal.trouble)
         self._sessions = AiohttpSessions()
@@ -162,21 +166,36 @@ class Worker:
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], self._journal)
         slots = sum(group.slots for group in self._groups)
         self._health = Health(self._supervisor.actors, slots, self._statistics, lambda: self._source.away)
+        self._standstills = Standstills(
+            self._supervisor.actors, self._url, settings.lease_s, settings.block_limit_s, self._log
+        )
+        self._listen_to_signals()
         self._tell_boot()
         self._keeper.start()
+        self._standstills.watch()
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._obey_signals)
-                group.start_soon(self._bring_forward)
-                if self._listener is not None:
-                    group.start_soon(self._serve_http, self._listener)
-                await self._supervisor.run()
-                group.cancel_scope.cancel()
+            await self._serve()
+        except Exception as error:  # a bug of ours outside of the actors, which have given their jobs back
+            self._failure = bug_of(error)
         finally:
             with anyio.move_on_after(CLOSE_S, shield=True):
                 await self._close()
+        failure = self._failure or self._supervisor.failure
+        self._tell_unsettled()
+        if failure is not None:
+            self._tell_crash(failure)
+            return 1
         self._tell_shutdown()
         return 0 if len(self._told) < 2 else 128 + self._told[1]
+
+    async def _serve(self) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._obey_signals)
+            group.start_soon(self._bring_forward)
+            if self._listener is not None:
+                group.start_soon(self._serve_http, self._listener)
+            await self._supervisor.run()
+            group.cancel_scope.cancel()
 
     @property
     def leaves_runs_behind(self) -> bool:
@@ -196,10 +215,28 @@ class Worker:
         )
 
     async def _close(self) -> None:
+        self._standstills.close()
         self._keeper.close()
         await self._sessions.close()
         await self._client.close()
         await self._source.close()
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGTERM:  # nohup ignores SIGHUP
+                loop.add_signal_handler(number, self._signalled, number)
+        for number in DUMP_SIGNALS:
+            loop.add_signal_handler(number, self._dump_tasks)
+
+    def _dump_tasks(self) -> None:
+        """Where every task waits, as one log line."""
+        claims = {claim.token: claim for actor in self._supervisor.actors for claim in actor.slots.claims}
+        tasks = [
+            {"at": where, **({"job_id": claims[token].id} if token in claims else {})}
+            for token, where in what_they_do()
+        ]
+        self._log.info(f"{len(tasks)} tasks", event_name="TASK_DUMP", data={"tasks": tasks})
 
     def _signalled(self, number: int) -> None:
         self._told.append(number)
@@ -267,13 +304,24 @@ class Worker:
             },
         )
 
-    def _tell_shutdown(self) -> None:
-        unsettled = sum(actor.unsettled for actor in self._supervisor.actors)
+    def _tell_crash(self, error: Exception) -> None:
+        failure = describe(error)
+        self._log.error(
+            f"Worker crashed: {failure.error}: {failure.text}",
+            event_name="WORKER_CRASH",
+            data={"error": failure.text, "error_type": failure.error},
+            exc_info=error,
+        )
+
+    def _tell_unsettled(self) -> None:
+        unsettled = sum(len(actor.unsettled) for actor in self._supervisor.actors)
         if unsettled:
             self._log.error(
                 f"{unsettled} outcomes could not be recorded; these jobs run again when their leases lapse",
                 event_name="OUTCOMES_LOST",
             )
+
+    def _tell_shutdown(self) -> None:
         stats = self._health.statistics()
         self._log.info("WORKER STATISTICS", event_name="WORKER_STATISTICS", **stats)
         reason = signal.Signals(self._told[0]).name if self._told else "done"

@@ -70,12 +70,13 @@ class Runner(Protocol):
 
     def start(
         self,
+        token: str,
         call: Callable[[], Awaitable[object]],
         timeout_s: float,
         ended: Callable[[Ended], None],
         stuck: Callable[[], None],
     ) -> Run:
-        """Start `call` soon; `ended` is called once, whatever it returns or raises.
+        """Start `call` soon; `ended` is called once, whatever it returns or raises. `token` says whose run it is.
 
         `stuck` is called if it goes on for long after it was asked to stop; `ended` may still follow.
         """

@@ -25,6 +25,7 @@ class Settings:
     timeout_s: float
     grace_s: float
     lease_s: float
+    block_limit_s: float
     worker_id: str
     version: str
     log_level: str
@@ -145,6 +146,7 @@ TABLE: Sequence[Setting] = (
     Setting("job_timeout_s", ("JOB_TIMEOUT_SECONDS",), _span(0.001, 30 * 86400), "", "the same, in seconds"),
     Setting("grace_s", ("GRACEFUL_SHUTDOWN_TIMEOUT_MS",), _ms(0), "30000", "time to finish after SIGTERM, in ms"),
     Setting("lease_s", ("RUNTIME_LEASE",), _span(1, 300), "10s", "how long a dead worker's jobs stay its own"),
+    Setting("block_limit_s", ("RUNTIME_BLOCK_LIMIT",), _span(2, 86400), "60s", "longest block of the event loop"),
     Setting("worker_id", ("WORKER_ID", "RAILWAY_REPLICA_ID"), _text, "", "name of this worker; else host and process"),
     Setting("version", ("WORKER_VERSION", "RAILWAY_GIT_COMMIT_SHA"), _text, "unknown", "version of this deployment"),
     Setting("log_level", ("LOG_LEVEL",), _LEVEL, "info", "least level logged: debug, info, warn or error"),

@@ -5,12 +5,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
 
 from runtime.core.policy import Ended, Stop
 from runtime.core.span import spell
 
 STUCK_S = 10.0
 """So long after it was asked to stop, and asked again in the middle of it, a run is called stuck."""
+_NAME = "run "
+_token: ContextVar[str] = ContextVar("token of the run")
 
 
 class AsyncioRunner:
@@ -18,12 +22,21 @@ class AsyncioRunner:
 
     def start(
         self,
+        token: str,
         call: Callable[[], Awaitable[object]],
         timeout_s: float,
         ended: Callable[[Ended], None],
         stuck: Callable[[], None],
     ) -> "AsyncioRun":
-        return AsyncioRun(call, timeout_s, ended, stuck)
+        return AsyncioRun(token, call, timeout_s, ended, stuck)
+
+
+def token_of(task: "asyncio.Task[Any]") -> str | None:
+    """The token of the run that `task` belongs to: its own, or (from Python 3.12 on) one that started it."""
+    name, get_context = task.get_name(), getattr(task, "get_context", None)
+    if name.startswith(_NAME):
+        return name.removeprefix(_NAME)
+    return get_context().get(_token) if get_context else None
 
 
 class AsyncioRun:
@@ -31,6 +44,7 @@ class AsyncioRun:
 
     def __init__(
         self,
+        token: str,
         call: Callable[[], Awaitable[object]],
         timeout_s: float,
         ended: Callable[[Ended], None],
@@ -41,7 +55,8 @@ class AsyncioRun:
         self._ended: Callable[[Ended], None] | None = ended
         self._stuck = stuck
         self._stop: Stop | None = None
-        self._task = self._loop.create_task(self._guard(call))
+        self._token = token
+        self._task = self._loop.create_task(self._guard(call), name=_NAME + token)
         self._timer = self._loop.call_later(timeout_s, self.stop, "timeout")
 
     def stop(self, why: Stop) -> None:
@@ -61,6 +76,7 @@ class AsyncioRun:
 
     async def _guard(self, call: Callable[[], Awaitable[object]]) -> None:
         # Every exception is an outcome: a SystemExit that left the task would end the event loop.
+        _token.set(self._token)
         try:
             value = await call()
         except BaseException as error:

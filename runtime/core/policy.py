@@ -25,6 +25,8 @@ from runtime.core.span import spell
 from runtime.core.spec import Spec
 
 MAX_CRASHES = 3
+CRASH_DELAY_S = (0.0, 10.0)
+"""How long a job waits after its first and its second crash, as `claim.lua` has it for leases that lapsed."""
 UNKNOWN_FOR_S = 24 * 3600.0
 """So long a job waits for a worker that knows its handler."""
 UNKNOWN_DELAY_S = (1.0, 300.0)
@@ -130,6 +132,19 @@ def _asked_delay_s(error: BaseException) -> float | None:
     if "arq.worker.Retry" in names:
         return float(getattr(error, "defer_score", None) or 0) / 1000
     return 0.0 if "arq.worker.RetryJob" in names else None
+
+
+def after_standstill(claim: Claim, where: str, for_s: float, now_ms: int) -> tuple[Outcome, History]:
+    """What becomes of the job whose handler keeps its whole process from going on, which is ended for it.
+
+    That is a crash like any other, but one that can be told: with `where` it stood still.
+    """
+    crashes = claim.history.crashes + 1
+    text = f"it blocked the event loop for {spell(for_s)}, and its worker was ended for that: {where}"
+    failure = Failure("Blocked", text, "resource")
+    last = crashes >= MAX_CRASHES
+    outcome = Dead("crashed", failure) if last else Retried(CRASH_DELAY_S[crashes - 1], failure)
+    return outcome, replace(remember(claim, outcome, now_ms), crashes=crashes)
 
 
 def remember(claim: Claim, outcome: Outcome, now_ms: int) -> History:

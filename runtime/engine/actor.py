@@ -74,9 +74,9 @@ class Actor:
         self._hurried.set()
 
     @property
-    def unsettled(self) -> int:
+    def unsettled(self) -> list[Settlement]:
         """Outcomes that the store has not answered for."""
-        return self._settler.backlog
+        return self._settler.unsettled
 
     def _settled(self, settlement: Settlement, verdict: Verdict) -> None:
         self._ports.keeper.drop([settlement.claim.token])
@@ -122,4 +122,4 @@ class Actor:
                 await self._settler.run()
         finally:
             # What could not be given back comes back by itself, once nobody extends its lease.
-            self._ports.keeper.drop(self._settler.tokens)
+            self._ports.keeper.drop([settlement.claim.token for settlement in self._settler.unsettled])

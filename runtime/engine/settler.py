@@ -33,9 +33,9 @@ class Settler:
         return len(self._waiting) + len(self._in_flight)
 
     @property
-    def tokens(self) -> list[str]:
-        """The tokens of the same."""
-        return [settlement.claim.token for settlement in (*self._in_flight, *self._waiting)]
+    def unsettled(self) -> list[Settlement]:
+        """These outcomes, in their order."""
+        return [*self._in_flight, *self._waiting]
 
     def put(self, settlement: Settlement) -> None:
         self._waiting.append(settlement)

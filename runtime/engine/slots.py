@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import anyio
 
 from runtime.core.job import Call, Claim, Dead, Failure, Outcome, Released, Settlement
-from runtime.core.policy import Ended, Stop, after_run, before_run, describe, remember
+from runtime.core.policy import Ended, Stop, after_run, after_standstill, before_run, describe, remember
 from runtime.core.spec import Spec
 from runtime.engine.context import Context
 from runtime.engine.statistics import Statistics
@@ -110,6 +110,7 @@ class Slots:
         context: Context = Context(claim, call, self._ports.ledger, self._ports.sessions)
         timeout_s = self._timeout_s if entry.spec.timeout_s is None else entry.spec.timeout_s
         slot.run = self._ports.runner.start(
+            claim.token,
             lambda: entry.run(context, call.args, call.kwargs),
             timeout_s,
             lambda ended: self._ended(claim.token, ended),
@@ -186,6 +187,25 @@ class Slots:
             self._changed.set()
             self._ports.journal.stuck(slot.claim)
         return slot
+
+    def outcomes_at_standstill(self, blamed: str, where: str, for_s: float) -> list[Settlement]:
+        """What is to become of everything that runs, in a process that is ended because the run `blamed` blocks it.
+
+        Changes nothing; may be called from another thread, as the event loop stands still.
+        """
+        now_ms = _wall_ms()
+        settlements = []
+        for slot in self._busy.values():
+            claim = slot.claim
+            outcome, history = (
+                after_standstill(claim, where, for_s, now_ms)
+                if claim.token == blamed
+                else (Released("shutdown"), claim.history)
+            )
+            settlements.append(
+                Settlement(claim, outcome, slot.started_ms, now_ms, history, slot.entry.spec.keep_result_s)
+            )
+        return settlements
 
     async def idle(self) -> None:
         """Return when nothing runs."""

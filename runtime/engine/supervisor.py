@@ -1,7 +1,8 @@
-"""Keeps actors alive: one that dies of a bug is started again, alone, after a growing pause."""
+"""Keeps actors alive: one that dies of a bug is started again, alone, after a growing pause; many that die end it."""
 
 import random
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -11,19 +12,36 @@ from runtime.ports import Journal
 RESTART_S = (0.1, 5.0)
 CALM_S = 30.0
 """An actor that has run for this long is trusted again."""
+INTENSITY = 5
+"""Most crashes within `PERIOD_S`, of all actors together: one more, and the process is not trusted any longer."""
+PERIOD_S = 30.0
+
+
+def bug_of(error: Exception) -> Exception:
+    """The exception itself, where task groups have wrapped it and nothing else."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 class Supervisor:
-    """One_for_one over the actors that `make` makes."""
+    """One_for_one over the actors that `make` makes. It runs once; `drain` and `hurry` may be called at any time."""
 
-    def __init__(self, make: list[Callable[[], Actor]], journal: Journal) -> None:
+    def __init__(self, make: Sequence[Callable[[], Actor]], journal: Journal) -> None:
         self._make = make
         self._journal = journal
+        self._crashed_at: deque[float] = deque(maxlen=INTENSITY)
+        self._begun = False
         self.draining = False
+        self.failure: Exception | None = None
+        """The crash that was one too many: everything was given back because of it."""
         self.actors: list[Actor] = []
 
     async def run(self) -> None:
-        """Return when every actor has drained."""
+        """Return when every actor has drained, or was stopped because of too many crashes: see `failure`."""
+        if self._begun:
+            raise RuntimeError("a Supervisor runs once; make another one")
+        self._begun = True
         async with anyio.create_task_group() as group:
             if self.draining:
                 return
@@ -38,7 +56,12 @@ class Supervisor:
             try:
                 await self.actors[place].run()
                 return
-            except Exception as error:
+            except Exception as group:
+                error = bug_of(group)
+                if self._one_too_many():
+                    self.failure = self.failure or error
+                    self.hurry()
+                    return
                 if anyio.current_time() - began > CALM_S:
                     delay_s = RESTART_S[0]
                 self._journal.crashed(self.actors[place].name, error, delay_s)
@@ -48,12 +71,20 @@ class Supervisor:
             delay_s = min(2 * delay_s, most_s)
             self.actors[place] = make()
 
+    def _one_too_many(self) -> bool:
+        now = anyio.current_time()
+        full = len(self._crashed_at) == INTENSITY and now - self._crashed_at[0] <= PERIOD_S
+        self._crashed_at.append(now)
+        return full
+
     def drain(self) -> None:
+        """Stop pulling and let the work finish."""
         self.draining = True
         for actor in self.actors:
             actor.drain()
 
     def hurry(self) -> None:
+        """Wait no longer: cancel what runs and give it back."""
         self.draining = True
         for actor in self.actors:
             actor.hurry()

@@ -56,7 +56,9 @@ class Probe:
         self._over = anyio.Event()
         self.ends: list[tuple[float, Ended]] = []
         self.stuck_at: list[float] = []
-        self.run: Run = bench.runner.start(call, timeout_s, self._ended, lambda: self.stuck_at.append(self.age))
+        self.run: Run = bench.runner.start(
+            "token", call, timeout_s, self._ended, lambda: self.stuck_at.append(self.age)
+        )
 
     @property
     def age(self) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import trio
@@ -11,7 +13,7 @@ import trio
 from runtime.core.job import Done, Released
 from runtime.engine.actor import Actor
 from runtime.engine.context import Context
-from runtime.engine.supervisor import CALM_S, RESTART_S, Supervisor
+from runtime.engine.supervisor import CALM_S, INTENSITY, RESTART_S, Supervisor
 from runtime.ports import Pulled
 from tests.engine.world import CancelOnce, World
 
@@ -111,12 +113,106 @@ async def test_an_actor_that_keeps_dying_is_started_after_growing_pauses(world: 
     world.serve(supervised)
     await world.at(60)
     told = [restart_in_s for _, _, _, restart_in_s in world.diary.crashes]
-    assert told[:7] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
-    assert set(told[6:]) == {5.0}
+    assert told == [0.1, 0.2, 0.4, 0.8, 1.6]
     times = [when for _, when in made]
     pauses = [second - first for first, second in pairwise(times)]
     assert all(0.5 * most <= pause <= most for most, pause in zip(told, pauses, strict=False))
     assert len(set(pauses)) > len(pauses) / 2  # not all workers at the same moments
+
+
+async def test_crashes_that_are_far_apart_are_waited_for_ever_longer_up_to_5_s(world: World) -> None:
+    world.store.claim = crash_after(world, 7)  # type: ignore[assignment]
+    supervised, _ = supervisor(world, "ill")
+    serving = world.serve(supervised)
+    await world.at(300)
+    serving.drain()
+    await serving.end()
+    told = [restart_in_s for _, _, _, restart_in_s in world.diary.crashes]
+    assert told[:7] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
+    assert set(told[6:]) == {5.0}
+    assert supervised.failure is None
+
+
+def crash_after(world: World, length_s: float) -> Callable[[str, int], Coroutine[Any, Any, Pulled]]:
+    """A claim that crashes, but takes so long for it."""
+
+    async def claim(queue: str, room: int) -> Pulled:
+        await trio.sleep(length_s)
+        raise Broken("slowly")
+
+    return claim
+
+
+async def test_one_crash_too_many_gives_everything_back_and_ends_the_supervisor(world: World) -> None:
+    world.handle_taking(HOUR_S)
+    running = world.store.add(queue="well")
+    broken = break_claims(world, "ill")
+    supervised, _ = supervisor(world, "ill", "well")
+    serving = world.serve(supervised)
+    ended_at = await serving.end()
+    assert len(broken) == INTENSITY + 1
+    assert ended_at < 0.1 + 0.2 + 0.4 + 0.8 + 1.6 + 0.1
+    assert isinstance(supervised.failure, Broken)
+    assert str(supervised.failure) == "no. 6"
+    assert world.store.outcomes(running.id) == [Released("shutdown")]
+    assert world.keeper.held == {}
+
+
+async def test_the_crashes_of_all_actors_count_together(world: World) -> None:
+    times = {"a": 3, "b": 3}
+    claim = world.store.claim
+
+    async def break_both(queue: str, room: int) -> Pulled:
+        if times[queue]:
+            times[queue] -= 1
+            raise Broken(queue)
+        return await claim(queue, room)
+
+    world.store.claim = break_both  # type: ignore[method-assign]
+    supervised, _ = supervisor(world, "a", "b")
+    await world.serve(supervised).end()
+    assert supervised.failure is not None
+
+
+async def test_as_many_crashes_as_are_allowed_are_no_end(world: World) -> None:
+    break_claims(world, "ill", times=INTENSITY)
+    supervised, _ = supervisor(world, "ill")
+    world.serve(supervised)
+    row = world.store.add(queue="ill")
+    world.handle_taking(0)
+    await world.until(lambda: row.outcome)
+    assert supervised.failure is None
+
+
+async def test_a_supervisor_runs_once(world: World) -> None:
+    supervised, _ = supervisor(world, "a")
+    serving = world.serve(supervised)
+    await world.at(1)
+    with pytest.raises(RuntimeError, match="runs once"):
+        await supervised.run()
+    serving.drain()
+    await serving.end()
+    with pytest.raises(RuntimeError, match="runs once"):
+        await supervised.run()
+
+
+@pytest.mark.parametrize("stop", ["drain", "hurry"])
+async def test_a_supervisor_is_stopped_at_any_moment_and_as_often_as_anybody_likes(world: World, stop: str) -> None:
+    """Also while its actors are being started, and after its end."""
+    for after_s in (0.0, 0.001, 0.05, 0.3, 1.0):
+        world.handle_taking(0.01)
+        supervised, _ = supervisor(world, "a", "b")
+        rows = [world.store.add(queue=queue) for queue in ("a", "b")]
+        serving = world.serve(supervised)
+        if after_s:
+            await trio.sleep(after_s)
+        for _ in range(3):
+            getattr(supervised, stop)()
+        ended = await serving.end()
+        getattr(supervised, stop)()
+        assert ended <= world.now
+        assert all(world.store.outcomes(row.id)[-1:] in ([], [Done(row.id)], [Released("shutdown")]) for row in rows)
+        assert world.keeper.held == {}
 
 
 async def test_an_actor_that_has_run_for_a_while_is_trusted_again(world: World) -> None:

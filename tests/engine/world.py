@@ -71,6 +71,7 @@ class TrioRunner:
 
     def start(
         self,
+        token: str,
         call: Callable[[], Awaitable[object]],
         timeout_s: float,
         ended: Callable[[Ended], None],

@@ -36,6 +36,13 @@ async def work(ctx: Context, length_s: float) -> int:
     return os.getpid()
 
 
+@handler
+async def work_at_once(ctx: Context) -> int:
+    """It ends before the event loop can do anything else."""
+    with noted(ctx):
+        return os.getpid()
+
+
 @handler(timeout="1h")
 async def work_for_an_hour_at_most(ctx: Context, length_s: float) -> int:
     with noted(ctx):
@@ -194,3 +201,13 @@ async def refuse_to_stop(ctx: Context) -> None:
                 await asyncio.sleep(3600)
             except asyncio.CancelledError:
                 continue
+
+
+@handler(retry=ONCE)
+async def block_in_a_task_of_its_own(ctx: Context, length_s: float) -> None:
+    async def block() -> None:
+        time.sleep(length_s)
+
+    with noted(ctx):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(block())

@@ -45,6 +45,7 @@ from runtime.core.policy import (
     Stop,
     after_error,
     after_run,
+    after_standstill,
     attempt_after,
     before_run,
     categorise,
@@ -85,6 +86,27 @@ def after(
     error: BaseException, *, claim: Claim | None = None, retry: Retry | None = None, now_ms: int = NOW_MS
 ) -> Outcome:
     return after_error(error, claim or claimed(), retry or Retry(), now_ms, 0.5)
+
+
+# A process that stands still.
+
+
+@pytest.mark.parametrize(("before", "delay_s"), [(0, 0.0), (1, 10.0)])
+def test_blocking_the_process_is_a_crash_with_a_text(before: int, delay_s: float) -> None:
+    claim = claimed(before + 1, history=History(crashes=before))
+    outcome, history = after_standstill(claim, "app.py:7 in grind", 60.0, NOW_MS)
+    assert isinstance(outcome, Retried)
+    assert outcome.delay_s == delay_s
+    assert history.crashes == before + 1
+    assert history.errors[-1].error == "Blocked"
+    assert "app.py:7 in grind" in history.errors[-1].text
+    assert attempt_after(claim, outcome) - history.crashes == 0  # no failure of the job's
+
+
+def test_the_third_block_makes_a_dead_letter() -> None:
+    outcome, history = after_standstill(claimed(3, history=History(crashes=2)), "app.py:7", 60.0, NOW_MS)
+    assert reason_of(outcome) == "crashed"
+    assert history.crashes == 3
 
 
 # Before a run.

@@ -48,7 +48,9 @@ class LeaseKeeper:
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        """Extend from now on; a second time, or after `close`, changes nothing."""
+        if not self._thread.ident and not self._closing:
+            self._thread.start()
 
     def close(self) -> None:
         """Stop extending; what is still held lapses."""

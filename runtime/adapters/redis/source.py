@@ -335,7 +335,7 @@ def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
                 what="again",
                 keep_starts=attempt_after(claim, outcome),
                 delay_ms=_ms(outcome.delay_s or 0.0),
-                own=f"{claim.history.crashes}|".encode() + to_json(settlement.history),
+                own=f"{settlement.history.crashes}|".encode() + to_json(settlement.history),
                 letter=name.encode("utf-8", "backslashreplace"),
                 body=body,
                 flags="n" if unknown else clear,

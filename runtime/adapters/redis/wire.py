@@ -178,7 +178,7 @@ def letter_of(claim: Claim, settlement: Settlement) -> dict[str, Any]:
         "text": outcome.failure.text,
         "category": outcome.failure.category,
         "attempt": claim.attempt,
-        "crashes": claim.history.crashes,
+        "crashes": settlement.history.crashes,
         "place": claim.place,
         "enqueued_ms": call.enqueued_ms if isinstance(call, Call) else None,
         "died_ms": settlement.finished_ms,

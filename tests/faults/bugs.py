@@ -1,0 +1,26 @@
+"""Bugs of ours, put in on purpose: a worker that imports this module crashes in its claims while a file is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from runtime.engine.puller import Puller
+
+FILE = "RUNTIME_TEST_BUG"
+QUEUE = "ill"
+
+_claim = Puller._claim
+
+
+class Bug(Exception):
+    pass
+
+
+async def _break(self: Puller, queue: object) -> None:
+    if getattr(queue, "name", "") == QUEUE and Path(os.environ[FILE]).exists():
+        raise Bug("of ours")
+    await _claim(self, queue)  # type: ignore[arg-type]
+
+
+Puller._claim = _break  # type: ignore[method-assign]

@@ -1,0 +1,186 @@
+"""Bugs of ours and handlers that block the process: what a real worker makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.adapters.redis.keeper import LeaseKeeper
+from runtime.adapters.redis.source import RedisSource
+from runtime.core.spec import DEFAULT_QUEUE
+from tests.faults import bugs, campaign, jobs
+from tests.faults.ledger import Ledger
+from tests.processes import Worker, enqueue, wait_until
+
+
+def worker_with_bug(redis: str, ledger: Ledger, bug: Path) -> Worker:
+    queues = ("-Q", bugs.QUEUE, "-Q", f"{DEFAULT_QUEUE}=3")
+    settings: dict[str, Any] = {jobs.LEDGER: ledger.path, bugs.FILE: bug}
+    return Worker(campaign.MODULE, "tests.faults.bugs", redis=redis, arguments=queues, **settings)
+
+
+def test_an_actor_that_crashes_is_started_again_alone(redis_url: str, ledger: Ledger, tmp_path: Path) -> None:
+    bug = tmp_path / "bug"
+    with worker_with_bug(redis_url, ledger, bug).up() as worker:
+        enqueue(redis_url, jobs.work.request(3.0))
+        wait_until(ledger.starts)
+        bug.touch()
+        enqueue(redis_url, jobs.work.options(queue=bugs.QUEUE).request(0.01))
+        worker.wait_for("ACTOR_CRASH", 2)
+        bug.unlink()
+        worker.wait_for("JOB_COMPLETED", 2)
+        assert worker.boots() == 1
+        assert len(ledger.starts()) == 2
+        assert worker.stop() == 0
+
+
+def test_too_many_crashes_give_everything_back_and_end_the_worker(
+    redis_url: str, ledger: Ledger, tmp_path: Path
+) -> None:
+    bug = tmp_path / "bug"
+    with worker_with_bug(redis_url, ledger, bug).up() as worker:
+        (long,) = enqueue(redis_url, jobs.work.request(60))
+        wait_until(ledger.starts)
+        bug.touch()
+        enqueue(redis_url, jobs.work.options(queue=bugs.QUEUE).request(0.01))
+        assert worker.wait(20) == 1
+        assert len(worker.events("ACTOR_CRASH")) == 5
+        (crash,) = worker.events("WORKER_CRASH")
+        assert crash["data"] == {"error": "of ours", "error_type": "tests.faults.bugs.Bug"}
+        assert crash["level"] == "error"
+        assert [line["job_id"] for line in worker.events("JOB_RELEASED")] == [long]
+        assert campaign.stranded(redis_url) == []
+        assert campaign.attempts_kept(redis_url) == {}
+
+
+def test_a_blocked_event_loop_is_told_with_its_stack_while_its_leases_are_kept(redis_url: str, ledger: Ledger) -> None:
+    with campaign.worker(redis_url, ledger, slots=2, lease="2s").up() as worker:
+        (job,) = enqueue(redis_url, jobs.block.request(5))
+        wait_until(lambda: ledger.starts(job))
+        began = time.monotonic()
+        (told,) = worker.wait_for("LOOP_BLOCKED")
+        assert time.monotonic() - began < 3
+        assert (told["job_id"], told["handler"], told["level"]) == (job, "block", "warn")
+        assert "time.sleep(length_s)" in told["stack"]
+        assert "length_s=" not in told["stack"]
+        worker.wait_for("LOOP_GOES_ON")
+        worker.wait_for("JOB_COMPLETED")
+        assert len(worker.events("LOOP_BLOCKED")) == 1
+        assert len(ledger.starts()) == 1
+        assert worker.stop() == 0
+
+
+def test_a_process_that_stands_still_for_too_long_gives_the_others_back_and_ends(
+    redis_url: str, ledger: Ledger
+) -> None:
+    """And the job that does it is a dead letter after the third time, with the line where it stood."""
+    with campaign.worker(redis_url, ledger, slots=3, RUNTIME_BLOCK_LIMIT="2s").up() as worker:
+        (beside,) = enqueue(redis_url, jobs.work_the_second_time.request())
+        wait_until(ledger.starts)
+        (job,) = enqueue(redis_url, jobs.block.request(3600))
+        assert worker.wait(20) == 1
+        (crash,) = worker.events("WORKER_CRASH")
+        assert (crash["job_id"], crash["handler"]) == (job, "block")
+        assert crash["data"]["error_type"] == "Blocked"
+        assert "time.sleep" in crash["stack"]
+        assert campaign.stranded(redis_url) == []
+        assert campaign.attempts_kept(redis_url) == {job: 1}  # the other one's is given back
+
+        ended_at = time.monotonic()
+        worker.start()
+        assert worker.wait(20) == 1
+        worker.start()
+        assert worker.wait(30) == 1
+        wait_until(lambda: job in campaign.letters(redis_url))
+        print(f"\nthree times in {time.monotonic() - ended_at:.1f} s after the first")
+        letter = campaign.letters(redis_url)[job]
+        assert (letter["reason"], letter["crashes"], letter["category"]) == ("crashed", 3, "resource")
+        assert [error["error"] for error in letter["errors"]] == ["Blocked"] * 3
+        assert "jobs.py" in letter["text"]
+        assert {line.crashes for line in ledger.starts(beside)} == {0}
+        assert [line.crashes for line in ledger.starts(job)] == [0, 1, 2]
+
+
+def test_what_was_finished_before_the_process_stood_still_is_not_lost(redis_url: str, ledger: Ledger) -> None:
+    """Its outcome waits for an event loop that does not come back."""
+    with campaign.worker(redis_url, ledger, slots=3, RUNTIME_BLOCK_LIMIT="2s").up() as worker:
+        done, _ = enqueue(redis_url, jobs.work_at_once.request(), jobs.block.request(3600))
+        assert worker.wait(20) == 1
+        assert campaign.results(redis_url)[done].ok
+        assert len(ledger.starts(done)) == 1
+
+
+def test_a_block_in_a_task_that_a_handler_started_is_found_out_too(redis_url: str, ledger: Ledger) -> None:
+    with campaign.worker(redis_url, ledger, slots=1, RUNTIME_BLOCK_LIMIT="2s").up() as worker:
+        (job,) = enqueue(redis_url, jobs.block_in_a_task_of_its_own.request(3600))
+        assert worker.wait(20) == 1
+        (crash,) = worker.events("WORKER_CRASH")
+        assert crash["job_id"] == job
+        assert campaign.attempts_kept(redis_url) == {job: 1}
+        assert campaign.stranded(redis_url) == []
+
+
+def test_being_stopped_for_a_while_is_not_standing_still(redis_url: str, ledger: Ledger) -> None:
+    with campaign.worker(redis_url, ledger, slots=1, RUNTIME_BLOCK_LIMIT="2s").up() as worker:
+        enqueue(redis_url, jobs.work.request(6))
+        wait_until(ledger.starts)
+        worker.send(signal.SIGSTOP)
+        time.sleep(4)
+        worker.send(signal.SIGCONT)
+        worker.wait_for("JOB_COMPLETED")
+        assert worker.events("LOOP_BLOCKED") == []
+        assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT])
+def test_a_signal_shows_what_every_task_waits_for(redis_url: str, ledger: Ledger, number: signal.Signals) -> None:
+    with campaign.worker(redis_url, ledger, slots=1).up() as worker:
+        (job,) = enqueue(redis_url, jobs.work.request(2))
+        wait_until(ledger.starts)
+        worker.send(number)
+        (dump,) = worker.wait_for("TASK_DUMP")
+        (mine,) = [task for task in dump["data"]["tasks"] if task.get("job_id") == job]
+        assert "jobs.py" in mine["at"] or "sleep" in mine["at"]
+        worker.wait_for("JOB_COMPLETED")
+        assert worker.stop() == 0
+
+
+def test_a_closed_terminal_stops_the_worker_in_good_order(redis_url: str, ledger: Ledger) -> None:
+    with campaign.worker(redis_url, ledger, slots=1).up() as worker:
+        enqueue(redis_url, jobs.work.request(1))
+        wait_until(ledger.starts)
+        worker.send(signal.SIGHUP)
+        assert worker.wait(20) == 0
+        assert len(worker.events("JOB_COMPLETED")) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGWINCH, signal.SIGPIPE])
+def test_other_signals_are_no_reason_to_end(redis_url: str, ledger: Ledger, number: signal.Signals) -> None:
+    with campaign.worker(redis_url, ledger, slots=1).up() as worker:
+        worker.send(number)
+        enqueue(redis_url, jobs.work.request(0))
+        worker.wait_for("JOB_COMPLETED")
+        assert worker.stop() == 0
+
+
+def test_parts_may_be_started_and_stopped_out_of_turn(redis_url: str) -> None:
+    async def misuse() -> None:
+        never = LeaseKeeper(redis_url, 10.0, lambda text: None)
+        never.close()
+        never.close()
+        never.start()  # closed already: it stays so
+        keeper = LeaseKeeper(redis_url, 10.0, lambda text: None)
+        keeper.start()
+        keeper.start()
+        keeper.close()
+        keeper.close()
+        source = RedisSource(redis_url, lease_s=10.0)
+        await source.close()
+        await source.close()
+
+    asyncio.run(misuse())
