@@ -31,12 +31,18 @@ from runtime.core.spec import DEFAULT_QUEUE
 from runtime.ports import Away
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 Status = Literal["waiting", "deferred", "active", "completed", "failed", "dead", "cancelled", "unknown"]
+
+Cancel = Literal["cancelled", "asked", "gone"]
 
 TRIES = 3
 TRY_AGAIN_S = 0.2
 BULK = 100
+BODIES = 3
+"""How many bodies in turn an id is tried to be cancelled with."""
+RESULT_MS = 3_600_000
 POLL_S = (0.01, 0.5)
 
 
@@ -75,6 +81,10 @@ class Job(Generic[R]):
             raise kind(self.id, found.error or "error", found.text)
         value: R = self._read(found.value)
         return value
+
+    async def cancel(self) -> Cancel:
+        """Stop the job; see `Client.cancel`."""
+        return await self._client.cancel(self.id, self.queue)
 
     def __repr__(self) -> str:
         return f"<Job {self.id} of queue {self.queue}>"
@@ -129,10 +139,17 @@ class Client:
         return Job(self, job_id, queue, created=False)
 
     async def _add(self, queue: str, new: Sequence[scripts.NewJob]) -> list[bool]:
+        async def ask(again: bool) -> list[bool]:
+            return await scripts.enqueue(self._redis, queue, new, again=again)
+
+        return await self._try("enqueue", ask)
+
+    async def _try(self, what: str, ask: Callable[[bool], Awaitable[T]]) -> T:
+        """The answer to `ask`, which is told whether it was asked before and its reply lost."""
         for tried in range(TRIES):
             try:
-                with away_when_lost("enqueue"):
-                    return await scripts.enqueue(self._redis, queue, new, again=tried > 0)
+                with away_when_lost(what):
+                    return await ask(tried > 0)
             except Away as cause:
                 if tried == TRIES - 1:
                     raise self._unreachable(cause) from None
@@ -142,10 +159,10 @@ class Client:
     async def status(self, job_id: str, queue: str) -> Status:
         """Where a job is. Raises `RedisUnreachable`."""
         result, running, score, letter, now = await self._ask(
-            ["GET", keys.RESULT + job_id],
-            ["EXISTS", keys.IN_PROGRESS + job_id],
-            ["ZSCORE", queue, job_id],
-            ["EXISTS", keys.LETTER + job_id],
+            ["GET", keys.of(keys.RESULT, job_id)],
+            ["EXISTS", keys.of(keys.IN_PROGRESS, job_id)],
+            ["ZSCORE", queue, keys.id_bytes(job_id)],
+            ["EXISTS", keys.of(keys.LETTER, job_id)],
             ["TIME"],
         )
         if score is not None:
@@ -161,6 +178,30 @@ class Client:
             return "completed"
         return "completed" if found.ok else "cancelled" if found.cancelled else "failed"
 
+    async def cancel(self, job_id: str, queue: str = DEFAULT_QUEUE) -> Cancel:
+        """Stop a job, whatever state it is in.
+
+        `cancelled`: nobody held it (it was waiting, deferred, retrying or snoozed), and it has left the queue; its
+        result, kept for an hour, is `JobCancelled`, and it counts as failed. `asked`: a worker holds it, and will
+        cancel its run within a quarter of its lease (2.5 s), or at its next poll if it is a stock arq worker with
+        `allow_abort_jobs`; another one never does. A handler that returns all the same has done its work: how the job
+        ended, its result says. `gone`: `queue` has no such job to be stopped; nothing was written, and a later job of
+        the id runs. Safe to call again. Raises `RedisUnreachable`.
+        """
+        body = result = b""
+        for _ in range(BODIES):
+            reply = await self._cancel(queue, job_id, body, result)
+            if reply.said != "changed":
+                return reply.said
+            body, result = reply.body, wire.encode_cancelled(job_id, queue, reply.body, reply.starts)
+        return "gone"  # the job that had the id ended meanwhile, and so did others after it
+
+    async def _cancel(self, queue: str, job_id: str, body: bytes, result: bytes) -> scripts.CancelReply:
+        async def ask(again: bool) -> scripts.CancelReply:
+            return await scripts.cancel(self._redis, queue, job_id, body=body, result=result, result_ms=RESULT_MS)
+
+        return await self._try("cancel", ask)
+
     async def result(self, job_id: str, queue: str, timeout_s: float | None) -> wire.Result:
         """A job's result, waiting for it. Raises as `Job.result` does, except for how the job ended."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
@@ -168,7 +209,9 @@ class Client:
         missing = False
         while True:
             data, body, score = await self._ask(
-                ["GET", keys.RESULT + job_id], ["EXISTS", keys.JOB + job_id], ["ZSCORE", queue, job_id]
+                ["GET", keys.of(keys.RESULT, job_id)],
+                ["EXISTS", keys.of(keys.JOB, job_id)],
+                ["ZSCORE", queue, keys.id_bytes(job_id)],
             )
             if data is not None:
                 return wire.decode_result(data)
@@ -334,4 +377,4 @@ async def enqueue_all(requests: Sequence[Request[R]]) -> list[Job[R]]:
     return await (await current()).send(requests)
 
 
-__all__ = ["Client", "Job", "Status", "connect", "current", "enqueue_all", "new_id", "unreachable", "use"]
+__all__ = ["Cancel", "Client", "Job", "Status", "connect", "current", "enqueue_all", "new_id", "unreachable", "use"]

@@ -1,9 +1,10 @@
-"""Show where a job is (waiting, deferred, active, completed, failed, dead, cancelled or unknown), and its result."""
+"""Show where a job is (waiting, deferred, active, completed, failed, dead, cancelled or unknown), and its result; or
+cancel it."""
 
 import argparse
 
 from runtime.cli.session import show, timeout_s, with_client
-from runtime.client import Client
+from runtime.client import Cancel, Client
 from runtime.core.errors import JobFailed, ResultUnknown
 from runtime.core.spec import DEFAULT_QUEUE
 
@@ -11,12 +12,19 @@ from runtime.core.spec import DEFAULT_QUEUE
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the job's id")
     parser.add_argument("-Q", "--queue", default=DEFAULT_QUEUE, help=f"its queue [default: {DEFAULT_QUEUE}]")
-    parser.add_argument("--wait", action="store_true", help="wait until it has ended")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--wait", action="store_true", help="wait until it has ended")
+    what.add_argument("--cancel", action="store_true", help="stop it, whether it waits or runs")
     parser.add_argument("--timeout", default="5m", help="longest wait [default: 5m]")
 
 
 def run(args: argparse.Namespace) -> int:
     longest_s = timeout_s(args.timeout)
+
+    async def cancel(client: Client) -> int:
+        said = await client.cancel(args.id, args.queue)
+        print(f"{args.id}: {_SAID[said]}")
+        return 1 if said == "gone" else 0
 
     async def work(client: Client) -> int:
         job = client.job(args.id, args.queue)
@@ -32,4 +40,11 @@ def run(args: argparse.Namespace) -> int:
         show(found)
         return 0 if found["status"] in ("waiting", "deferred", "active", "completed") else 1
 
-    return with_client(work)
+    return with_client(cancel if args.cancel else work)
+
+
+_SAID: dict[Cancel, str] = {
+    "cancelled": "cancelled; it had not been running",
+    "asked": "it is running; its worker has been asked to stop it",
+    "gone": "there is no such job in this queue: it has ended, or never was",
+}

@@ -32,6 +32,8 @@ UNKNOWN_FOR_S = 24 * 3600.0
 UNKNOWN_DELAY_S = (1.0, 300.0)
 STALE_ABORT_MS = 5000
 """An abort flag that is older than its job by more than this was meant for an earlier job of the same id."""
+ABORTED_PLACE = 1.0
+"""The score that stock arq gives to a deferred job that is aborted, so that a worker sees it (arq 0.28 `jobs.py`)."""
 TEXT_LIMIT = 2000
 ERRORS_KEPT = 10
 
@@ -41,7 +43,7 @@ def before_run(claim: Claim, spec: Spec | None) -> Outcome | None:
     call, history = claim.call, claim.history
     if isinstance(call, Unreadable):
         return Dead("undecodable", Failure("Undecodable", call.reason, "validation"))
-    if claim.abort_ms is not None and claim.abort_ms + STALE_ABORT_MS >= call.enqueued_ms:
+    if claim.abort_ms is not None and _meant(claim, call, claim.abort_ms):
         return Cancelled()
     if history.crashes >= MAX_CRASHES:
         text = f"the worker died or was out of reach {history.crashes} times while it ran this job"
@@ -54,6 +56,11 @@ def before_run(claim: Claim, spec: Spec | None) -> Outcome | None:
         text = f"started {claim.attempt} times, {history.crashes} crashes among them; allowed are {spec.retry.attempts}"
         return Dead("exhausted", Failure("Exhausted", text, "transient"))
     return None
+
+
+def _meant(claim: Claim, call: Call, abort_ms: int) -> bool:
+    """Whether a flag is for this job, and not for an earlier one of its id. Its time is by some client's clock."""
+    return float(claim.place) == ABORTED_PLACE or abort_ms + STALE_ABORT_MS >= call.enqueued_ms
 
 
 def _failures(claim: Claim) -> int:

@@ -4,7 +4,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 
@@ -147,6 +147,8 @@ class Slots:
             return
         if notice == "lost":
             self._ports.journal.lost(slot.claim)
+        else:
+            slot.claim = replace(slot.claim, abort_ms=_wall_ms())  # the flag goes with the job, however that ends
         self._stop(slot, notice)
 
     def stop(self, why: Stop) -> None:

@@ -9,7 +9,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from runtime import Context, Retry, handler
+from runtime import Context, Retry, RetryLater, Snooze, handler
 
 
 def note(job_id: str, who: str) -> None:
@@ -47,6 +47,19 @@ async def retry_as_arq(ctx: Context) -> int:
     return ctx.attempt
 
 
+@handler
+async def act(ctx: Context, how: str = "") -> str:
+    """`how`: what its first run does; every other one is over at once."""
+    note(ctx.job_id, how or "at once")
+    if how == "sleep":
+        await asyncio.sleep(3600)
+    if how == "snooze" and ctx.crashes == 0:
+        raise Snooze("1h")
+    if how == "retry":
+        raise RetryLater("1h")
+    return "ran"
+
+
 class Odd(Exception):
     """With two required arguments: an exception of this shape cannot be read by whoever lacks the class."""
 
@@ -60,6 +73,13 @@ async def stock_double(ctx: dict[str, Any], n: int) -> int:
     return 2 * n
 
 
+async def stock_act(ctx: dict[str, Any], how: str = "") -> str:
+    note(ctx["job_id"], how or "at once")
+    if how == "sleep":
+        await asyncio.sleep(3600)
+    return "ran"
+
+
 async def stock_when(ctx: dict[str, Any], at: datetime) -> datetime:
     return at.astimezone(UTC)
 
@@ -70,10 +90,11 @@ def main(url: str, notes: str, max_jobs: str) -> None:
 
     os.environ["RUNTIME_TEST_NOTES"] = notes
     Worker(
-        functions=[func(stock_double, name="double"), func(stock_when, name="when")],
+        functions=[func(stock_double, name="double"), func(stock_when, name="when"), func(stock_act, name="act")],
         redis_settings=RedisSettings.from_dsn(url),
         max_jobs=int(max_jobs),
         poll_delay=0.02,
+        allow_abort_jobs=True,
     ).run()
 
 

@@ -37,8 +37,9 @@ def with_arq(url: str, work: Callable[[ArqRedis], Awaitable[T]]) -> T:
 
 
 @contextmanager
-def our_worker(url: str, notes: Path) -> Iterator[Worker]:
-    with Worker("tests.arq_compat.applications", redis=url, RUNTIME_TEST_NOTES=notes, WORKER_CONCURRENCY=5) as worker:
+def our_worker(url: str, notes: Path, **settings: Any) -> Iterator[Worker]:
+    settings = {"RUNTIME_TEST_NOTES": notes, "WORKER_CONCURRENCY": 5, **settings}
+    with Worker("tests.arq_compat.applications", redis=url, **settings) as worker:
         yield worker.up()
 
 

@@ -371,6 +371,7 @@ async def test_a_job_that_returns_in_spite_of_its_abort_is_done(world: World) ->
     world.keeper.notify(row, "abort")
     await world.at(7)
     assert world.store.outcomes(row.id) == [Done("made")]
+    assert world.store.settlements[0][0].claim.abort_ms is not None, "its flag goes with it"
 
 
 async def test_a_notice_for_a_job_that_has_ended_is_ignored(world: World) -> None:

@@ -325,6 +325,16 @@ def test_r4_an_abort_that_came_too_late_leaves_the_result_alone(store: Store) ->
     assert not store.redis.exists(keys.ABORT, keys.RETRY + "a", keys.OWN + "a", keys.IN_PROGRESS + "a")
 
 
+def test_r4_an_abort_that_came_too_late_makes_no_letter_of_a_job_that_kept_no_result(store: Store) -> None:
+    store.enqueue("a")
+    worker = store.worker()
+    worker.settle(done(worker.one("a"), result=b"", result_ms=0))
+    store.redis.zadd(store.queue, {"a": 1})
+    store.redis.zadd(keys.ABORT, {"a": store.now_ms()})
+    assert (worker.claim(5).jobs, store.queued()) == ([], [])
+    assert not store.redis.exists(keys.ABORT)
+
+
 def test_r4_ids_behind_one_that_is_settled_are_not_passed_over(store: Store) -> None:
     for n in range(3):
         store.redis.set(f"{keys.RESULT}gone-{n}", "GOOD", ex=60)

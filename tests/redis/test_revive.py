@@ -25,13 +25,14 @@ def test_l11_a_replayed_job_is_as_new(store: Store) -> None:
     letter(store)
     store.redis.set(keys.OWN + "a", "3|", ex=60)
     store.redis.set(keys.RETRY + "a", "4", ex=60)
+    store.redis.zadd(keys.ABORT, {"a": store.now_ms()})
     assert revive(store) == "done"
     assert store.raw.get(keys.JOB + "a") == body()
     assert store.raw.pttl(keys.JOB + "a") > 89 * DAY_MS
     assert store.redis.exists(store.mark)
     assert not store.redis.exists(keys.LETTER + "a", keys.RESULT + "a", keys.dead(store.queue))
     job = store.worker("b-2").one("a")
-    assert (job.starts, job.own) == (1, None)
+    assert (job.starts, job.own, job.abort_ms) == (1, None, None)
 
 
 def test_it_keeps_the_priority_it_is_given(store: Store) -> None:

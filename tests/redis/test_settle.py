@@ -285,7 +285,7 @@ def test_r9_a_job_that_is_known_at_last_is_shown_no_longer(store: Store, ends: b
 
 def test_r3_a_flag_is_cleared_only_where_asked(store: Store) -> None:
     store.enqueue("a", "b")
-    store.redis.zadd(keys.ABORT, {"a": 1, "b": 1})
+    store.redis.zadd(keys.ABORT, {"a": store.now_ms(), "b": store.now_ms()})
     worker = store.worker()
     a, b = worker.take("a", "b")
     worker.settle(done(a, flags="fa"), done(b))

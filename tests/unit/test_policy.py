@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ def claimed(
     call: Call | Unreadable | None = None,
 ) -> Claim:
     call = call or Call("work", (), {}, enqueued_ms, expires_ms=expires_ms)
-    return Claim("id", "q", "token", "1", attempt, attempt, call, b"", now_ms, history, abort_ms)
+    return Claim("id", "q", "token", "1000", attempt, attempt, call, b"", now_ms, history, abort_ms)
 
 
 def reason_of(outcome: Outcome | None) -> str:
@@ -130,6 +131,13 @@ def test_an_aborted_job_is_cancelled_without_a_run() -> None:
 )
 def test_an_abort_that_is_older_than_the_job_was_meant_for_another(before_ms: int, outcome: Outcome | None) -> None:
     assert before_run(claimed(abort_ms=NOW_MS - before_ms, enqueued_ms=NOW_MS), SPEC) == outcome
+
+
+def test_an_abort_that_took_the_job_for_deferred_is_meant_for_it_whatever_the_clock() -> None:
+    """Stock arq has rewritten its score then: it would run hours before its time."""
+    flagged = replace(claimed(abort_ms=NOW_MS - 10_000, enqueued_ms=NOW_MS), place="1")
+    assert before_run(flagged, SPEC) == Cancelled()
+    assert before_run(replace(flagged, abort_ms=None), SPEC) is None
 
 
 @pytest.mark.parametrize("crashes", range(MAX_CRASHES))

@@ -148,7 +148,7 @@ class LeaseKeeper:
             if not answer.ours:
                 self.drop([held.claim.token])
                 self._notify(held, "lost")
-            elif answer.abort_ms is not None and not held.abort_told:
+            elif answer.abort_ms not in (None, held.claim.abort_ms) and not held.abort_told:
                 held.abort_told = True
                 self._notify(held, "abort")
 

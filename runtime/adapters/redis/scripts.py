@@ -55,7 +55,7 @@ class NewJob:
 
 async def enqueue(redis: Any, queue: str, jobs: Sequence[NewJob], *, again: bool = False) -> list[bool]:
     """Add `jobs` to `queue`; for each, whether it was added (else its id is taken). `again`: the reply was lost."""
-    names = [queue, keys.later(queue), keys.mark(queue)]
+    names = [queue, keys.later(queue), keys.mark(queue), keys.ABORT]
     args: list[Any] = ["again" if again else ""]
     for job in jobs:
         names += [keys.JOB + job.id, keys.RESULT + job.id]
@@ -250,14 +250,36 @@ async def revive(redis: Any, queue: str, job_id: str, *, priority: int) -> str:
     """Put a dead letter's job back: `done`, `gone`, `empty` or `exists`."""
     prefixes = (keys.LETTER, keys.JOB, keys.RESULT, keys.RETRY, keys.OWN)
     names: list[Any] = [queue, keys.mark(queue), keys.dead(queue), *(keys.of(prefix, job_id) for prefix in prefixes)]
+    names.append(keys.ABORT)
     reply: bytes = await script("revive")(redis, names, [keys.id_bytes(job_id), keys.BODY_S * 1000, priority])
     return reply.decode()
 
 
 async def forward(redis: Any, queue: str, ids: Sequence[str | bytes]) -> int:
-    """Bring jobs forward whose handler is known now; how many were."""
-    moved: int = await script("forward")(redis, [queue, keys.unknown(queue), keys.mark(queue)], list(ids))
+    """Bring jobs forward whose handler is known now; how many were. Abort flags older than a day are forgotten."""
+    names = [queue, keys.unknown(queue), keys.mark(queue), keys.ABORT]
+    moved: int = await script("forward")(redis, names, list(ids))
     return moved
+
+
+@dataclass(frozen=True, slots=True)
+class CancelReply:
+    """`changed`: the job has this body, which is not the one that the call was made for; call again."""
+
+    said: Literal["cancelled", "asked", "gone", "changed"]
+    body: bytes = b""
+    starts: int = 0
+
+
+async def cancel(
+    redis: Any, queue: str, job_id: str, *, body: bytes = b"", result: bytes = b"", result_ms: int = 0
+) -> CancelReply:
+    """Cancel a job that nobody holds, leaving `result`, if `body` is still its body; or flag one that is held."""
+    prefixes = (keys.JOB, keys.IN_PROGRESS, keys.RETRY, keys.RESULT, keys.OWN)
+    names: list[Any] = [queue, keys.later(queue), keys.ABORT, keys.count(queue), keys.unknown(queue)]
+    names += [keys.of(prefix, job_id) for prefix in prefixes]
+    said, *now = await script("cancel")(redis, names, [keys.id_bytes(job_id), body, result, result_ms])
+    return CancelReply(said.decode(), now[0], int(now[1])) if now else CancelReply(said.decode())
 
 
 @dataclass(frozen=True, slots=True)

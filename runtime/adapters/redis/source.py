@@ -183,11 +183,12 @@ class RedisSource:
             await self.redis.execute_command("PING")
 
     async def forward_known(self, queue: str, names: Callable[[str], bool]) -> int:
-        """Bring forward the jobs that wait for a handler which `names` knows."""
+        """Bring forward the jobs that wait for a handler which `names` knows; and forget old abort flags."""
         with self._asking("forward"):
             waiting: dict[bytes, bytes] = await self.redis.hgetall(keys.unknown(queue))
             ids = [job_id for job_id, name in waiting.items() if names(name.decode("utf-8", "replace"))]
-            return sum([await scripts.forward(self.redis, queue, ids[at : at + 100]) for at in range(0, len(ids), 100)])
+            parts = [ids[at : at + 100] for at in range(0, len(ids), 100)] or [[]]
+            return sum([await scripts.forward(self.redis, queue, part) for part in parts])
 
     async def close(self) -> None:
         await self._bell.aclose()
@@ -304,7 +305,7 @@ def _ms(length_s: float) -> int:
 
 def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
     claim, outcome = settlement.claim, settlement.outcome
-    clear = ("a" if claim.abort_ms is not None else "") + ("u" if claim.history.unknown_since_ms else "")
+    known = "u" if claim.history.unknown_since_ms else ""
     common: dict[str, Any] = {
         "id": keys.id_bytes(claim.id),
         "token": claim.token,
@@ -323,7 +324,7 @@ def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
                 result_ms=keep_ms,
                 letter=letter,
                 body=claim.body if letter else b"",
-                flags=("c" if isinstance(outcome, Done) else "f") + clear,
+                flags=("c" if isinstance(outcome, Done) else "f") + known + ("a" if claim.abort_ms is not None else ""),
             )
         case Released(why="shutdown" | "no-slot"):
             return scripts.Settling(**common, what="back", keep_starts=attempt_after(claim, outcome), body=body)
@@ -338,5 +339,5 @@ def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
                 own=f"{settlement.history.crashes}|".encode() + to_json(settlement.history),
                 letter=name.encode("utf-8", "backslashreplace"),
                 body=body,
-                flags="n" if unknown else clear,
+                flags="n" if unknown else known,
             )

@@ -84,6 +84,13 @@ def encode_result(settlement: Settlement) -> bytes:
         return _encode({**fields, "a": (), "k": {}}, outcome)
 
 
+def encode_cancelled(job_id: str, queue: str, body: bytes, starts: int) -> bytes:
+    """The result of a job with this body that is cancelled while no worker has it."""
+    now = now_ms()
+    claim = Claim(job_id, queue, "", "", starts, starts, decode_call(body), body, now)
+    return encode_result(Settlement(claim, Cancelled(), now, now))
+
+
 def _encode(fields: dict[str, object], outcome: Done | Dead | Cancelled) -> bytes:
     if isinstance(outcome, Done):
         return pickles.dumps({**fields, "s": True, "r": outcome.result})

@@ -18,6 +18,7 @@ local again, start = ARGV[5] == 'again', tonumber(ARGV[6])
 
 local SEE, PAGE, SWEEP = 1000, 250, 500
 local MAX_BODY, MAX_REPLY = 8388608, 8388608 -- a larger body is not handed out, a larger reply takes no further job
+local ABORTED = 1 -- stock arq's abort gives this score to a job that it takes for deferred
 local CRASH_DELAY = { 0, 10000 } -- after the third crash it is claimed at once: to be a dead letter
 
 local now, now_us = clock()
@@ -122,7 +123,7 @@ end
 local function take(id, score, known, n)
   local starts, own = known[4 * n - 1], known[4 * n]
   local body, kind = checked(id, known[4 * n - 2])
-  if kind == 'none' and redis.call('EXISTS', RESULT .. id) == 1 then
+  if kind == 'none' and (redis.call('EXISTS', RESULT .. id) == 1 or score == ABORTED and try('ZSCORE', abort, id)) then
     -- Settled already, and put back into the queue by an abort that came too late.
     redis.call('ZREM', queue, id)
     redis.call('DEL', RETRY .. id, OWN .. id)

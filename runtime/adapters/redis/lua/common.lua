@@ -9,6 +9,8 @@ local OWN, ONCE, LETTER = 'rt:own:', 'rt:once:', 'rt:dead:'
 -- What a job remembers: its starts, and beside them `own`. Without starts an `own` is of an earlier job of the id: stock
 -- arq, which knows nothing of it, has finished that one. (arq itself keeps starts for 88400 s.)
 local REMEMBER_S = 691200
+-- A flag in `arq:abort` that nobody has obeyed for a day was for a job that is no more.
+local FLAG_MS = 86400000
 
 local function clock()
   local t = redis.call('TIME')

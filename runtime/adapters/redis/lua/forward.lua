@@ -1,11 +1,11 @@
--- Brings jobs forward whose handler was unknown and is known now.
+-- Brings jobs forward whose handler was unknown and is known now; and forgets old abort flags, as it runs rarely.
 --
--- KEYS  1 queue  2 unknown  3 mark
+-- KEYS  1 queue  2 unknown  3 mark  4 arq:abort
 -- ARGV  ids
 -- Gives how many were brought forward. One that somebody holds is left alone, and so is one that was never started: it
 -- is a later job of the id.
 
-local queue, unknown, mark = KEYS[1], KEYS[2], KEYS[3]
+local queue, unknown, mark, abort = unpack(KEYS)
 local now, moved = clock(), 0
 
 for _, id in ipairs(ARGV) do
@@ -19,6 +19,7 @@ for _, id in ipairs(ARGV) do
     moved = moved + 1
   end
 end
+try('ZREMRANGEBYSCORE', abort, '-inf', exact(now - FLAG_MS))
 if moved > 0 then
   try('ZADD', mark, 0, 0)
 end

@@ -152,7 +152,9 @@ if #forget > 0 then
   try('ZREM', later, unpack(forget))
 end
 if #settled_aborts > 0 then
+  now = now or clock()
   try('ZREM', abort, unpack(settled_aborts))
+  try('ZREMRANGEBYSCORE', abort, '-inf', exact(now - FLAG_MS))
 end
 if #known > 0 then
   try('HDEL', unknown, unpack(known))
