@@ -64,6 +64,10 @@ class Actor:
                 await self._give_back()
             raise
 
+    def wake(self) -> None:
+        """Look for jobs now."""
+        self.puller.wake()
+
     def drain(self) -> None:
         """Stop pulling and let the work finish."""
         self.puller.drain()

@@ -58,6 +58,7 @@ class Puller:
         self._heard_at = -math.inf
         self._retry_s = LOST_RETRY_S[0]
         self._rest = anyio.CancelScope()
+        self._nap = anyio.CancelScope()
         self._claiming = anyio.CancelScope()
         self._draining = False
         self.turn_at: float | None = None
@@ -69,6 +70,10 @@ class Puller:
         self._rest.cancel()
         if self.turn_at is None:
             self._claiming.deadline = min(self._claiming.deadline, anyio.current_time() + FIRST_CLAIM_S)
+
+    def wake(self) -> None:
+        """Look at every queue now, or as soon as there is room. Not while the store is away: owners go first then."""
+        self._nap.cancel()
 
     async def run(self) -> None:
         """Claim until drained."""
@@ -139,6 +144,20 @@ class Puller:
             queue.due_at = math.inf if pulled.due_in_s is None else now + max(pulled.due_in_s, LEAST_WAIT_S)
 
     async def _idle(self) -> None:
+        """Rest until there is something to do, or until woken."""
+        try:
+            with self._nap:
+                await self._listen()
+        finally:
+            woken, self._nap = self._nap.cancel_called, anyio.CancelScope()
+        if woken:
+            self._forget_due_times()
+
+    def _forget_due_times(self) -> None:
+        for queue in self._queues:
+            queue.due_at = -math.inf
+
+    async def _listen(self) -> None:
         """Wait for an announcement, for the next due time, or until it is time to look."""
         until = min(min(queue.due_at, queue.look_at) for queue in self._queues)
         names = [queue.name for queue in self._queues]
@@ -168,5 +187,4 @@ class Puller:
             if anyio.current_time() - lost_at > self._lease_s / 2:
                 # Their keepers extend within a quarter of a lease; whoever claims before that runs their jobs twice.
                 await anyio.sleep(self._lease_s / 4)
-        for queue in self._queues:
-            queue.due_at = -math.inf
+        self._forget_due_times()

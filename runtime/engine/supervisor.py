@@ -77,6 +77,11 @@ class Supervisor:
         self._crashed_at.append(now)
         return full
 
+    def wake(self) -> None:
+        """Let every actor look for jobs now."""
+        for actor in self.actors:
+            actor.wake()
+
     def drain(self) -> None:
         """Stop pulling and let the work finish."""
         self.draining = True

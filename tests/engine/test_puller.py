@@ -148,6 +148,53 @@ async def test_a_job_that_nobody_announced_is_found_by_the_next_look(world: Worl
     assert row.starts_at == [10.5]
 
 
+async def test_a_worker_that_is_woken_finds_what_nobody_announced_at_once(world: World) -> None:
+    world.handle_taking(1)
+    actor = world.actor("a", "b")
+    world.serve(actor)
+    await world.at(HOUR_S)
+    row = world.store.add(foreign=True, queue="b")
+    actor.wake()
+    await world.until(lambda: row.outcome)
+    assert world.ran == [(row.id, HOUR_S)]
+    assert world.store.times("claim", "a")[-1] == HOUR_S
+
+
+async def test_a_wake_during_a_claim_or_with_no_slot_free_is_not_lost(world: World) -> None:
+    world.handle_taking(10)
+    actor = world.actor(size=1)
+    world.serve(actor)
+    world.store.slow_s["claim"] = 1.0
+    await world.at(0.5)
+    actor.wake()
+    await world.at(5)
+    assert world.store.times("claim") == [0, 1]
+    world.store.slow_s["claim"] = 0.0
+    world.store.add()
+    await world.at(6)
+    assert len(world.ran) == 1
+    actor.wake()
+    world.store.asked.clear()
+    await world.at(16)
+    assert world.store.times("claim") == [15], "as soon as the slot is free"
+
+
+async def test_a_wake_while_the_store_is_away_does_not_go_before_the_owners(world: World) -> None:
+    actor = world.actor()
+    world.serve(actor)
+    await world.at(20)
+    world.store.go_away()
+    await world.at(60)
+    world.store.come_back()
+    actor.wake()
+    world.store.asked.clear()
+    await world.at(61)
+    actor.wake()
+    await world.at(80)
+    back = world.store.times("ping")[0]
+    assert world.store.times("claim")[0] == pytest.approx(back + LEASE_S / 4)
+
+
 async def test_after_a_job_of_a_silent_producer_the_looks_are_frequent_again(world: World) -> None:
     world.handle_taking(1)
     world.serve(world.actor())
