@@ -31,6 +31,7 @@ from runtime.client import Client, use
 from runtime.core.errors import OptionInvalid, SettingsInvalid
 from runtime.core.policy import describe
 from runtime.core.span import spell
+from runtime.desk import Desk
 from runtime.engine.actor import Actor
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor, bug_of
@@ -276,10 +277,15 @@ class Worker:
             while not self._health.turned():
                 await anyio.sleep(0.02)
         module = await asyncio.to_thread(import_module, "runtime.adapters.http.server")
-        server = module.HttpServer(self._health)
+        queues = [queue for group in self._groups for queue in group.queues]
+        desk = Desk(self._client, self._handlers, queues)
+        tokens = self._settings.tokens
+        server = module.HttpServer(self._health, self._supervisor.wake, desk, tokens=tokens, log=self._log)
         try:
             port = await server.start(listener)
             self._log.info(f"Health check server listening on port {port}", event_name="HTTP_LISTENING")
+            if not tokens:
+                self._log.info("RUNTIME_TOKEN is not set: there is no /jobs and no /queues", event_name="JOB_API_OFF")
             await anyio.sleep_forever()
         finally:
             with anyio.CancelScope(shield=True):

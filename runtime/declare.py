@@ -36,7 +36,7 @@ class Handler(Generic[P, R]):
         """The name on the wire."""
         return self.spec.name
 
-    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+    async def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Add a job; one round trip. An id that is taken gives the job that has it, with `created` False.
 
         Raises `PayloadInvalid` (arguments that do not fit), `OptionInvalid`, `RedisUnreachable`; then nothing was
@@ -49,7 +49,7 @@ class Handler(Generic[P, R]):
         (job,) = await (await current()).send([request])
         return job
 
-    def request(self, *args: P.args, **kwargs: P.kwargs) -> Request[R]:
+    def request(self, /, *args: P.args, **kwargs: P.kwargs) -> Request[R]:
         """The same as a value, for `enqueue_all`. Raises `PayloadInvalid`."""
         packed, named = self._pack(args, kwargs)
         options = self._options

@@ -33,6 +33,8 @@ class Settings:
     """`json` or `text`; None: text on a terminal."""
     http: bool
     port: int
+    tokens: tuple[str, ...]
+    """Any one opens the job API; none: there is no job API."""
     production: bool
     warnings: tuple[str, ...] = ()
 
@@ -105,6 +107,16 @@ def _text(text: str) -> str:
     return text
 
 
+def _tokens(text: str) -> tuple[str, ...]:
+    tokens = tuple(token.strip() for token in text.split(","))
+    if len(tokens) > 2 or not all(re.fullmatch(r"[A-Za-z0-9._~+/=-]{32,512}", token) for token in tokens):
+        raise ValueError(
+            "must be one token or two, separated by a comma, each of 32 to 512 letters, digits and -._~+/= "
+            "(make one with: openssl rand -hex 32)"
+        )
+    return tokens
+
+
 _URL_OPTIONS = ("db", "protocol", "ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile")
 
 
@@ -152,6 +164,7 @@ TABLE: Sequence[Setting] = (
     Setting("log_level", ("LOG_LEVEL",), _LEVEL, "info", "least level logged: debug, info, warn or error"),
     Setting("log_format", ("LOG_FORMAT",), _one_of("json", "text"), "", "json or text; else text on a terminal"),
     Setting("http", ("RUNTIME_HTTP",), _switch, "on", "off: no port, no health endpoint"),
+    Setting("tokens", ("RUNTIME_TOKEN",), _tokens, "", "opens the job API to its bearer; two, with a comma, to rotate"),
     Setting("port", ("PORT", "WORKER_HEALTH_PORT"), _whole(0, 65535), "3002", "HTTP port; 0 takes a free one"),
 )  # fmt: skip
 
@@ -185,6 +198,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         )
     if wrong:
         raise _invalid(wrong)
+    values["tokens"] = values["tokens"] or ()
     values["worker_id"] = values["worker_id"] or f"{socket.gethostname()}-{os.getpid()}"
     return Settings(**values, production=production, warnings=tuple(warnings))
 
@@ -202,7 +216,7 @@ def _first_set(setting: Setting, env: Mapping[str, str], warnings: list[str]) ->
 
 def _shown(setting: Setting, text: str) -> str:
     """The value, where it can hold no secret."""
-    return "" if setting.field == "redis_url" or "://" in text else f"={text[:40]!r}"
+    return "" if setting.field in ("redis_url", "tokens") or "://" in text else f"={text[:40]!r}"
 
 
 def _unknown_names(env: Mapping[str, str]) -> list[str]:

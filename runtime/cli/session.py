@@ -3,11 +3,11 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from datetime import date, datetime, time, timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from runtime import client, settings
 from runtime.adapters import embedded
+from runtime.adapters.payload import presentable
 from runtime.core.errors import OptionInvalid, SettingsInvalid
 from runtime.core.span import seconds
 
@@ -49,16 +49,4 @@ def timeout_s(text: str) -> float:
 
 def show(value: object) -> None:
     """Print `value` as JSON for people and programs."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, bytes | bytearray):
-        return value.decode("utf-8", "backslashreplace")
-    if isinstance(value, set | frozenset):
-        return sorted(value, key=repr)
-    return str(value)
+    print(json.dumps(presentable(value), indent=2, ensure_ascii=False))

@@ -11,6 +11,9 @@ from runtime.core.spec import PRIORITIES
 
 R = TypeVar("R")
 
+LONGEST_S = 10 * 365 * 86400.0
+"""Nobody means more; the store would not take it."""
+
 
 class Options(TypedDict, total=False):
     """What an enqueue may say beside the arguments."""
@@ -56,9 +59,11 @@ def check_options(options: Options) -> None:
         raise OptionInvalid("delay and at are both given", hint="say when the job is due in one of the two ways")
     for name, span in (("delay", options.get("delay", 0)), ("expires", options.get("expires", 0))):
         try:
-            seconds(span)
+            length_s = seconds(span)
         except (TypeError, ValueError) as error:
             raise OptionInvalid(f"{name}: {error}") from None
+        if length_s > LONGEST_S:
+            raise OptionInvalid(f"{name}={span!r}: it is more than ten years")
     _check_moment(options.get("at"))
 
 

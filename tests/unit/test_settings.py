@@ -38,6 +38,7 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
     assert (settings.version, settings.log_level, settings.log_format) == ("unknown", "info", None)
     assert (settings.http, settings.port, settings.production) == (True, 3002, False)
     assert settings.warnings == ()
+    assert settings.tokens == ()
 
 
 def test_without_an_argument_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +72,8 @@ def test_without_an_argument_the_process_environment_is_read(monkeypatch: pytest
         ("LOG_LEVEL", "warn", "log_level", "warn"),
         ("LOG_FORMAT", "JSON", "log_format", "json"),
         ("RUNTIME_HTTP", "off", "http", False),
+        ("RUNTIME_TOKEN", "a" * 32, "tokens", ("a" * 32,)),
+        ("RUNTIME_TOKEN", f"{'a' * 32}, {'b-._~+/=' * 4}", "tokens", ("a" * 32, "b-._~+/=" * 4)),
         ("PORT", "0", "port", 0),
         ("PORT", "65535", "port", 65535),
         ("WORKER_HEALTH_PORT", "8080", "port", 8080),
@@ -355,3 +358,21 @@ def test_the_help_names_every_variable_and_its_default() -> None:
         assert setting.doc in line
         assert all(name in line for name in setting.names)
         assert not setting.default or f"[default: {setting.default}]" in line
+
+
+# The token of the job API.
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x", "s3cret" * 5, f"{'s3cret' * 6},", f"{'s3cret' * 6},short", f"{'s3cret ' * 6}", ",".join(["s3cret" * 6] * 3)],
+)
+def test_a_token_is_long_and_there_are_two_at_most_and_none_is_shown(text: str) -> None:
+    said = refused(RUNTIME_TOKEN=text)
+    assert "RUNTIME_TOKEN must be one token or two" in said
+    assert "s3cret" not in said
+
+
+def test_a_token_is_in_no_text_of_the_settings() -> None:
+    settings = read({"RUNTIME_TOKEN": "s3cret" * 6})
+    assert "s3cret" not in f"{settings!r} {settings} {settings.warnings}"

@@ -1,17 +1,26 @@
-"""The worker's HTTP port: health, and nothing that costs or tells anything else.
+"""The worker's HTTP port: health from memory, the doorbell, and the job API where a token is configured.
 
-Answers come from memory: no request makes the worker talk to Redis.
+Nothing here talks to Redis except the job API: asking for health keeps nobody awake.
 """
 
+import asyncio
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from aiohttp import web
 
-from runtime.adapters.payload import to_json
+from runtime.adapters.http.answers import Log, Refused, answer, in_json
+from runtime.adapters.http.connections import BACKLOG, Connections, body_of, limited
+from runtime.adapters.http.gate import Gate
+from runtime.adapters.http.jobs import Jobs
+from runtime.adapters.http.routes import JobApi
 
-MAX_BODY = 1024
+MOST_WAKE = 1024
+WAKE_EVERY_S = 1.0
+"""Rings that come faster are taken together."""
+CLOSE_S = 1.0
 
 
 class Health(Protocol):
@@ -25,55 +34,82 @@ class Health(Protocol):
 
 
 class HttpServer:
-    """Serves until closed."""
+    """Serves until closed. `wake` makes the worker look for jobs at once; without `tokens` there is no job API."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(
+        self, health: Health, wake: Callable[[], None], jobs: Jobs, *, tokens: Sequence[str], log: Log
+    ) -> None:
         self._health = health
+        self._bell = _Bell(wake)
+        self._api = JobApi(jobs, Gate(tokens, log)) if tokens else None
+        self._log = log
         self._runner: web.AppRunner | None = None
+        self._accepting: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket) -> int:
         """Answer on a socket that listens already; the port."""
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[_refuse_in_json])
+        app = web.Application(middlewares=[limited, in_json(self._log)])
         app.router.add_get("/health", self._get_health)
         app.router.add_get("/livez", self._get_livez)
         app.router.add_get("/readyz", self._get_readyz)
-        self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=1.0, keepalive_timeout=15.0
-        )
+        app.router.add_post("/wake", self._post_wake)
+        if self._api is not None:
+            self._api.add_to(app.router)
+        self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=CLOSE_S)
         await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
+        assert self._runner.server is not None
+        accept = Connections(self._runner.server)
+        self._accepting = await asyncio.get_running_loop().create_server(accept, sock=listener, backlog=BACKLOG)
         port: int = listener.getsockname()[1]
         return port
 
     async def close(self) -> None:
+        self._bell.close()
+        if self._accepting is not None:
+            self._accepting.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
     async def _get_health(self, request: web.Request) -> web.Response:
-        return _json(self._health.document(), 200 if self._health.live() else 503)
+        return answer(self._health.document(), 200 if self._health.live() else 503)
 
     async def _get_livez(self, request: web.Request) -> web.Response:
-        return _answer("live", self._health.live())
+        return _probe("live", self._health.live())
 
     async def _get_readyz(self, request: web.Request) -> web.Response:
-        return _answer("ready", self._health.ready())
+        return _probe("ready", self._health.ready())
+
+    async def _post_wake(self, request: web.Request) -> web.Response:
+        """The doorbell. Open to all, as any request wakes a worker that sleeps; and so it says nothing."""
+        if request.query_string:
+            raise Refused(400, "unknown-parameter", "there are no parameters here")
+        await body_of(request, MOST_WAKE)
+        self._bell.ring()
+        return answer({"status": "awake"}, 202)
 
 
-def _answer(word: str, well: bool) -> web.Response:
-    return _json({"status": word if well else f"not {word}"}, 200 if well else 503)
+class _Bell:
+    """Passes a ring on, at most once in `WAKE_EVERY_S`; the last one always, for a job may have come before it."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._rang_at = -WAKE_EVERY_S
+        self._timer: asyncio.TimerHandle | None = None
+
+    def ring(self) -> None:
+        if self._timer is None:
+            wait_s = max(0.0, self._rang_at + WAKE_EVERY_S - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._pass_on)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _pass_on(self) -> None:
+        self._timer = None
+        self._rang_at = time.monotonic()
+        self._wake()
 
 
-def _json(document: Mapping[str, Any], status: int) -> web.Response:
-    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return web.Response(body=to_json(document), status=status, content_type="application/json", headers=headers)
-
-
-@web.middleware
-async def _refuse_in_json(request: web.Request, handler: Any) -> Any:
-    try:
-        return await handler(request)
-    except web.HTTPException as refusal:
-        response = _json({"error": refusal.reason.lower()}, refusal.status)
-        if "Allow" in refusal.headers:
-            response.headers["Allow"] = refusal.headers["Allow"]
-        return response
+def _probe(word: str, well: bool) -> web.Response:
+    return answer({"status": word if well else f"not {word}"}, 200 if well else 503)

@@ -1,0 +1,47 @@
+"""The jobs as the job API wants them. Free of aiohttp, so that whoever deals in them does not wait for its import."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from runtime.core.request import Options
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What `POST /jobs` asks for."""
+
+    handler: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    options: Options
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of it."""
+
+    job_id: str
+    status: str
+    created: bool
+    """False: the key had a job already, and this is that one."""
+
+
+Ending = Literal["cancelled", "asked", "gone"]
+"""`cancelled`: it will not run. `asked`: it runs, and its worker is told. `gone`: nothing waits or runs."""
+
+
+class Jobs(Protocol):
+    """The jobs, as this API wants them. Every call raises `RedisUnreachable`."""
+
+    async def add(self, order: Order) -> Receipt:
+        """Raises `HandlerUnknown`, `PayloadInvalid`, `OptionInvalid`; then nothing was written."""
+
+    async def show(self, job_id: str, queue: str | None) -> Mapping[str, Any]:
+        """Where a job is, in `queue` or wherever this worker serves: at least `jobId` and `status`. Fit for JSON."""
+
+    async def cancel(self, job_id: str, queue: str | None) -> tuple[Ending, str]:
+        """End a job that has not ended; and its status, after that."""
+
+    async def count(self) -> Mapping[str, Mapping[str, Any]]:
+        """The jobs of each queue that this worker serves, by status."""

@@ -1,0 +1,113 @@
+"""Where requests about jobs are dealt with that come to the worker itself: `adapters.http.jobs.Jobs`."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from runtime.adapters.http.jobs import Ending, Order, Receipt
+from runtime.adapters.payload import presentable
+from runtime.adapters.redis import keys, letters, pickles, scripts
+from runtime.client import Client, Status
+from runtime.core.errors import ResultUnknown, WaitTimedOut
+from runtime.registry import Handlers, find
+
+LIVE: Sequence[Status] = ("waiting", "deferred", "active")
+
+
+class Desk:
+    """Knows the handlers and the queues of this worker."""
+
+    def __init__(self, client: Client, handlers: Handlers, queues: Sequence[str]) -> None:
+        self._client = client
+        self._handlers = handlers
+        self._queues = queues
+
+    async def add(self, order: Order) -> Receipt:
+        handler = find(self._handlers, order.handler)
+        request = handler.options(**order.options).request(*order.args, **order.kwargs)
+        (job,) = await self._client.send([request])
+        if job.created:
+            return Receipt(job.id, "queued", created=True)
+        _, status = await self._find(job.id, [job.queue, *self._queues])
+        return Receipt(job.id, status, created=False)
+
+    async def show(self, job_id: str, queue: str | None) -> Mapping[str, Any]:
+        place, status = await self._find(job_id, self._asked(queue))
+        found = {"jobId": job_id, "status": status}
+        if status in LIVE:
+            return {**found, "queue": place, "attempt": await self._starts(job_id)}
+        if status == "dead":
+            return {**found, **await self._letter(job_id)}
+        return found if status == "unknown" else {**found, **await self._result(job_id, place)}
+
+    async def cancel(self, job_id: str, queue: str | None) -> tuple[Ending, Status]:
+        place, status = await self._find(job_id, self._asked(queue))
+        if status not in LIVE:
+            return "gone", status
+        ending = await self._client.cancel(job_id, place)
+        _, status = await self._find(job_id, [place])
+        return ending, status
+
+    async def count(self) -> Mapping[str, Mapping[str, Any]]:
+        return {queue: await self._client.letters(partial(_counts, queue=queue)) for queue in self._queues}
+
+    def _asked(self, queue: str | None) -> Sequence[str]:
+        return self._queues if queue is None else [queue]
+
+    async def _find(self, job_id: str, queues: Sequence[str]) -> tuple[str, Status]:
+        """The queue in which a job waits or runs; else any, for results and letters have no queue."""
+        status: Status = "unknown"
+        for queue in queues:
+            status = await self._client.status(job_id, queue)
+            if status in LIVE:
+                return queue, status
+        return queues[-1], status
+
+    async def _starts(self, job_id: str) -> int:
+        starts = await self._client.letters(lambda redis: redis.get(keys.of(keys.RETRY, job_id)))
+        return int(starts) if starts and starts.isdigit() else 0
+
+    async def _result(self, job_id: str, queue: str) -> dict[str, Any]:
+        try:
+            result = await self._client.result(job_id, queue, 0.0)
+        except (ResultUnknown, WaitTimedOut):
+            return {}  # it has expired, or the id has a new job, in this moment
+        except pickles.Undecodable as error:
+            return {"error": {"type": "unreadable", "message": str(error)}}
+        ended = (
+            {"result": presentable(result.value)}
+            if result.ok
+            else {"error": presentable({"type": result.error, "message": result.text})}
+        )
+        return {
+            **ended,
+            "handler": presentable(result.handler),
+            "attempt": result.attempt,
+            "startedAt": _iso(result.started_ms),
+            "finishedAt": _iso(result.finished_ms),
+        }
+
+    async def _letter(self, job_id: str) -> dict[str, Any]:
+        """What a dead letter says, less the arguments."""
+        letter = await self._client.letters(lambda redis: letters.find(redis, job_id))
+        if letter is None:
+            return {}
+        return {
+            "error": presentable({"type": letter["error"], "message": letter["text"]}),
+            "reason": letter["reason"],
+            "queue": letter["queue"],
+            "handler": letter["handler"],
+            "attempt": letter["attempt"],
+            "finishedAt": _iso(letter["died_ms"]),
+        }
+
+
+async def _counts(redis: Any, queue: str) -> Mapping[str, Any]:
+    census = await scripts.census(redis, queue)
+    shown = ("waiting", "active", "completed", "failed", "deferred", "dead", "oldest_age_s")
+    return {name: getattr(census, name) for name in shown}
+
+
+def _iso(moment_ms: int) -> str:
+    return datetime.fromtimestamp(moment_ms / 1000, UTC).isoformat(timespec="milliseconds")

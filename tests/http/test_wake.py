@@ -1,0 +1,52 @@
+"""The doorbell makes an idle worker ask for jobs at once; rings that come together are passed on once and once more."""
+
+from __future__ import annotations
+
+import time
+
+from redis import Redis
+
+from tests.http.asking import TOKEN, site_of
+from tests.http.jobs import QUEUE
+from tests.processes import Worker, wait_until
+from tests.servers import Server
+
+
+def test_a_ring_makes_an_idle_worker_ask_and_many_make_it_ask_twice(server: Server) -> None:
+    with (
+        Redis.from_url(server.url) as redis,
+        Worker("tests.http.jobs", redis=server.url, arguments=("-Q", QUEUE), RUNTIME_HTTP="on", PORT=0).up() as worker,
+    ):
+
+        def claims() -> int:
+            found: int = redis.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0)
+            return found
+
+        site = site_of(worker)
+        time.sleep(1)
+        redis.config_resetstat()
+        time.sleep(1.5)
+        assert claims() == 0, "an idle worker looks, but asks for nothing"
+        assert site.ask("POST", "/wake", headers=[]).code == 202
+        wait_until(lambda: claims() == 1)
+        time.sleep(1.2)
+        began = time.monotonic()
+        assert {site.ask("POST", "/wake", headers=[]).code for _ in range(20)} == {202}
+        rang_for_s = time.monotonic() - began
+        wait_until(lambda: claims() >= 3, what="the last ring is passed on too")
+        time.sleep(1.2)
+        assert claims() <= 3 + rang_for_s
+
+
+def test_a_ring_while_redis_is_away_changes_nothing() -> None:
+    with (
+        Server() as own,
+        Worker("tests.http.jobs", redis=own.tcp_url, RUNTIME_HTTP="on", PORT=0, RUNTIME_TOKEN=TOKEN).up() as worker,
+    ):
+        site = site_of(worker)
+        own.kill()
+        worker.wait_for("REDIS_AWAY")
+        assert {site.ask("POST", "/wake", headers=[]).code for _ in range(5)} == {202}
+        time.sleep(1.2)
+        own.start()
+        worker.wait_for("JOB_COMPLETED", job_id=site.enqueue("double", 1))
