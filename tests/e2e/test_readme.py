@@ -86,6 +86,8 @@ def test_make_run_says_what_it_stands_in_for_and_its_lines_work_as_pasted(demo: 
     assert '"question"' in answers[0]
     assert '"tokenUsage"' in answers[0]
     assert '"lawsuits"' in answers[1]
+    (curl,) = [line.strip() for line in demo if line.strip().startswith("curl ")]
+    assert '"created":true' in run(curl, clone)
 
 
 @pytest.mark.timeout(300)

@@ -4,6 +4,8 @@ The worker itself knows nothing of stand-ins: it is given their addresses as it 
 """
 
 import os
+import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,15 +17,16 @@ PROVIDERS = {
     "tests.standins.judit": (("JUDIT_API_KEY",), "JUDIT_API_BASE_URL", "", "judit-standin"),
 }
 LINES = {
-    "flashcards": '\'{"text": "The heart pumps blood. Arteries carry it away. Veins bring it back.", "count": 3}\'',
-    "onboard": '\'{"cnj": "0001327-64.2018.8.26.0158"}\'',
+    "flashcards": '{"text": "The heart pumps blood. Arteries carry it away. Veins bring it back.", "count": 3}',
+    "onboard": '{"cnj": "0001327-64.2018.8.26.0158"}',
 }
 
 
 def main() -> int:
     environment = dict(os.environ)
     standins = [start(module, environment) for module in PROVIDERS if not has_key(module)]
-    tell(environment)
+    token = environment.setdefault("RUNTIME_TOKEN", secrets.token_hex(16))
+    tell(environment, "$RUNTIME_TOKEN" if "RUNTIME_TOKEN" in os.environ else token)
     worker = subprocess.Popen([sys.executable, "-m", "runtime", "serve"], env=environment)
     # Ctrl-C reaches the worker by itself, being in the same group; SIGTERM is passed on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -56,17 +59,18 @@ def start(module: str, environment: dict[str, str]) -> subprocess.Popen[str]:
     return standin
 
 
-def tell(environment: dict[str, str]) -> None:
+def tell(environment: dict[str, str], token: str) -> None:
     command = Path(sys.executable).parent / "runtime"
     runtime = command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
     if not environment.get("REDIS_URL") and not environment.get("UPSTASH_REDIS_URL"):
         print("No Redis is configured: the embedded server is used; its data are in .runtime/")
     print("\nTry it: paste these lines in a second terminal, in this folder.\n")
     for handler, arguments in LINES.items():
-        print(f"  {runtime} enqueue {handler} {arguments} --wait")
-    print(
-        f"\nCtrl-C stops the worker. What it did: curl localhost:{environment.get('PORT', '3002')}/health\n", flush=True
-    )
+        print(f"  {runtime} enqueue {handler} {shlex.quote(arguments)} --wait")
+    site = f"localhost:{environment.get('PORT', '3002')}"
+    order = shlex.quote(f'{{"handler": "flashcards", "kwargs": {LINES["flashcards"]}}}')
+    print(f'  curl {site}/jobs -H "Authorization: Bearer {token}" -H "Content-Type: application/json" -d {order}')
+    print(f"\nCtrl-C stops the worker. What it did: curl {site}/health\n", flush=True)
 
 
 if __name__ == "__main__":
