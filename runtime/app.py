@@ -3,6 +3,7 @@
 serve
   ├─ supervisor ─ actor (one per group of queues) ─ puller, slots, settler
   ├─ lease keeper, watchdog (threads)
+  ├─ heartbeats
   ├─ HTTP server
   └─ signals:  first: drain until the grace is over · second: give back now · third: end now
 """
@@ -11,16 +12,21 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import anyio
 
+from runtime import __version__
+from runtime.adapters import process
 from runtime.adapters.http.sessions import AiohttpSessions
 from runtime.adapters.redis.connection import shown
+from runtime.adapters.redis.heartbeats import Heartbeat, Heartbeats, Served
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.ledger import RedisLedger
 from runtime.adapters.redis.source import RedisSource
@@ -43,6 +49,8 @@ from runtime.standstill import Standstills
 
 HTTP_AFTER_S = 0.3
 """The HTTP server comes up after the first claim, and not later than this: its import takes a quarter of a second."""
+LOOK_S = 1.0
+"""How long the boot waits to hear whether Redis answers: the log is to begin with what was found."""
 CLOSE_S = 5.0
 """How long connections may take to close."""
 LEAVE_S = 1.0
@@ -171,6 +179,8 @@ class Worker:
             self._supervisor.actors, self._url, settings.lease_s, settings.block_limit_s, self._log
         )
         self._listen_to_signals()
+        self._heartbeats = Heartbeats(self._source.redis, self._source.incarnation, self._heartbeat)
+        await self._look()
         self._tell_boot()
         self._keeper.start()
         self._standstills.watch()
@@ -193,6 +203,7 @@ class Worker:
         async with anyio.create_task_group() as group:
             group.start_soon(self._obey_signals)
             group.start_soon(self._bring_forward)
+            group.start_soon(self._beat)
             if self._listener is not None:
                 group.start_soon(self._serve_http, self._listener)
             await self._supervisor.run()
@@ -218,6 +229,7 @@ class Worker:
     async def _close(self) -> None:
         self._standstills.close()
         self._keeper.close()
+        await self._heartbeats.leave()
         await self._sessions.close()
         await self._client.close()
         await self._source.close()
@@ -272,6 +284,40 @@ class Worker:
                         event_name="JOBS_FORWARDED",
                     )
 
+    async def _look(self) -> None:
+        """Learn whether Redis answers, without waiting for long."""
+        with anyio.move_on_after(LOOK_S), suppress(Away):
+            await self._source.ping()
+
+    async def _beat(self) -> None:
+        await self._source.claimed.wait()
+        await self._heartbeats.run()
+
+    def _heartbeat(self) -> Heartbeat:
+        counted = self._statistics
+        return Heartbeat(
+            worker_id=self._settings.worker_id,
+            incarnation=self._source.incarnation,
+            version=self._settings.version,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_ms=self._source.server_ms() - (process.age_ms() or 0),
+            at_ms=self._source.server_ms(),
+            state=self._health.state,
+            groups=tuple(Served(group.queues, group.slots) for group in self._groups),
+            handlers=tuple(sorted(self._handlers)),
+            running=counted.running,
+            statistics={
+                "processed": counted.processed,
+                "succeeded": counted.succeeded,
+                "failed": counted.failed,
+                "retried": counted.retried,
+                "peak": counted.peak,
+            },
+            redis=self._source.away or "ok",
+            rss_bytes=process.rss_bytes(),
+        )
+
     async def _serve_http(self, listener: socket.socket) -> None:
         with anyio.move_on_after(HTTP_AFTER_S):
             while not self._health.turned():
@@ -301,10 +347,16 @@ class Worker:
             data={
                 "worker_name": settings.worker_id,
                 "version": settings.version,
+                "commit": settings.commit,
+                "runtime": __version__,
+                "python": ".".join(map(str, sys.version_info[:3])),
                 "queues": queues,
                 "concurrency": slots,
                 "handlers": sorted(self._handlers),
                 "redis": shown(self._url),
+                "redis_status": self._source.away or "ok",
+                "embedded": settings.redis_url is None,
+                "boot_ms": process.age_ms(),
                 "timeout_s": settings.timeout_s,
                 "lease_s": settings.lease_s,
             },

@@ -158,7 +158,7 @@ class Client:
 
     async def status(self, job_id: str, queue: str) -> Status:
         """Where a job is. Raises `RedisUnreachable`."""
-        result, running, score, letter, now = await self._ask(
+        result, running, score, letter, now = await self._read(
             ["GET", keys.of(keys.RESULT, job_id)],
             ["EXISTS", keys.of(keys.IN_PROGRESS, job_id)],
             ["ZSCORE", queue, keys.id_bytes(job_id)],
@@ -208,7 +208,7 @@ class Client:
         pause_s, most_s = POLL_S
         missing = False
         while True:
-            data, body, score = await self._ask(
+            data, body, score = await self._read(
                 ["GET", keys.of(keys.RESULT, job_id)],
                 ["EXISTS", keys.of(keys.JOB, job_id)],
                 ["ZSCORE", queue, keys.id_bytes(job_id)],
@@ -230,7 +230,7 @@ class Client:
             await asyncio.sleep(pause_s)
             pause_s = min(1.5 * pause_s, most_s)
 
-    async def _ask(self, *commands: list[Any]) -> list[Any]:
+    async def _read(self, *commands: list[Any]) -> list[Any]:
         try:
             with away_when_lost("read"):
                 async with self._redis.pipeline(transaction=True) as pipe:
@@ -241,10 +241,10 @@ class Client:
         except Away as cause:
             raise self._unreachable(cause) from None
 
-    async def letters(self, use: Callable[[Any], Awaitable[R]]) -> R:
-        """Let `use` work on dead letters with this client's connection."""
+    async def ask(self, use: Callable[[Any], Awaitable[R]]) -> R:
+        """Let `use` work with this client's connection. Raises `RedisUnreachable`."""
         try:
-            with away_when_lost("dead letters"):
+            with away_when_lost("ask"):
                 return await use(self._redis)
         except Away as cause:
             raise self._unreachable(cause) from None

@@ -28,6 +28,7 @@ class Settings:
     block_limit_s: float
     worker_id: str
     version: str
+    commit: str | None
     log_level: str
     log_format: str | None
     """`json` or `text`; None: text on a terminal."""
@@ -53,6 +54,11 @@ class Setting:
     """Raises `ValueError` whose text completes the sentence "<name> …"."""
     default: str
     doc: str
+
+    @property
+    def secret(self) -> bool:
+        """Its value is never shown."""
+        return any(word in self.field for word in ("token", "secret", "password", "key"))
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:
@@ -160,7 +166,8 @@ TABLE: Sequence[Setting] = (
     Setting("lease_s", ("RUNTIME_LEASE",), _span(1, 300), "10s", "how long a dead worker's jobs stay its own"),
     Setting("block_limit_s", ("RUNTIME_BLOCK_LIMIT",), _span(2, 86400), "60s", "longest block of the event loop"),
     Setting("worker_id", ("WORKER_ID", "RAILWAY_REPLICA_ID"), _text, "", "name of this worker; else host and process"),
-    Setting("version", ("WORKER_VERSION", "RAILWAY_GIT_COMMIT_SHA"), _text, "unknown", "version of this deployment"),
+    Setting("version", ("WORKER_VERSION",), _text, "", "version of this deployment; else its commit"),
+    Setting("commit", ("RAILWAY_GIT_COMMIT_SHA",), _text, "", "commit of this deployment"),
     Setting("log_level", ("LOG_LEVEL",), _LEVEL, "info", "least level logged: debug, info, warn or error"),
     Setting("log_format", ("LOG_FORMAT",), _one_of("json", "text"), "", "json or text; else text on a terminal"),
     Setting("http", ("RUNTIME_HTTP",), _switch, "on", "off: no port, no health endpoint"),
@@ -171,19 +178,55 @@ TABLE: Sequence[Setting] = (
 _ENVIRONMENT_NAMES = ("ENVIRONMENT", "NODE_ENV", "SUPABASE_MODE")
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One setting as it stands."""
+
+    setting: Setting
+    name: str | None
+    """Where in the environment it was read; None for the default."""
+    text: str
+    value: Any
+    """None where the text is wrong, or empty."""
+    wrong: str | None = None
+    """The rule that it breaks: completes the sentence "<name> …"."""
+
+    def shown(self) -> str:
+        """The value, fit to be shown: `set` where it is a secret or may hold one."""
+        if not self.text:
+            return ""
+        if self.setting.secret or (self.setting.field == "redis_url" and self.wrong):
+            return "set"
+        return _without_credentials(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An environment, read."""
+
+    found: Sequence[Found]
+    wrong: Sequence[str]
+    """Everything that is, in sentences."""
+    warnings: Sequence[str]
+    settings: Settings | None
+    """None where something is wrong."""
+
+
 def read(environment: Mapping[str, str] | None = None) -> Settings:
     """The settings of the environment. Raises `SettingsInvalid` with everything that is wrong, at once."""
+    reading = examine(environment)
+    if reading.settings is None:
+        raise _invalid(reading.wrong)
+    return reading.settings
+
+
+def examine(environment: Mapping[str, str] | None = None) -> Reading:
+    """Every setting of the environment with its source, and all that is wrong."""
     env = os.environ if environment is None else environment
-    values: dict[str, Any] = {}
-    wrong: list[str] = []
     warnings: list[str] = []
-    for setting in TABLE:
-        name, text = _first_set(setting, env, warnings)
-        try:
-            values[setting.field] = setting.parse(text) if text else None
-        except ValueError as error:
-            wrong.append(f"{name}{_shown(setting, text)} {error}")
-            values[setting.field] = None
+    found = [_find(setting, env, warnings) for setting in TABLE]
+    values = {one.setting.field: one.value for one in found}
+    wrong = [f"{one.name}{_quoted(one)} {one.wrong}" for one in found if one.wrong]
     wrong += _unknown_names(env)
     warnings += _unknown_worker_names(env)
     _merge_timeouts(values, env, wrong)
@@ -197,13 +240,27 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
             "set REDIS_URL (on Railway: Variables, New Variable, Add Reference, Redis.REDIS_URL)"
         )
     if wrong:
-        raise _invalid(wrong)
+        return Reading(found, wrong, warnings, None)
     values["tokens"] = values["tokens"] or ()
-    values["worker_id"] = values["worker_id"] or f"{socket.gethostname()}-{os.getpid()}"
-    return Settings(**values, production=production, warnings=tuple(warnings))
+    values["worker_id"] = values["worker_id"] or own_name()
+    values["version"] = values["version"] or values["commit"] or "unknown"
+    return Reading(found, wrong, warnings, Settings(**values, production=production, warnings=tuple(warnings)))
 
 
-def _first_set(setting: Setting, env: Mapping[str, str], warnings: list[str]) -> tuple[str, str]:
+def own_name() -> str:
+    """What a worker is called that was given no name."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _find(setting: Setting, env: Mapping[str, str], warnings: list[str]) -> Found:
+    name, text = _first_set(setting, env, warnings)
+    try:
+        return Found(setting, name, text, setting.parse(text) if text else None)
+    except ValueError as error:
+        return Found(setting, name, text, None, str(error))
+
+
+def _first_set(setting: Setting, env: Mapping[str, str], warnings: list[str]) -> tuple[str | None, str]:
     for name in setting.names:
         text = env.get(name, "").strip()
         if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
@@ -211,12 +268,21 @@ def _first_set(setting: Setting, env: Mapping[str, str], warnings: list[str]) ->
             text = text[1:-1].strip()
         if text:
             return name, text
-    return setting.names[0], setting.default
+    return None, setting.default
 
 
-def _shown(setting: Setting, text: str) -> str:
+def _quoted(found: Found) -> str:
     """The value, where it can hold no secret."""
-    return "" if setting.field in ("redis_url", "tokens") or "://" in text else f"={text[:40]!r}"
+    secret = found.setting.field == "redis_url" or found.setting.secret or "://" in found.text
+    return "" if secret else f"={found.text[:40]!r}"
+
+
+def _without_credentials(text: str) -> str:
+    """An address without user, password and options; any other text as it is."""
+    if "://" not in text:
+        return text
+    scheme, _, rest = text.partition("://")
+    return f"{scheme}://{re.split('[?#]', rest.rpartition('@')[2])[0]}"
 
 
 def _unknown_names(env: Mapping[str, str]) -> list[str]:

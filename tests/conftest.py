@@ -9,7 +9,7 @@ from redis import Redis
 from tests.servers import Server
 
 # What may stay without a TTL: it empties itself, or its size is bounded otherwise.
-ENDLESS = ("rt:*:later", "rt:*:mark", "rt:*:dead", "rt:*:count", "rt:*:unknown", "arq:abort")
+ENDLESS = ("rt:*:later", "rt:*:mark", "rt:*:dead", "rt:*:count", "rt:*:unknown", "rt:workers", "arq:abort")
 
 
 @pytest.fixture(scope="session")

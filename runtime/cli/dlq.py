@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     actions = {"list": _list, "show": _show, "replay": _replay, "discard": _discard}
 
     async def work(client: Client) -> int:
-        return await client.letters(lambda redis: actions[args.action](redis, args))
+        return await client.ask(lambda redis: actions[args.action](redis, args))
 
     return with_client(work)
 

@@ -59,6 +59,8 @@ class RedisSource:
         self._unanswered: dict[str, _Sending] = {}
         self._server_ahead_s = 0.0
         """The server's clock less our monotonic one, as of the last claim."""
+        self.claimed = asyncio.Event()
+        """Set once the server has answered a claim."""
         self.away: str | None = "not asked yet"
         """Why Redis does not answer; None while it does."""
 
@@ -98,6 +100,7 @@ class RedisSource:
         state.disowned = [token for token in reply.lapsed if not (self._keeper and self._keeper.holds(token))]
         state.go_on(reply.offset)
         self._server_ahead_s = reply.now_ms / 1000 - time.monotonic()
+        self.claimed.set()
         self._tell(reply.trouble)
         due_in_s = None if reply.due_in_ms is None else reply.due_in_ms / 1000
         if reply.others:
@@ -137,7 +140,7 @@ class RedisSource:
             call=call,
             body=leased.body or b"",
             now_ms=now_ms,
-            history=_history_of(leased.own),
+            history=history_of(leased.own),
             abort_ms=leased.abort_ms,
         )
 
@@ -177,6 +180,10 @@ class RedisSource:
             return None
         score_ms = first[0][1] if isinstance(first[0], list | tuple) else float(first[1])
         return max(0.0, float(score_ms) / 1000 - self._server_ahead_s - time.monotonic())
+
+    def server_ms(self) -> int:
+        """The server's clock, without asking it. Not before a claim was answered."""
+        return round(1000 * (self._server_ahead_s + time.monotonic()))
 
     async def ping(self) -> None:
         with self._asking("ping"):
@@ -232,7 +239,8 @@ def _call_of(leased: scripts.Leased) -> Call | Unreadable:
     return Unreadable(f"the body's key is a {leased.kind}, not a string")
 
 
-def _history_of(own: bytes | None) -> History:
+def history_of(own: bytes | None) -> History:
+    """What a job remembers beside its starts."""
     if own is None:
         return NEW
     crashes, _, rest = own.partition(b"|")

@@ -1,0 +1,136 @@
+"""Heartbeats: what each worker says of itself every 30 s while it is awake, and what others make of it."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from runtime.adapters.payload import from_json, to_json
+from runtime.adapters.redis import keys
+from runtime.adapters.redis.connection import away_when_lost
+from runtime.ports import Away
+
+BEAT_S = 30.0
+LIVE_S = 120.0
+"""A worker is live for so long after its last heartbeat."""
+SWEEP_S = 3600.0
+"""What a dead worker said is kept for so long, for whoever wants to know what became of it."""
+MOST = 1000
+"""Heartbeats kept whatever their age: workers that crash as they boot must not fill the store."""
+LEAVE_S = 1.0
+LARGEST = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Queues that share slots."""
+
+    queues: tuple[str, ...]
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a worker says of itself. No argument, no result, no secret; what a later version adds has a default."""
+
+    worker_id: str
+    incarnation: str
+    """New with each process; the leases of its jobs carry it."""
+    version: str
+    host: str
+    pid: int
+    started_ms: int
+    at_ms: int
+    """When it was sent, by the server's clock."""
+    state: str
+    groups: tuple[Served, ...]
+    handlers: tuple[str, ...]
+    running: int
+    statistics: dict[str, int]
+    """processed, succeeded, failed, retried, peak."""
+    redis: str
+    """`ok`, or why Redis did not answer last."""
+    rss_bytes: int | None = None
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        return tuple(queue for group in self.groups for queue in group.queues)
+
+    @property
+    def slots(self) -> int:
+        return sum(group.slots for group in self.groups)
+
+    def age_s(self, now_ms: float) -> float:
+        """Since it was sent; below zero where a clock was set back."""
+        return (now_ms - self.at_ms) / 1000
+
+    def live(self, now_ms: float) -> bool:
+        return abs(self.age_s(now_ms)) <= LIVE_S
+
+
+class Heartbeats:
+    """Sends those of one worker. `report` is asked for each anew."""
+
+    def __init__(self, redis: Any, incarnation: str, report: Callable[[], Heartbeat]) -> None:
+        self._redis = redis
+        self._incarnation = incarnation
+        self._report = report
+
+    async def run(self) -> None:
+        """Send one at once and then every 30 s: one command each. Cancel it to stop; it may be run again.
+
+        A Redis that is away is weather, and others tell of it.
+        """
+        with suppress(Away):
+            await self.beat()
+            await self._sweep()
+        while True:
+            await anyio.sleep(BEAT_S)
+            with suppress(Away):
+                await self.beat()
+
+    async def beat(self) -> None:
+        """Send one. Raises `Away`."""
+        with away_when_lost("heartbeat"):
+            await self._redis.hset(keys.WORKERS, self._incarnation, to_json(self._report()))
+
+    async def leave(self) -> None:
+        """Take back what was sent: this worker has stopped in good order. Gives up after a second."""
+        with anyio.move_on_after(LEAVE_S), suppress(Away), away_when_lost("heartbeat"):
+            await self._redis.hdel(keys.WORKERS, self._incarnation)
+
+    async def _sweep(self) -> None:
+        """Delete what workers said that died long ago, and what is no heartbeat."""
+        with away_when_lost("heartbeat"):
+            fields: dict[bytes, bytes] = await self._redis.hgetall(keys.WORKERS)
+            stale = outdated(fields, self._report().at_ms)
+            if stale:
+                await self._redis.hdel(keys.WORKERS, *stale)
+
+
+def outdated(fields: Mapping[bytes, bytes], now_ms: float) -> set[bytes]:
+    """The fields to delete: no heartbeat, or too old, or the oldest of too many."""
+    recent = sorted(
+        (-beat.at_ms, name)
+        for name, data in fields.items()
+        if (beat := read(data)) and abs(beat.age_s(now_ms)) <= SWEEP_S
+    )
+    return fields.keys() - {name for _, name in recent[:MOST]}
+
+
+def read(data: bytes) -> Heartbeat | None:
+    """A heartbeat; None for what is none: anybody may have written it."""
+    try:
+        beat = from_json(data, Heartbeat)
+    except (ValueError, RecursionError):
+        return None
+    numbers = (beat.at_ms, beat.started_ms, beat.pid, beat.running, beat.slots, beat.rss_bytes or 0)
+    return beat if all(0 <= number < LARGEST for number in (*numbers, *beat.statistics.values())) else None
+
+
+def read_all(fields: Mapping[bytes, bytes]) -> list[Heartbeat]:
+    """Those of the hash's fields that are heartbeats, the last first."""
+    beats = [beat for data in fields.values() if (beat := read(data))]
+    return sorted(beats, key=lambda beat: -beat.at_ms)
