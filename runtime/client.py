@@ -244,7 +244,7 @@ class Client:
     async def ask(self, use: Callable[[Any], Awaitable[R]]) -> R:
         """Let `use` work with this client's connection. Raises `RedisUnreachable`."""
         try:
-            with away_when_lost("ask"):
+            with away_when_lost("look"):
                 return await use(self._redis)
         except Away as cause:
             raise self._unreachable(cause) from None

@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,6 +18,8 @@ COMMANDS = {
     "job": "show where a job is, and its result",
     "dlq": "list, show, replay or discard dead letters",
     "handlers": "list what `serve` would run",
+    "inspect": "show queues, jobs, workers or settings",
+    "check": "exit 0 if a worker is alive",
 }
 
 EXAMPLES = """\
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except Problem as problem:
-        _tell(problem)
+        _tell(problem, as_json="--json" in args)
         return problem.exit_code
     except KeyboardInterrupt:
         return 130
@@ -86,7 +90,12 @@ def _help() -> str:
     ).rstrip()
 
 
-def _tell(problem: Problem) -> None:
+def _tell(problem: Problem, *, as_json: bool) -> None:
+    if as_json:
+        code = re.sub("(?<!^)(?=[A-Z])", "-", type(problem).__name__).lower()
+        error = {"code": code, "message": problem.message, "cause": problem.cause, "hint": problem.hint}
+        print(json.dumps({"error": error}), file=sys.stderr)
+        return
     lines = [f"error: {_one_line(problem.message)}"]
     if problem.cause:
         lines.append(f"  cause: {_one_line(problem.cause)}")

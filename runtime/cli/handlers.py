@@ -4,6 +4,7 @@ import argparse
 import os
 
 from runtime import registry
+from runtime.cli.display import columns, say
 from runtime.core.span import spell
 
 
@@ -18,7 +19,5 @@ def run(args: argparse.Namespace) -> int:
         timeout = "default" if spec.timeout_s is None else spell(spec.timeout_s)
         where = os.path.relpath(spec.where) if os.path.isabs(spec.where) else spec.where
         rows.append((f"{name}{handler.signature}", spec.queue, timeout, str(spec.retry.attempts), where))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    say(*columns(rows))
     return 0

@@ -21,6 +21,7 @@ MOST = 1000
 """Heartbeats kept whatever their age: workers that crash as they boot must not fill the store."""
 LEAVE_S = 1.0
 LARGEST = 2**53
+"""Beyond it a number of ms, or of anything that is counted here, is not meant."""
 
 
 @dataclass(frozen=True, slots=True)

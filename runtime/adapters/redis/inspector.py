@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 
 from runtime.adapters.payload import from_json
 from runtime.adapters.redis import heartbeats, keys, pickles, scripts, wire
-from runtime.adapters.redis.heartbeats import Heartbeat
+from runtime.adapters.redis.heartbeats import LARGEST, Heartbeat
 from runtime.adapters.redis.source import history_of
 from runtime.core.job import Call, ErrorRecord, History
 
@@ -422,9 +422,11 @@ def _letter(data: bytes | None) -> Letter | None:
 
 def _result(data: bytes | None) -> wire.Result | None:
     try:
-        return None if data is None else wire.decode_result(data)
+        result = None if data is None else wire.decode_result(data)
     except (pickles.Undecodable, ValueError, TypeError, OverflowError):
         return None
+    possible = result and all(0 <= ms < LARGEST for ms in (result.started_ms, result.finished_ms))
+    return result if possible else None
 
 
 def _count(starts: bytes | None) -> int:

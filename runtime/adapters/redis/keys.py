@@ -24,7 +24,7 @@ Ours, all under `rt:`:
 | `rt:own:<id>` | string: `crashes|history` | 8 days |
 | `rt:once:<id>` | hash: step → state | 30 days, or until the job is done |
 | `rt:w:<incarnation>:<queue>` | string: last settled batch | 10 minutes |
-| `rt:workers` | hash: incarnation → heartbeat | a field until its worker stops; after a crash 1 h, and until one boots |
+| `rt:workers` | hash: incarnation → heartbeat | until that worker stops; after a crash 1 h, then till one boots |
 """
 
 JOB = "arq:job:"
