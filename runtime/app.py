@@ -291,6 +291,8 @@ class Worker:
 
     async def _beat(self) -> None:
         await self._source.claimed.wait()
+        while not self._health.turned():  # the turn of that claim is about to end
+            await anyio.sleep(0.05)
         await self._heartbeats.run()
 
     def _heartbeat(self) -> Heartbeat:

@@ -28,7 +28,7 @@ NOBODY = "redis://:s3cret-pa55word@127.0.0.1:1/0"
 HOSTILE = b"\x1b]0;owned\x07\x1b[2J\xff\r\n\x7f\xc2\x9b\xe2\x80\xae"
 
 
-def inspect(url: str, *arguments: str, code: int = 0, **settings: object) -> dict[str, Any]:
+def inspect(url: str, *arguments: str, code: int = 0, **settings: Any) -> dict[str, Any]:
     """The document that the command prints."""
     done = command("inspect", *arguments, "--json", REDIS_URL=url, **settings)
     assert done.returncode == code, done.stderr
@@ -38,7 +38,7 @@ def inspect(url: str, *arguments: str, code: int = 0, **settings: object) -> dic
     return document
 
 
-def page(url: str, *arguments: str, **settings: object) -> str:
+def page(url: str, *arguments: str, **settings: Any) -> str:
     """What the command prints for people."""
     done = command("inspect", *arguments, REDIS_URL=url, **settings)
     assert done.stderr == ""
@@ -175,11 +175,9 @@ def test_nothing_from_outside_reaches_the_terminal(redis_url: str) -> None:
         letter = {"reason": text, "handler": text, "error": text, "text": text, "queue": text}
         redis.zadd(keys.dead(QUEUE), {"letter": 1})
         redis.hset(keys.LETTER + "letter", mapping={"letter": json.dumps(letter)})
-        beat = {
-            **{name: text for name in ("worker_id", "incarnation", "version", "host", "state", "redis")},
-            **{"pid": 1, "started_ms": 1, "at_ms": int(redis.time()[0]) * 1000, "running": 0},
-            **{"groups": [{"queues": [text], "slots": 1}], "handlers": [text], "statistics": {text: 1}},
-        }
+        beat: dict[str, Any] = dict.fromkeys(("worker_id", "incarnation", "version", "host", "state", "redis"), text)
+        beat |= {"pid": 1, "started_ms": 1, "at_ms": int(redis.time()[0]) * 1000, "running": 0}
+        beat |= {"groups": [{"queues": [text], "slots": 1}], "handlers": [text], "statistics": {text: 1}}
         redis.hset(keys.WORKERS, mapping={HOSTILE: json.dumps(beat), "odd": b"\xff{"})
     asked = [[], ["queues"], ["jobs"], ["workers"], ["job", "letter"], ["job", "second"], ["job", "\udcff\x1b[2J"]]
     for arguments in asked:
@@ -234,7 +232,7 @@ def test_settings_are_shown_with_their_sources_and_no_secret() -> None:
 
 
 def test_wrong_settings_are_shown_too_and_make_the_code_78() -> None:
-    settings = {"WORKER_CONCURRENCY": "three", "RUNTIME_LEAS": "1s", "LOG_LEVEL": "loud\x1b[2J"}
+    settings: dict[str, Any] = {"WORKER_CONCURRENCY": "three", "RUNTIME_LEAS": "1s", "LOG_LEVEL": "loud\x1b[2J"}
     document = inspect("default:s3cret-pa55word@host", "settings", code=78, **settings)
     found = {row["name"]: row for row in document["settings"]}
     assert found["REDIS_URL"]["value"] == "set"
@@ -316,7 +314,7 @@ def test_check_takes_nothing_but_200_for_alive(status: int) -> None:
 
 
 def test_check_without_a_port_looks_for_the_heartbeat(redis_url: str) -> None:
-    off: dict[str, object] = {"REDIS_URL": redis_url, "RUNTIME_HTTP": "off"}
+    off: dict[str, Any] = {"REDIS_URL": redis_url, "RUNTIME_HTTP": "off"}
     assert command("check", **off).returncode == 1
     with serving(redis_url, WORKER_ID="worker-7").up():
         wait_until(lambda: beating(redis_url))
