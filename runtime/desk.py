@@ -50,7 +50,7 @@ class Desk:
         return ending, status
 
     async def count(self) -> Mapping[str, Mapping[str, Any]]:
-        return {queue: await self._client.letters(partial(_counts, queue=queue)) for queue in self._queues}
+        return {queue: await self._client.ask(partial(_counts, queue=queue)) for queue in self._queues}
 
     def _asked(self, queue: str | None) -> Sequence[str]:
         return self._queues if queue is None else [queue]
@@ -65,7 +65,7 @@ class Desk:
         return queues[-1], status
 
     async def _starts(self, job_id: str) -> int:
-        starts = await self._client.letters(lambda redis: redis.get(keys.of(keys.RETRY, job_id)))
+        starts = await self._client.ask(lambda redis: redis.get(keys.of(keys.RETRY, job_id)))
         return int(starts) if starts and starts.isdigit() else 0
 
     async def _result(self, job_id: str, queue: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Desk:
 
     async def _letter(self, job_id: str) -> dict[str, Any]:
         """What a dead letter says, less the arguments."""
-        letter = await self._client.letters(lambda redis: letters.find(redis, job_id))
+        letter = await self._client.ask(lambda redis: letters.find(redis, job_id))
         if letter is None:
             return {}
         return {
