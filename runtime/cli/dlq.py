@@ -9,6 +9,7 @@ from runtime.adapters.redis import letters
 from runtime.cli.session import show, with_client
 from runtime.client import Client
 from runtime.core.errors import UsageInvalid
+from runtime.core.text import one_line
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +58,7 @@ async def _chosen(redis: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
     for job_id in args.id:
         letter = await letters.find(redis, job_id)
         if letter is None:
-            print(f"{job_id}: no such dead letter", file=sys.stderr)
+            print(f"{one_line(job_id)}: no such dead letter", file=sys.stderr)
         else:
             chosen.append(letter)
     return chosen
@@ -66,17 +67,16 @@ async def _chosen(redis: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
 async def _list(redis: Any, args: argparse.Namespace) -> int:
     for letter in await _matching(redis, args):
         died = datetime.fromtimestamp(letter["died_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        text = " ".join(f"{letter['error']}: {letter['text']}".split())
-        print(
-            f"{letter['id']}  {died}  {letter['queue']}  {letter['handler'] or '?'}  {letter['reason']}  {text[:120]}"
-        )
+        queue, handler = one_line(letter["queue"]), one_line(letter["handler"] or "?")
+        text = one_line(" ".join(f"{letter['error']}: {letter['text']}".split()), 120)
+        print(f"{one_line(letter['id'], 1000)}  {died}  {queue}  {handler}  {letter['reason']}  {text}")
     return 0
 
 
 async def _show(redis: Any, args: argparse.Namespace) -> int:
     letter = await letters.find(redis, args.id)
     if letter is None:
-        print(f"{args.id}: no such dead letter", file=sys.stderr)
+        print(f"{one_line(args.id)}: no such dead letter", file=sys.stderr)
         return 1
     show(letter)
     return 0
@@ -96,7 +96,7 @@ async def _replay(redis: Any, args: argparse.Namespace) -> int:
     for letter in chosen:
         answer = await letters.replay(redis, letter)
         missing += answer != "done"
-        print(f"{letter['id']}: {_SAID[answer]}")
+        print(f"{one_line(letter['id'])}: {_SAID[answer]}")
     return 1 if missing else 0
 
 

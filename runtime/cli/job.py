@@ -7,6 +7,7 @@ from runtime.cli.session import show, timeout_s, with_client
 from runtime.client import Cancel, Client
 from runtime.core.errors import JobFailed, ResultUnknown
 from runtime.core.spec import DEFAULT_QUEUE
+from runtime.core.text import one_line
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
 
     async def cancel(client: Client) -> int:
         said = await client.cancel(args.id, args.queue)
-        print(f"{args.id}: {_SAID[said]}")
+        print(f"{one_line(args.id)}: {_SAID[said]}")
         return 1 if said == "gone" else 0
 
     async def work(client: Client) -> int:

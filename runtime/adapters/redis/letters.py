@@ -1,5 +1,6 @@
 """Dead letters: jobs that will not run again by themselves, with their bodies and the reasons."""
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -68,5 +69,6 @@ async def discard(redis: Any, letters: Sequence[dict[str, Any]]) -> int:
 
 def _priority(place: str) -> int:
     """The priority in a score: its fraction, in 1024ths."""
-    priority = round(float(place) % 1 * 1024)
+    fraction = math.modf(float(place))[0] % 1  # 0 also for infinity
+    priority = round(fraction * 1024)
     return priority if priority in PRIORITIES else 0

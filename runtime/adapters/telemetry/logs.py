@@ -18,6 +18,7 @@ from runtime.adapters.payload import to_json
 from runtime.core.job import Call, Cancelled, Claim, Dead, Done, Released, Retried, Settlement, Snoozed, Verdict
 from runtime.core.policy import describe
 from runtime.core.span import spell
+from runtime.core.text import one_line
 from runtime.ports import Journal
 
 SAME_CAUSE_S = 10.0
@@ -151,7 +152,7 @@ class LogJournal(Journal):
         if self._quiet:
             return
         self._log.info(
-            f"Job picked up: {_shown(claim.id)} ({_handler(claim)}). Currently processing: {running} jobs",
+            f"Job picked up: {one_line(claim.id)} ({_handler(claim)}). Currently processing: {running} jobs",
             event_name="JOB_STARTED",
             **_of(claim),
             attempt=claim.attempt,
@@ -164,7 +165,7 @@ class LogJournal(Journal):
             return
         took_ms = max(0, settlement.finished_ms - settlement.started_ms)
         fields = {**_of(claim), "attempt": claim.attempt, "duration_ms": took_ms, "running": running}
-        job, now = _shown(claim.id), f"Currently processing: {running} jobs"
+        job, now = one_line(claim.id), f"Currently processing: {running} jobs"
         match outcome:
             case Done():
                 self._log.info(
@@ -197,17 +198,17 @@ class LogJournal(Journal):
     def settled(self, settlement: Settlement, verdict: Verdict) -> None:
         if verdict == "refused":
             self._log.warning(
-                f"Outcome refused: {_shown(settlement.claim.id)} belongs to another worker now, or was settled before",
+                f"Outcome refused: {one_line(settlement.claim.id)} is another worker's now, or was settled before",
                 event_name="JOB_REFUSED",
                 **_of(settlement.claim),
             )
 
     def lost(self, claim: Claim) -> None:
-        self._log.warning(f"Lease lost: {_shown(claim.id)}", event_name="LEASE_LOST", **_of(claim))
+        self._log.warning(f"Lease lost: {one_line(claim.id)}", event_name="LEASE_LOST", **_of(claim))
 
     def stuck(self, claim: Claim) -> None:
         self._log.error(
-            f"Job does not stop: {_shown(claim.id)} swallows cancellations; its slot is lost until it ends",
+            f"Job does not stop: {one_line(claim.id)} swallows cancellations; its slot is lost until it ends",
             event_name="JOB_STUCK",
             **_of(claim),
         )
@@ -236,14 +237,8 @@ class LogJournal(Journal):
 
 
 def _of(claim: Claim) -> dict[str, Any]:
-    return {"job_id": _shown(claim.id), "queue": claim.queue, "handler": _handler(claim)}
+    return {"job_id": one_line(claim.id), "queue": claim.queue, "handler": _handler(claim)}
 
 
 def _handler(claim: Claim) -> str:
-    return _shown(claim.call.handler) if isinstance(claim.call, Call) else "?"
-
-
-def _shown(name: str) -> str:
-    """A name from outside, fit for one line: nothing that ends it or cannot be written."""
-    safe = name if name.isprintable() else ascii(name)[1:-1]
-    return safe if len(safe) <= 200 else safe[:200] + "…"
+    return one_line(claim.call.handler) if isinstance(claim.call, Call) else "?"
