@@ -25,7 +25,7 @@ from runtime.core.errors import (
     ResultUnknown,
     WaitTimedOut,
 )
-from runtime.core.request import Options, Request, check_options
+from runtime.core.request import Options, Request, check_name, check_options
 from runtime.core.span import Span, seconds
 from runtime.core.spec import DEFAULT_QUEUE
 from runtime.ports import Away
@@ -115,6 +115,8 @@ class Client:
         """
         options = options or {}
         check_options(options)
+        if job_id is not None:
+            check_name("job_id", job_id)
         queue, priority = options.get("queue", DEFAULT_QUEUE), options.get("priority", 0)
         request = Request(handler, queue, priority, tuple(args), dict(kwargs or {}), options, lambda value: value)
         new = _new_job(request, job_id)

@@ -53,8 +53,8 @@ def check_options(options: Options) -> None:
         known = ", ".join(Options.__annotations__)
         raise OptionInvalid(f"there is no option {sorted(unknown)[0]!r}", hint=f"the options are {known}")
     _check_priority(options.get("priority", 0))
-    _check_name("key", options.get("key", "-"))
-    _check_name("queue", options.get("queue", "-"))
+    check_name("key", options.get("key", "-"))
+    check_name("queue", options.get("queue", "-"))
     if "delay" in options and "at" in options:
         raise OptionInvalid("delay and at are both given", hint="say when the job is due in one of the two ways")
     for name, span in (("delay", options.get("delay", 0)), ("expires", options.get("expires", 0))):
@@ -72,9 +72,12 @@ def _check_priority(priority: object) -> None:
         raise OptionInvalid(f"priority={priority!r}: a priority is a whole number from 0 to 1000, higher first")
 
 
-def _check_name(option: str, name: object) -> None:
+def check_name(option: str, name: object) -> None:
+    """Raise `OptionInvalid` for what makes no name of a job or a queue."""
     if not isinstance(name, str) or not 1 <= len(name) <= 512:
         raise OptionInvalid(f"{option}={name!r:.40}: it is a text of 1 to 512 characters")
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise OptionInvalid(f"{option}={name!a:.40}: it has half a character (a lone surrogate) in it")
 
 
 def _check_moment(at: object) -> None:
