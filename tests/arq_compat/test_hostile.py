@@ -142,10 +142,8 @@ def test_k4_5_a23_jobs_with_odd_scores_run(queue: Queue) -> None:
     assert {job_id.decode() for job_id in queue.redis.zrange(QUEUE, 0, -1)} >= never.keys()
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", [score for score in SCORES if score < 2.0**53])
 def test_k4_5_jobs_with_odd_scores_can_fail_and_be_replayed(queue: Queue, score: float) -> None:
-    if score > queue.now_ms():
-        pytest.skip("not due in our time")
     queue.put("odd", score, stock_body(a=("not a number",)))
     with working(queue):
         wait_until(lambda: queue.reason("odd") == "permanent")
