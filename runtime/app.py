@@ -30,6 +30,7 @@ from runtime.adapters.redis.heartbeats import Heartbeat, Heartbeats, Served
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.ledger import RedisLedger
 from runtime.adapters.redis.source import RedisSource
+from runtime.adapters.redis.weather import Weather
 from runtime.adapters.runner import AsyncioRunner
 from runtime.adapters.tasks import what_they_do
 from runtime.adapters.telemetry import logs
@@ -165,8 +166,16 @@ class Worker:
         """Until stopped; the exit code."""
         settings = self._settings
         lease_s = settings.lease_s
-        self._keeper = LeaseKeeper(self._url, lease_s, self._journal.weather)
-        self._source = RedisSource(self._url, lease_s=lease_s, keeper=self._keeper, on_trouble=self._journal.trouble)
+        self._weather = Weather(self._journal.back)
+        self._keeper = LeaseKeeper(self._url, lease_s, self._hear_keeper)
+        self._source = RedisSource(
+            self._url,
+            lease_s=lease_s,
+            keeper=self._keeper,
+            weather=self._weather,
+            waiters=len(self._groups),
+            on_trouble=self._journal.trouble,
+        )
         self._sessions = AiohttpSessions()
         self._client = Client(self._url)
         use(self._client)
@@ -174,7 +183,9 @@ class Worker:
         ports = Ports(self._source, self._keeper, AsyncioRunner(), ledger, self._sessions, self._journal)
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], self._journal)
         slots = sum(group.slots for group in self._groups)
-        self._health = Health(self._supervisor.actors, slots, self._statistics, lambda: self._source.away)
+        self._health = Health(
+            self._supervisor.actors, slots, self._statistics, lambda: self._weather.away, self._source.probe
+        )
         self._standstills = Standstills(
             self._supervisor.actors, self._url, settings.lease_s, settings.block_limit_s, self._log
         )
@@ -225,6 +236,13 @@ class Worker:
             lease_s=settings.lease_s,
             timeout_s=settings.timeout_s,
         )
+
+    def _hear_keeper(self, away: Away | None) -> None:
+        if away is None:
+            self._weather.answered("extend")
+        else:
+            self._weather.failed("extend", away)
+            self._journal.weather(away)
 
     async def _close(self) -> None:
         self._standstills.close()

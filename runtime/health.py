@@ -1,7 +1,7 @@
 """How a worker is: its state, its checks and its statistics, from memory alone."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,15 +13,24 @@ STALE_TURN_S = 60.0
 
 
 class Health:
-    """Reads the worker's parts; `away` gives the cause while Redis does not answer."""
+    """Reads the worker's parts; `away` gives the cause while Redis does not answer.
+
+    `probe` asks it, if what is known is old. It takes no longer than a second, and never raises.
+    """
 
     def __init__(
-        self, actors: Sequence[Actor], slots: int, statistics: Statistics, away: Callable[[], str | None]
+        self,
+        actors: Sequence[Actor],
+        slots: int,
+        statistics: Statistics,
+        away: Callable[[], str | None],
+        probe: Callable[[], Awaitable[None]],
     ) -> None:
         self._actors = actors
         self._slots = slots
         self._statistics = statistics
         self._away = away
+        self.probe = probe
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
         self.stopping = False

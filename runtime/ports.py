@@ -9,7 +9,15 @@ from runtime.core.policy import Ended, Stop
 
 
 class Away(Exception):
-    """The store cannot be reached, or refuses to work. Weather: wait and go on. The text names the cause, no secret."""
+    """The store cannot be reached, or refuses to work. Weather: wait and go on. The text names the cause, no secret.
+
+    `asked` is what it was asked for. `refused`: it is there and answered, but not as asked.
+    """
+
+    def __init__(self, cause: str, asked: str = "", *, refused: bool = False) -> None:
+        super().__init__(f"{asked}: {cause}" if asked else cause)
+        self.cause = cause
+        self.refused = refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,8 @@ class Journal(Protocol):
     def stuck(self, claim: Claim) -> None:
         """A run does not end although it was asked to."""
 
-    def weather(self, cause: str) -> None: ...
+    def weather(self, away: Away) -> None:
+        """The store is away. Told at every attempt; it is the journal's part not to repeat itself."""
 
     def crashed(self, actor: str, error: BaseException, restart_in_s: float) -> None:
         """An actor died of a bug of ours and will be started again."""

@@ -17,7 +17,9 @@ LEAST_WAIT_S = 0.05
 """After a claim that found nothing although something is due: others were quicker, or a clock is at its edge."""
 UNHEARD_S = 0.25
 """While a backlog elsewhere keeps the puller from listening to announcements, a queue is asked this often."""
-LOST_RETRY_S = (0.1, 2.0)
+LOST_RETRY_S = (0.1, 1.0)
+"""From one attempt to the next while the store is away: work is to go on within 5 s of its coming back, and of these
+owners may need half."""
 FIRST_CLAIM_S = 0.3
 """How long the very first claim is waited for when the worker is told to stop meanwhile: the store may not be there."""
 
@@ -95,6 +97,7 @@ class Puller:
             self.turn_at = anyio.current_time()
             if self._slots.free and not self._due():
                 await self._idle()
+            self._retry_s = LOST_RETRY_S[0]
 
     async def _room(self) -> None:
         # Outcomes that the store has not taken yet are held jobs too: their number is bounded like the slots'.
@@ -129,7 +132,6 @@ class Puller:
         free = self._slots.free
         self._slots.start(pulled.claims[:free])
         self._slots.decline(pulled.claims[free:])
-        self._retry_s = LOST_RETRY_S[0]
         self._learn(queue, pulled)
 
     def _learn(self, queue: _Queue, pulled: Pulled) -> None:
@@ -175,10 +177,12 @@ class Puller:
         """Wait until the store answers. After an outage that leases may not have outlived, owners go first."""
         lost_at = anyio.current_time() if self.turn_at is None else self.turn_at
         with anyio.CancelScope() as self._rest:
+            asked_at = anyio.current_time()
             while not self._draining:
-                self._journal.weather(str(cause))
-                await anyio.sleep(self._retry_s)
+                self._journal.weather(cause)
+                await anyio.sleep_until(asked_at + self._retry_s)
                 self._retry_s = min(2 * self._retry_s, LOST_RETRY_S[1])
+                asked_at = anyio.current_time()
                 try:
                     await self._source.ping()
                     break

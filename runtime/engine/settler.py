@@ -10,7 +10,8 @@ from runtime.ports import Away, Journal, Source
 
 BATCH = 100
 """Most outcomes in one call: the server serves nobody else meanwhile."""
-RETRY_S = (0.1, 2.0)
+RETRY_S = (0.1, 1.0)
+"""From one attempt to the next while the store is away."""
 
 
 class Settler:
@@ -75,9 +76,10 @@ class Settler:
     async def _send(self, batch: Sequence[Settlement]) -> Sequence[Verdict]:
         delay_s, most_s = RETRY_S
         while True:
+            asked_at = anyio.current_time()
             try:
                 return await self._source.settle(batch[0].claim.queue, batch)
             except Away as cause:
-                self._journal.weather(str(cause))
-                await anyio.sleep(delay_s)
+                self._journal.weather(cause)
+                await anyio.sleep_until(asked_at + delay_s)
                 delay_s = min(2 * delay_s, most_s)

@@ -500,8 +500,8 @@ class Diary:
         self.stuck_ids.append(claim.id)
         self._stir()
 
-    def weather(self, cause: str) -> None:
-        self.weathers.append((seconds_in(), cause))
+    def weather(self, away: Away) -> None:
+        self.weathers.append((seconds_in(), str(away)))
         self._stir()
 
     def crashed(self, actor: str, error: BaseException, restart_in_s: float) -> None:

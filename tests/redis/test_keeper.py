@@ -19,6 +19,7 @@ from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.scripts import NewJob
 from runtime.adapters.redis.source import RedisSource
 from runtime.core.job import Claim
+from runtime.ports import Away
 from tests.redis.store import DAY_MS, body
 from tests.servers import Server
 
@@ -32,9 +33,12 @@ class Bench:
     def __init__(self, url: str, lease_s: float = LEASE_S) -> None:
         self.told: list[tuple[str, str]] = []
         self.trouble: list[str] = []
-        self.keeper = LeaseKeeper(url, lease_s, self.trouble.append)
+        self.keeper = LeaseKeeper(url, lease_s, self._hear)
         self.source = RedisSource(url, lease_s=lease_s, keeper=self.keeper)
         self.raw: Any = Redis.from_url(url)
+
+    def _hear(self, away: Away | None) -> None:
+        self.trouble.append("well again" if away is None else str(away))
 
     async def enqueue(self, *ids: str, queue: str = QUEUE, keep_ms: int = DAY_MS) -> None:
         await scripts.enqueue(self.source.redis, queue, [NewJob(job_id, body(), keep_ms) for job_id in ids])
@@ -257,7 +261,7 @@ def test_b1_after_a_hang_of_the_server_owners_go_first(server: Server, redis_url
             await _owners_go_first(it)
             assert it.keeps(claim)
             assert not it.told
-            assert set(it.trouble) <= {"extend: no answer in time"}
+            assert set(it.trouble) <= {"extend: no answer in time", "well again"}
 
     asyncio.run(main())
 

@@ -1,12 +1,13 @@
 """The worker's HTTP port: health from memory, the doorbell, and the job API where a token is configured.
 
-Nothing here talks to Redis except the job API: asking for health keeps nobody awake.
+Nothing here talks to Redis except the job API, and who asks for health when nothing has told it lately: see
+`Health.probe`, which is where a worker that must stay silent would refuse.
 """
 
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -25,6 +26,10 @@ CLOSE_S = 1.0
 
 class Health(Protocol):
     """How the worker is, from memory."""
+
+    @property
+    def probe(self) -> Callable[[], Awaitable[None]]:
+        """Bring what is known of Redis up to date; at most a second."""
 
     def document(self) -> Mapping[str, Any]: ...
 
@@ -71,12 +76,14 @@ class HttpServer:
             await self._runner.cleanup()
 
     async def _get_health(self, request: web.Request) -> web.Response:
+        await self._health.probe()
         return answer(self._health.document(), 200 if self._health.live() else 503)
 
     async def _get_livez(self, request: web.Request) -> web.Response:
         return _probe("live", self._health.live())
 
     async def _get_readyz(self, request: web.Request) -> web.Response:
+        await self._health.probe()
         return _probe("ready", self._health.ready())
 
     async def _post_wake(self, request: web.Request) -> web.Response:

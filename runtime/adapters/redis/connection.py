@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,20 +12,47 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+)
 from redis.retry import Retry
 
 from runtime.ports import Away
 
+# All of these are set on purpose: between redis-py 5 and 8 the defaults changed for each (no time-out, then 5 s; no
+# retry, then three; RESP2, then 3; a pool of 2^31, then 100).
 CONNECT_S = 3.0
-REPLY_S = 5.0
-"""Longest wait for one reply. A server that is silent for longer is taken for lost; redis-py 5 would wait for ever."""
+"""Longest wait for a connection: a lost first packet is sent again after 1 s, a second after 3."""
+REPLY_S = 4.0
+"""Longest wait for one reply; a server that is silent for longer is taken for lost. Below the 5 s within which work is
+to go on: who asked just before Redis came back, over a connection that did not, loses no more than that."""
 CONNECTIONS = 8
+"""A claim and a settlement at once, probes, and what handlers keep of their steps; further ones wait for their turn. A
+hosted Redis counts connections, and one of them carries some thousand calls a second."""
+KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
+"""An idle connection whose other end is gone is found dead in 11 s. The kernel asks, so it costs no command."""
 
 
 def _options(url: str, reply_s: float) -> dict[str, Any]:
-    options: dict[str, Any] = {"socket_connect_timeout": min(CONNECT_S, reply_s), "socket_timeout": reply_s}
-    if urlsplit(url).scheme == "rediss":
+    options: dict[str, Any] = {
+        "socket_connect_timeout": min(CONNECT_S, reply_s),
+        "socket_timeout": reply_s,
+        "protocol": 2,  # what the scripts' readers are written for
+        "health_check_interval": 0,  # no PING before a command: it would double what an idle worker sends
+    }
+    scheme = urlsplit(url).scheme
+    if scheme != "unix":
+        options["socket_keepalive"] = True
+        options["socket_keepalive_options"] = {
+            getattr(socket, name): value for name, value in KEEPALIVE.items() if hasattr(socket, name)
+        }
+    if scheme == "rediss":
         options["ssl_check_hostname"] = True  # redis-py 5 verifies the chain, but not the name
     return options
 
@@ -58,36 +86,81 @@ def away_when_lost(what: str) -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
-        raise Away(f"{what}: {cause_of(error)}") from None
+        raise away_of(error, what) from None
+
+
+def away_of(error: BaseException, what: str) -> Away:
+    """What `error` means to who asked for `what`."""
+    return Away(cause_of(error), what, refused=isinstance(error, redis.ResponseError))
+
+
+def concerns_the_server(error: BaseException) -> bool:
+    """Nobody is served, or nobody may write: not just a key of a wrong type."""
+    return not isinstance(error, redis.ResponseError) or _known(error) is not None
 
 
 def cause_of(error: BaseException) -> str:
     """The kind of trouble in a few words: the server's error code or the system's, never an argument."""
-    if isinstance(error, redis.TimeoutError | TimeoutError):
-        return "no answer in time"
+    cause = _known(error)
+    if cause is not None:
+        return cause
     text = str(error)
-    code = text.split(" ", 1)[0].rstrip(":,.")
-    if isinstance(error, redis.AuthenticationError):
-        return "wrong password or user"
-    if isinstance(error, redis.exceptions.BusyLoadingError):
-        return "the server is still loading its data (LOADING)"
-    if isinstance(error, redis.ReadOnlyError):
-        return "the server is a replica (READONLY)"
-    if "OOM" in text[:200]:
-        return "the server is out of memory (OOM)"
     if isinstance(error, redis.ResponseError):
+        code = text.split(" ", 1)[0].rstrip(":,.")
         return f"the server answered {code}" if code.isupper() and code.isalpha() else "the server refused a command"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    number = re.match(r"Error (\d+) connecting", text)
+    number = re.search(r"(?:^Error |Errno |: \()(\d+)\b", text)
     if number:
         return os.strerror(int(number[1])).lower()
-    for hint in ("refused", "reset", "closed", "Name or service not known", "No such file", "timed out"):
-        if hint.lower() in text.lower():
-            return {"closed": "connection closed", "reset": "connection reset", "refused": "connection refused"}.get(
-                hint, hint
-            )
     return type(error).__name__
+
+
+# Class or text of an error, and what people are told; the first row that fits. redis-py takes the code off the text of
+# an error for which it has a class, and not every version has the same classes. A script's error may have its code
+# further in (before Redis 7), as has one of a pipeline.
+_CAUSES: tuple[tuple[type[BaseException] | None, str | None, str], ...] = (
+    # The way there.
+    (redis.TimeoutError, None, "no answer in time"),
+    (TimeoutError, None, "no answer in time"),
+    (ConnectionRefusedError, "Connection refused|Connect call failed|Errno 111", "connection refused"),
+    (ConnectionResetError, "Connection reset|Broken pipe", "connection reset"),
+    (None, "Connection (?:closed|lost)", "connection closed"),
+    (None, "No connection available", "all connections are in use"),
+    (None, "CERTIFICATE_VERIFY_FAILED", "the server's certificate is not trusted"),
+    (None, r"\[SSL", "no TLS with the server"),
+    (socket.gaierror, r"^Error -\d+ connecting", "the host's name is not known"),
+    # The server, to everybody.
+    (None, "max number of clients", "the server has too many clients"),
+    (None, "max concurrent connections exceeded", "the plan's limit of connections is reached"),
+    (None, "max (?:daily request|requests) limit exceeded", "the plan's quota of requests is used up"),
+    (None, "DB capacity quota exceeded", "the plan's quota of memory is used up"),
+    (BusyLoadingError, "LOADING ", "the server is still loading its data (LOADING)"),
+    (None, "MASTERDOWN ", "the server is a replica that has lost its primary (MASTERDOWN)"),
+    (None, "BUSY ", "the server is busy with a long script (BUSY)"),
+    (ClusterDownError, "CLUSTERDOWN ", "the cluster is down (CLUSTERDOWN)"),
+    (None, "(?:MOVED|ASK) ", "the key is on another node of a cluster (MOVED)"),
+    # The server, to this user.
+    (None, "NOAUTH |Authentication required", "the server wants a password (NOAUTH)"),
+    (AuthenticationError, "WRONGPASS |invalid password", "wrong password or user"),
+    (NoPermissionError, "NOPERM |The user executing the script can't", "the user lacks a permission (NOPERM)"),
+    # The server, to who writes.
+    (ReadOnlyError, "READONLY |UNBLOCKED ", "the server is a replica (READONLY)"),
+    (OutOfMemoryError, "OOM ", "the server is out of memory (OOM)"),
+    (None, "MISCONF ", "the server cannot save its data, and takes none (MISCONF)"),
+    (None, "NOREPLICAS ", "the server has too few replicas to take data (NOREPLICAS)"),
+)
+_BEFORE = r"(?:^|^ERR |: -| -|caused error: )"
+"""What may come before the code or the text of an answer."""
+
+
+def _known(error: BaseException) -> str | None:
+    text = str(error)
+    anywhere = not isinstance(error, redis.ResponseError)
+    for kind, pattern, cause in _CAUSES:
+        if kind is not None and isinstance(error, kind):
+            return cause
+        if pattern is not None and re.search(pattern if anywhere else f"{_BEFORE}(?:{pattern})", text):
+            return cause
+    return None
 
 
 def shown(url: str) -> str:

@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from redis.exceptions import ConnectionError, TimeoutError
-
 from runtime.adapters.redis import keys, scripts
-from runtime.adapters.redis.connection import cause_of, connect_blocking
+from runtime.adapters.redis.connection import away_of, concerns_the_server, connect_blocking
 from runtime.core.job import Claim
-from runtime.ports import Notice
+from runtime.ports import Away, Notice
 
 RENEW_BODY_S = 60.0
 """The bodies of jobs that run this long are kept from expiring meanwhile."""
@@ -30,20 +28,25 @@ class _Held:
 
 
 class LeaseKeeper:
-    """One per process. While nothing is held it is silent, and holds no connection open that it has not needed."""
+    """One per process. While nothing is held it is silent, and holds no connection open that it has not needed.
 
-    def __init__(self, url: str, lease_s: float, on_trouble: Callable[[str], None]) -> None:
+    `tell` is called in the event loop: with `Away` when leases could not be extended, with None once they can again.
+    """
+
+    def __init__(self, url: str, lease_s: float, tell: Callable[[Away | None], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._redis = connect_blocking(url, reply_s=lease_s / 8)
         self._lease_ms = round(lease_s * 1000)
         self._beat_s = lease_s / 4
-        self._on_trouble = on_trouble
+        self._tell = tell
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
         self._wake = threading.Event()
         self._deep = False
         self._closing = False
+        self._failing = False
         self._failing_since: float | None = None
+        """Since when the server serves nobody; a key of a wrong type is no such trouble."""
         self._owners_until = 0.0
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
 
@@ -100,15 +103,19 @@ class LeaseKeeper:
                 self._beat()
             except Exception as error:  # whatever it is, the leases are to be tried again
                 pause_s = min(LOST_RETRY_S, self._beat_s)
-                if isinstance(error, ConnectionError | TimeoutError | OSError):
+                if concerns_the_server(error):
                     self._failing_since = self._failing_since or began
-                self._tell(f"extend: {cause_of(error)}")
+                self._failing = True
+                self._in_loop(self._tell, away_of(error, "extend"))
                 self._redis.connection_pool.disconnect()
             else:
                 pause_s = self._next_pause_s()
                 if self.owners_first_s() is None:
                     self._owners_until = time.monotonic() + self._beat_s
                 self._failing_since = None
+                if self._failing:
+                    self._failing = False
+                    self._in_loop(self._tell, None)
 
     def _next_pause_s(self) -> float | None:
         """A beat from now; for ever where nothing is held, until `hold` wakes us."""
@@ -154,9 +161,6 @@ class LeaseKeeper:
 
     def _notify(self, held: _Held, notice: Notice) -> None:
         self._in_loop(held.listener, held.claim.token, notice)
-
-    def _tell(self, text: str) -> None:
-        self._in_loop(self._on_trouble, text)
 
     def _in_loop(self, call: Callable[..., None], *args: object) -> None:
         try:

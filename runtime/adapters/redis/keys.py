@@ -25,6 +25,7 @@ Ours, all under `rt:`:
 | `rt:once:<id>` | hash: step → state | 30 days, or until the job is done |
 | `rt:w:<incarnation>:<queue>` | string: last settled batch | 10 minutes |
 | `rt:workers` | hash: incarnation → heartbeat | until that worker stops; after a crash 1 h, then till one boots |
+| `rt:try:<incarnation>` | string: nothing | 1 s: whether a server that refused may be written to again |
 """
 
 JOB = "arq:job:"
@@ -77,6 +78,10 @@ def dead(queue: str) -> str:
 
 def count(queue: str) -> str:
     return f"rt:{queue}:count"
+
+
+def trial(incarnation: str) -> str:
+    return f"rt:try:{incarnation}"
 
 
 def batch(queue: str, incarnation: str) -> str:

@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from runtime.adapters.payload import from_json, to_json
 from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.connection import away_when_lost, connect
 from runtime.adapters.redis.keeper import LeaseKeeper
+from runtime.adapters.redis.weather import Weather
 from runtime.core.job import (
     NEW,
     Call,
@@ -31,14 +32,25 @@ from runtime.core.job import (
 from runtime.core.policy import attempt_after
 from runtime.ports import Away, Pulled
 
-WAIT_REPLY_S = 20.0
-"""The longest blocking wait, and then some: after that the connection is taken for lost."""
+LONGEST_WAIT_S = 15.0
+WAIT_REPLY_S = 3.0
+"""For so much longer than was asked a blocking wait may take, a new connection included; then it is taken for lost."""
+LET_IN_S = 1.0
+"""A wait that may not be is refused at once: one that is still on after so long has been let in."""
+PING_S = 2.0
+"""While Redis is away, work is to go on within 5 s of its coming back: no attempt may take most of that."""
+PROBE_S = 1.0
+PROBE_EVERY_S = 2.0
+TRY_WRITING = "return redis.call('SET', KEYS[1], '', 'PX', 1000)"
 OFFSET_S = 1.0
 """For so long a claim goes on behind ids that others hold, before it starts from the head again."""
 
 
 class RedisSource:
-    """Claims, settles and waits, for one worker. Its incarnation is new with each process."""
+    """Claims, settles and waits, for one worker. Its incarnation is new with each process.
+
+    At most `waiters` calls of `wait` are under way at once: each blocks a connection of its own.
+    """
 
     def __init__(
         self,
@@ -46,11 +58,13 @@ class RedisSource:
         *,
         lease_s: float,
         keeper: LeaseKeeper | None = None,
+        weather: Weather | None = None,
+        waiters: int = 1,
         on_trouble: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.incarnation = f"{os.getpid():x}-{secrets.token_hex(6)}"
         self.redis = connect(url)
-        self._bell = connect(url, connections=1, reply_s=WAIT_REPLY_S)
+        self._bell = connect(url, connections=waiters, reply_s=LONGEST_WAIT_S + WAIT_REPLY_S)
         self._lease_ms = round(lease_s * 1000)
         self._keeper = keeper
         self._on_trouble = on_trouble
@@ -61,18 +75,24 @@ class RedisSource:
         """The server's clock less our monotonic one, as of the last claim."""
         self.claimed = asyncio.Event()
         """Set once the server has answered a claim."""
-        self.away: str | None = "not asked yet"
-        """Why Redis does not answer; None while it does."""
+        self._weather = weather or Weather()
+        self._probing = asyncio.Lock()
+        self._probed_at = -math.inf
+
+    @property
+    def away(self) -> str | None:
+        """Why Redis does not work for us; None while it does."""
+        return self._weather.away
 
     @contextmanager
-    def _asking(self, what: str) -> Iterator[None]:
+    def _asking(self, what: str, queue: str = "") -> Iterator[None]:
         try:
             with away_when_lost(what):
                 yield
         except Away as cause:
-            self.away = str(cause)
+            self._weather.failed(what, cause, queue)
             raise
-        self.away = None
+        self._weather.answered(what, queue)
 
     async def claim(self, queue: str, room: int) -> Pulled:
         state = self._claims.get(queue)
@@ -84,7 +104,7 @@ class RedisSource:
         if not again:
             state.seq += 1
         state.unanswered = True
-        with self._asking("claim"):
+        with self._asking("claim", queue):
             reply = await scripts.claim(
                 self.redis,
                 queue,
@@ -111,7 +131,7 @@ class RedisSource:
 
     async def _spare_leases_after_a_restart(self, queue: str) -> None:
         """Before the first claim: a server that has just come up may hold leases whose owners are on their way."""
-        with self._asking("look"):
+        with self._asking("look", queue):
             leases = await self.redis.exists(keys.later(queue))
             info = await self.redis.info("server") if leases else {}
         if info.get("uptime_in_seconds", math.inf) * 1000 < self._lease_ms:
@@ -152,7 +172,7 @@ class RedisSource:
             if part.seq is None:
                 self._settle_seq += 1
                 part.seq = self._settle_seq
-            with self._asking("settle"):
+            with self._asking("settle", queue):
                 reply = await scripts.settle(
                     self.redis, queue, part.settlings, incarnation=self.incarnation, seq=part.seq
                 )
@@ -165,16 +185,22 @@ class RedisSource:
 
     async def wait(self, queues: Sequence[str], timeout_s: float) -> str | None:
         names = [keys.mark(queue) for queue in queues]
-        with self._asking("wait"):
-            popped = await self._bell.execute_command("BZPOPMIN", *names, min(timeout_s, WAIT_REPLY_S - 5))
+        timeout_s = min(timeout_s, LONGEST_WAIT_S)
+        let_in = asyncio.get_running_loop().call_later(LET_IN_S, self._weather.granted, "wait", queues[0])
+        try:
+            with self._asking("wait", queues[0]):
+                async with self._weather.waiting(timeout_s + WAIT_REPLY_S):
+                    popped = await self._bell.execute_command("BZPOPMIN", *names, timeout_s)
+        finally:
+            let_in.cancel()
         return None if popped is None else queues[names.index(popped[0].decode())]
 
     async def announce(self, queue: str) -> None:
-        with self._asking("announce"):
+        with away_when_lost("announce"):
             await self.redis.execute_command("ZADD", keys.mark(queue), 0, 0)
 
     async def due_in(self, queue: str) -> float | None:
-        with self._asking("look"):
+        with self._asking("look", queue):
             first = await self.redis.execute_command("ZRANGE", queue, 0, 0, "WITHSCORES")
         if not first:
             return None
@@ -186,12 +212,31 @@ class RedisSource:
         return round(1000 * (self._server_ahead_s + time.monotonic()))
 
     async def ping(self) -> None:
+        """Return when the server answers; when it was refusing things, not before a script may write again."""
         with self._asking("ping"):
-            await self.redis.execute_command("PING")
+            async with asyncio.timeout(PING_S):
+                if self._weather.refusing:
+                    await self.redis.execute_command("EVAL", TRY_WRITING, 1, keys.trial(self.incarnation))
+                else:
+                    await self.redis.execute_command("PING")
+
+    async def probe(self) -> None:
+        """Find out whether the server answers, if nothing has told it lately: one PING for all who ask meanwhile.
+
+        Takes a second at most and raises nothing; `away` knows. A server that is found lost ends every `wait`.
+        """
+        async with self._probing:
+            now = time.monotonic()
+            if self._weather.fresh or now - self._probed_at < PROBE_EVERY_S:
+                return
+            self._probed_at = now
+            with suppress(Away), self._asking("ping"):
+                async with asyncio.timeout(PROBE_S):
+                    await self.redis.execute_command("PING")
 
     async def forward_known(self, queue: str, names: Callable[[str], bool]) -> int:
         """Bring forward the jobs that wait for a handler which `names` knows; and forget old abort flags."""
-        with self._asking("forward"):
+        with away_when_lost("forward"):
             waiting: dict[bytes, bytes] = await self.redis.hgetall(keys.unknown(queue))
             ids = [job_id for job_id, name in waiting.items() if names(name.decode("utf-8", "replace"))]
             parts = [ids[at : at + 100] for at in range(0, len(ids), 100)] or [[]]

@@ -19,7 +19,7 @@ from runtime.core.job import Call, Cancelled, Claim, Dead, Done, Released, Retri
 from runtime.core.policy import describe
 from runtime.core.span import spell
 from runtime.core.text import one_line
-from runtime.ports import Journal
+from runtime.ports import Away, Journal
 
 SAME_CAUSE_S = 10.0
 """The same trouble is told once in so long."""
@@ -213,9 +213,19 @@ class LogJournal(Journal):
             **_of(claim),
         )
 
-    def weather(self, cause: str) -> None:
-        if self._news(cause):
-            self._log.warning(f"Redis is away: {cause}", event_name="REDIS_AWAY")
+    def weather(self, away: Away) -> None:
+        """One line for each cause, whoever met it."""
+        if self._news(away.cause):
+            self._told_away = True
+            self._log.warning(f"Redis is away: {away}", event_name="REDIS_AWAY")
+
+    def back(self, away_s: float) -> None:
+        """Redis works again. Told where its being away was."""
+        if self._told_away:
+            self._told_away = False
+            self._log.info(
+                f"Redis is back after {spell(away_s)}", event_name="REDIS_BACK", duration_ms=round(1000 * away_s)
+            )
 
     def trouble(self, text: str) -> None:
         """Something in the store is not as it should be."""

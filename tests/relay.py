@@ -1,0 +1,163 @@
+"""A relay between workers and a server: it cuts connections, swallows what goes over them, and puts words in the
+server's mouth that nobody can make it say.
+
+It runs in a thread of its own. It knows as much of the protocol as it takes to see commands; replies pass unread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Self
+
+Command = Sequence[bytes]
+SAY = b"return redis.error_reply(ARGV[1])"
+"""Sent instead of a command: so the error comes in its turn, whatever replies are still on their way."""
+
+
+class Relay:
+    """Listens on a loopback port for the server behind the unix socket `path`, which may come and go."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._port = 0
+        self._links: set[_Link] = set()
+        self._swallows = False
+        self._error = b""
+        self._concerned: Callable[[Command], bool] = lambda command: False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._port}"
+
+    def cut(self) -> None:
+        """Reset every connection."""
+        self._do(self._cut())
+
+    def swallow(self) -> None:
+        """From now on nothing comes through, in either direction; new connections are accepted all the same."""
+        self._do(self._set(swallows=True, old=True))
+
+    def strand(self) -> None:
+        """The connections that are there are dead, and nobody is told; new ones work."""
+        self._do(self._set(swallows=True, old=True))
+        self._do(self._set(swallows=False, old=False))
+
+    def let_through(self) -> None:
+        """End of all that; what was held comes late."""
+        self._do(self._set(swallows=False, old=True))
+
+    def answer(self, error: str, concerned: Callable[[Command], bool] = lambda command: True) -> None:
+        """Answer with this error every command that is `concerned`; with no error, none any more."""
+        self._error, self._concerned = error.encode(), concerned if error else lambda command: False
+
+    def said_instead(self, command: Command) -> Command:
+        return (b"EVAL", SAY, b"0", self._error) if self._concerned(command) else command
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._do(self._listen())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._do(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _do(self, what: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(what, self._loop).result(10)
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        self._server.close()
+        await self._cut()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _cut(self) -> None:
+        for link in self._links:
+            link.cut()
+
+    async def _set(self, *, swallows: bool, old: bool) -> None:
+        self._swallows = swallows
+        for link in self._links if old else ():
+            link.set(swallows=swallows)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = _Link(self, reader, writer)
+        link.set(swallows=self._swallows)
+        self._links.add(link)
+        try:
+            await link.run(self._path)
+        finally:
+            self._links.discard(link)
+
+
+class _Link:
+    """One connection of a client, and the one to the server that belongs to it."""
+
+    def __init__(self, relay: Relay, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._relay = relay
+        self._reader = reader
+        self._writer = writer
+        self._open = asyncio.Event()
+
+    def set(self, *, swallows: bool) -> None:
+        if swallows:
+            self._open.clear()
+        else:
+            self._open.set()
+
+    def cut(self) -> None:
+        self._writer.transport.abort()
+        self._open.set()
+
+    async def run(self, path: str) -> None:
+        server: asyncio.StreamWriter | None = None
+        try:
+            await self._open.wait()
+            reader, server = await asyncio.open_unix_connection(path)
+            ways = [asyncio.ensure_future(way) for way in (self._there(server), self._back(reader))]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+        except OSError:
+            pass  # the server is not there
+        finally:
+            for writer in (self._writer, server):
+                if writer is not None:
+                    writer.transport.abort()
+
+    async def _there(self, server: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                command = self._relay.said_instead(await self._command())
+                await self._open.wait()
+                server.write(b"*%d\r\n" % len(command) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in command))
+                await server.drain()
+
+    async def _command(self) -> Command:
+        count = int((await self._reader.readuntil(b"\r\n"))[1:])
+        words = []
+        for _ in range(count):
+            size = int((await self._reader.readuntil(b"\r\n"))[1:])
+            words.append((await self._reader.readexactly(size + 2))[:-2])
+        return words
+
+    async def _back(self, reader: asyncio.StreamReader) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                await self._open.wait()
+                self._writer.write(data)
+                await self._writer.drain()
