@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test check bench lock clean
+.PHONY: run test check weather bench lock clean
 
 run: $(VENV)/run.stamp
 	@$(BIN)/python -m tests.standins.demo
@@ -16,6 +16,10 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+
+# Everything that Redis may do to a worker; `make test` tries the commonest.
+weather: $(VENV)/dev.stamp
+	RUNTIME_TEST_WEATHER=all $(BIN)/python -m pytest -q tests/faults/test_weather.py
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.benchmarks

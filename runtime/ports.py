@@ -50,7 +50,7 @@ class Source(Protocol):
         """Seconds until the first job of `queue` is due (0 where one is); None for an empty queue."""
 
     async def ping(self) -> None:
-        """Return when the store answers."""
+        """Return when the store answers, and takes what is written to it."""
 
 
 Notice = Literal["lost", "abort"]

@@ -41,6 +41,7 @@ PING_S = 2.0
 """While Redis is away, work is to go on within 5 s of its coming back: no attempt may take most of that."""
 PROBE_S = 1.0
 PROBE_EVERY_S = 2.0
+# Asked instead of PING, which a replica answers, a server without memory, and one that lets us run no scripts.
 TRY_WRITING = "return redis.call('SET', KEYS[1], '', 'PX', 1000)"
 OFFSET_S = 1.0
 """For so long a claim goes on behind ids that others hold, before it starts from the head again."""
@@ -212,27 +213,25 @@ class RedisSource:
         return round(1000 * (self._server_ahead_s + time.monotonic()))
 
     async def ping(self) -> None:
-        """Return when the server answers; when it was refusing things, not before a script may write again."""
+        await self._ping(PING_S)
+
+    async def _ping(self, longest_s: float) -> None:
         with self._asking("ping"):
-            async with asyncio.timeout(PING_S):
-                if self._weather.refusing:
-                    await self.redis.execute_command("EVAL", TRY_WRITING, 1, keys.trial(self.incarnation))
-                else:
-                    await self.redis.execute_command("PING")
+            async with asyncio.timeout(longest_s):
+                await self.redis.execute_command("EVAL", TRY_WRITING, 1, keys.trial(self.incarnation))
 
     async def probe(self) -> None:
-        """Find out whether the server answers, if nothing has told it lately: one PING for all who ask meanwhile.
+        """Find out how the server is, if nothing has told it lately: one question for all who ask meanwhile.
 
-        Takes a second at most and raises nothing; `away` knows. A server that is found lost ends every `wait`.
+        Takes a second at most and raises nothing; `away` knows. If it is not well, every `wait` ends with `Away`.
         """
         async with self._probing:
             now = time.monotonic()
             if self._weather.fresh or now - self._probed_at < PROBE_EVERY_S:
                 return
             self._probed_at = now
-            with suppress(Away), self._asking("ping"):
-                async with asyncio.timeout(PROBE_S):
-                    await self.redis.execute_command("PING")
+            with suppress(Away):
+                await self._ping(PROBE_S)
 
     async def forward_known(self, queue: str, names: Callable[[str], bool]) -> int:
         """Bring forward the jobs that wait for a handler which `names` knows; and forget old abort flags."""

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from runtime.ports import Away
 
 FRESH_S = 3.0
-"""An answer is evidence for so long."""
+"""An answer is evidence for so long, if it was one to these: many a server that refuses them lets itself be looked at."""
+EVIDENCE = frozenset({"claim", "settle", "ping"})
 
 
 class Weather:
@@ -23,62 +24,63 @@ class Weather:
         self._refused: dict[tuple[str, str], Away] = {}
         self._since: float | None = None
         self._heard_at = float("-inf")
-        self._waits: set[asyncio.Timeout] = set()
+        self._waits: dict[asyncio.Timeout, Away | None] = {}
+        """Those under way, and what has ended them."""
 
     @property
     def away(self) -> str | None:
         """Why Redis does not work for us; None while it does."""
-        trouble = self._lost or next(iter(self._refused.values()), None)
+        trouble = self._lost or next(reversed(self._refused.values()), None)
         return None if trouble is None else str(trouble)
 
     @property
-    def refusing(self) -> bool:
-        """The server was there and refused something that it has not granted since."""
-        return bool(self._refused)
-
-    @property
     def fresh(self) -> bool:
-        """Something was answered just now."""
+        """It is known that Redis works for us, or did just now."""
         return time.monotonic() - self._heard_at < FRESH_S
 
     def answered(self, what: str, queue: str = "") -> None:
         """`what` was done as asked."""
-        self._heard_at = time.monotonic()
+        if what in EVIDENCE:
+            self._heard_at = time.monotonic()
         self._lost = None
         self.granted(what, queue)
 
     def granted(self, what: str, queue: str = "") -> None:
         """`what` is not refused, though it may be on its way still."""
         self._refused.pop((what, queue), None)
-        self._refused.pop(("ping", ""), None)  # who serves anything would answer a ping
-        if what == "claim":
-            self._refused.pop(("look", queue), None)  # a claim looks, too
+        if what == "claim":  # which does all that these do
+            self._refused.pop(("look", queue), None)
+            self._refused.pop(("ping", ""), None)
         if self._since is not None and self.away is None:
             away_s, self._since = time.monotonic() - self._since, None
             self._on_back(away_s)
 
     def failed(self, what: str, away: Away, queue: str = "") -> None:
-        """`what` was not done. Once the connection is lost, nobody waits on for an announcement over another one."""
+        """`what` was not done. If nothing can be, nobody waits on for an announcement over a connection of its own."""
         self._since = time.monotonic() if self._since is None else self._since
         if away.refused:
             self._lost = None
-            self._refused[what, queue] = away
+            self._refused.pop((what, queue), None)
+            self._refused[what, queue] = away  # as the latest
+        else:
+            self._lost = away
+        if away.refused and what != "ping":
             return
-        self._lost = away
         for wait in self._waits:
             if not wait.expired():
+                self._waits[wait] = away
                 wait.reschedule(asyncio.get_running_loop().time())
-        self._waits.clear()
 
     @asynccontextmanager
     async def waiting(self, longest_s: float) -> AsyncIterator[None]:
-        """The block raises `Away` when it takes longer, or when meanwhile the connection is found lost elsewhere."""
+        """The block raises `Away` when it takes longer, or when others find out meanwhile that nothing can be done."""
+        ended: Away | None = None
         try:
             async with asyncio.timeout(longest_s) as wait:
-                self._waits.add(wait)
+                self._waits[wait] = None
                 try:
                     yield
                 finally:
-                    self._waits.discard(wait)
+                    ended = self._waits.pop(wait)
         except TimeoutError:
-            raise self._lost or Away("no answer in time", "wait") from None
+            raise Away(ended.cause if ended else "no answer in time", "wait") from None
