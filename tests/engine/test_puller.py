@@ -343,6 +343,13 @@ async def test_a_store_that_answers_but_refuses_claims_is_asked_ever_less_often(
     assert len(world.diary.weathers) < 700
 
 
+async def test_a_store_that_grants_claims_and_refuses_waits_is_asked_ever_less_often(world: World) -> None:
+    world.store.refused["wait"] = "NOPERM"
+    world.serve(world.actor())
+    await world.at(600)
+    assert 200 < len(world.store.times("claim")) < 700
+
+
 async def test_each_failure_to_reach_the_store_is_told_as_weather(world: World) -> None:
     world.store.go_away("connection refused")
     serving = world.serve(world.actor())

@@ -155,7 +155,7 @@ CASES: dict[str, Case] = {
     ),
     "quota": said("ERR max requests limit exceeded. Limit: 500000, Usage: 500000.", "quota of requests"),
 }
-QUICK = ("restart", "stopped", "out of memory", "quota")
+QUICK = ("restart", "stopped", "out of memory")
 CHOSEN = CASES if os.environ.get("RUNTIME_TEST_WEATHER") == "all" else QUICK
 
 
@@ -336,7 +336,7 @@ def test_scripts_that_are_flushed_under_load_are_not_noticed(scene: Scene, ledge
 def test_connections_that_are_cut_again_and_again_cost_nothing(scene: Scene, ledger: Ledger) -> None:
     with crew(scene, ledger, "busy", slots=20) as (busy,):
         given = enqueue(scene.server.url, *(jobs.work.options(queue="busy").request(0.2) for _ in range(200)))
-        until = time.monotonic() + 5
+        until = time.monotonic() + 3
         while time.monotonic() < until:
             scene.relay.cut()
             time.sleep(0.05)
@@ -364,11 +364,10 @@ def test_health_asks_redis_seldom_and_nobody_else_does(scene: Scene, ledger: Led
         def asked() -> int:
             return int(scene.admin.info("commandstats").get("cmdstat_eval", {}).get("calls", 0))
 
-        first, until = asked(), time.monotonic() + 4
+        first, until = asked(), time.monotonic() + 3.5
         while time.monotonic() < until:
             get(idle, "/health")
         assert asked() - first <= 3
-        time.sleep(1)
         first = asked()
-        time.sleep(4)
+        time.sleep(3.5)
         assert asked() == first

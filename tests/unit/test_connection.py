@@ -25,7 +25,7 @@ SAID = {
     "ERR invalid password": "wrong password or user",
     "ERR Client sent AUTH, but no password is set": "wrong password or user",
     "NOPERM this user has no permissions to run the 'evalsha' command": "lacks a permission (NOPERM)",
-    "ERR The user executing the script can't run this command or subcommand script: 0af, on @user_script:1.": "(NOPERM)",
+    "ERR The user executing the script can't run this command or subcommand": "(NOPERM)",
     "READONLY You can't write against a read only replica.": "is a replica (READONLY)",
     "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)": "(READONLY)",
     "OOM command not allowed when used memory > 'maxmemory'.": "out of memory (OOM)",
@@ -39,7 +39,7 @@ SAID = {
     "ERR DB capacity quota exceeded": "quota of memory",
     # No weather, or none that is known: the code, and nothing of the rest.
     "WRONGTYPE Operation against a key holding the wrong kind of value": "the server answered WRONGTYPE",
-    "ERR unknown command 'BZPOPMIN', with args beginning with: OOM secret ": "the server answered ERR",
+    "ERR unknown command 'BZPOPMIN', with args beginning with: OOM secret ": "the server refused a command",
     "no code at all: secret": "the server refused a command",
 }
 MET: dict[BaseException, str] = {
@@ -70,10 +70,16 @@ MET: dict[BaseException, str] = {
 }
 
 
+def _error(text: str) -> BaseException:
+    """As redis-py makes it of an answer."""
+    error: BaseException = BaseParser.parse_error(text)  # type: ignore[no-untyped-call]
+    return error
+
+
 @pytest.mark.parametrize("text", SAID)
 def test_what_the_server_says_is_told_in_a_few_words(text: str) -> None:
-    assert SAID[text] in cause_of(BaseParser.parse_error(text))
-    assert not {"secret", "10.0.0.7"} & set(cause_of(BaseParser.parse_error(text)).split())
+    assert SAID[text] in cause_of(_error(text))
+    assert not {"secret", "10.0.0.7"} & set(cause_of(_error(text)).split())
 
 
 @pytest.mark.parametrize("error", MET, ids=lambda error: str(error)[:60] or type(error).__name__)
@@ -84,7 +90,7 @@ def test_what_happens_on_the_way_is_told_in_a_few_words(error: BaseException) ->
 @pytest.mark.parametrize("row", range(len(connection._CAUSES)), ids=lambda row: connection._CAUSES[row][2])
 def test_every_row_of_the_table_is_needed(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_CAUSES", connection._CAUSES[:row] + connection._CAUSES[row + 1 :])
-    told = [SAID[text] in cause_of(BaseParser.parse_error(text)) for text in SAID]
+    told = [SAID[text] in cause_of(_error(text)) for text in SAID]
     assert not all(told + [cause_of(error) == MET[error] for error in MET])
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from runtime.ports import Away
 
 FRESH_S = 3.0
-"""An answer is evidence for so long, if it was one to these: many a server that refuses them lets itself be looked at."""
+"""An answer to one of these is evidence for so long. Many a server that refuses them lets itself be looked at."""
 EVIDENCE = frozenset({"claim", "settle", "ping"})
 
 
