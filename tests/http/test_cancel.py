@@ -36,6 +36,8 @@ class Ends:
 
 
 class Well:
+    async def probe(self) -> None: ...
+
     def document(self) -> Mapping[str, Any]:
         return {}
 

@@ -28,7 +28,7 @@ class Health(Protocol):
     """How the worker is, from memory."""
 
     @property
-    def probe(self) -> Callable[[], Awaitable[None]]:
+    def probe(self) -> Callable[[], Awaitable[object]]:
         """Bring what is known of Redis up to date; at most a second."""
 
     def document(self) -> Mapping[str, Any]: ...
