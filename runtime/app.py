@@ -33,7 +33,7 @@ from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
 from runtime.adapters.runner import AsyncioRunner
 from runtime.adapters.tasks import what_they_do
-from runtime.adapters.telemetry import logs
+from runtime.adapters.telemetry import logs, traces
 from runtime.client import Client, use
 from runtime.core.errors import OptionInvalid, SettingsInvalid
 from runtime.core.policy import describe
@@ -157,6 +157,7 @@ class Worker:
         self._log = log
         self._listener = listener
         self._journal = logs.LogJournal(log, settings.log_level)
+        self._traces = self._make_traces()
         self._statistics = Statistics()
         self._signals: asyncio.Queue[int] = asyncio.Queue(maxsize=3)
         self._told: list[int] = []
@@ -180,8 +181,9 @@ class Worker:
         self._client = Client(self._url)
         use(self._client)
         ledger = RedisLedger(self._source.redis)
-        ports = Ports(self._source, self._keeper, AsyncioRunner(), ledger, self._sessions, self._journal)
-        self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], self._journal)
+        journal = self._traces or self._journal
+        ports = Ports(self._source, self._keeper, AsyncioRunner(), ledger, self._sessions, journal)
+        self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], journal)
         slots = sum(group.slots for group in self._groups)
         self._health = Health(
             self._supervisor.actors, slots, self._statistics, lambda: self._weather.away, self._source.probe
@@ -244,6 +246,33 @@ class Worker:
             self._weather.failed("extend", away)
             self._journal.weather(away)
 
+    def _make_traces(self) -> traces.Traces | None:
+        """What makes traces, where the environment or a handler module wants them."""
+        settings = self._settings
+        if not settings.traced and not traces.set_up_by_others():
+            return None
+        if not traces.installed():
+            self._log.warning(
+                "Traces are wanted (OTEL_EXPORTER_OTLP_ENDPOINT) but OpenTelemetry is not installed: "
+                "pip install 'runtime-worker[otlp]'",
+                event_name="SETTING_WARNING",
+            )
+            return None
+        about = {
+            "service.name": settings.service or "runtime-worker",
+            "service.version": settings.version if settings.version != "unknown" else None,
+            "service.instance.id": settings.worker_id,
+            "deployment.environment.name": settings.environment,
+            "cloud.region": settings.region,
+        }
+        return traces.Traces(
+            self._journal,
+            self._handlers,
+            url=self._url,
+            worker_id=settings.worker_id,
+            resource={name: value for name, value in about.items() if value is not None},
+        )
+
     async def _close(self) -> None:
         self._standstills.close()
         self._keeper.close()
@@ -251,6 +280,8 @@ class Worker:
         await self._sessions.close()
         await self._client.close()
         await self._source.close()
+        if self._traces is not None:
+            await self._traces.flush_and_stop()
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()

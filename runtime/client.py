@@ -17,6 +17,7 @@ from runtime.adapters import embedded
 from runtime.adapters.redis import keys, pickles, scripts, wire
 from runtime.adapters.redis.connection import away_when_lost, shown
 from runtime.adapters.redis.connection import connect as open_redis
+from runtime.adapters.telemetry import traces
 from runtime.core.errors import (
     JobCancelled,
     JobFailed,
@@ -119,21 +120,25 @@ class Client:
             check_name("job_id", job_id)
         queue, priority = options.get("queue", DEFAULT_QUEUE), options.get("priority", 0)
         request = Request(handler, queue, priority, tuple(args), dict(kwargs or {}), options, lambda value: value)
-        new = _new_job(request, job_id)
-        (added,) = await self._add(queue, [new])
+        with traces.enqueueing(self.url) as spans:
+            new = _new_job(request, job_id, spans)
+            (added,) = await self._add(queue, [new])
+            spans.end(new.id, created=added)
         return Job(self, new.id, queue, created=added)
 
     async def send(self, requests: Sequence[Request[R]]) -> list[Job[R]]:
         """Add many jobs, a hundred in a round trip; all are checked before the first is written."""
-        new = [_new_job(request, None) for request in requests]
         jobs: dict[int, Job[R]] = {}
-        for queue, places in _by_queue(requests).items():
-            for at in range(0, len(places), BULK):
-                part = places[at : at + BULK]
-                added = await self._add(queue, [new[place] for place in part])
-                for place, created in zip(part, added, strict=True):
-                    read = requests[place].read
-                    jobs[place] = Job(self, new[place].id, queue, created=created, read=read)
+        with traces.enqueueing(self.url) as spans:
+            new = [_new_job(request, None, spans) for request in requests]
+            for queue, places in _by_queue(requests).items():
+                for at in range(0, len(places), BULK):
+                    part = places[at : at + BULK]
+                    added = await self._add(queue, [new[place] for place in part])
+                    for place, created in zip(part, added, strict=True):
+                        spans.end(new[place].id, created=created)
+                        read = requests[place].read
+                        jobs[place] = Job(self, new[place].id, queue, created=created, read=read)
         return [jobs[place] for place in range(len(requests))]
 
     def job(self, job_id: str, queue: str = DEFAULT_QUEUE) -> Job[Any]:
@@ -274,22 +279,25 @@ def _by_queue(requests: Sequence[Request[Any]]) -> dict[str, list[int]]:
     return places
 
 
-def _new_job(request: Request[Any], job_id: str | None) -> scripts.NewJob:
-    """A request as it is written. Raises `PayloadInvalid` for what cannot travel."""
+def _new_job(request: Request[Any], job_id: str | None, spans: traces.Enqueueing) -> scripts.NewJob:
+    """A request as it is written, with the context of its trace. Raises `PayloadInvalid` for what cannot travel."""
     options = request.options
     at, key = options.get("at"), options.get("key")
     delay_s = seconds(options.get("delay", 0))
     expires_s = seconds(options["expires"]) if "expires" in options else None
     if job_id is None and key is not None:
         job_id = f"{request.handler}:{key}"
+    fresh = job_id is None
+    job_id = job_id or new_id()
+    trace = spans.begin(job_id, request.queue, request.handler, request.priority)
     return scripts.NewJob(
-        id=job_id or new_id(),
-        body=_encode(request, _expiry_ms(at, delay_s, expires_s)),
+        id=job_id,
+        body=_encode(request, _expiry_ms(at, delay_s, expires_s), trace),
         keep_ms=round(1000 * (keys.BODY_S if expires_s is None else expires_s + keys.BODY_AFTER_EXPIRY_S)),
         delay_ms=round(delay_s * 1000),
         due_ms=None if at is None else round(at.timestamp() * 1000),
         priority=request.priority,
-        fresh=job_id is None,
+        fresh=fresh,
     )
 
 
@@ -300,10 +308,12 @@ def _expiry_ms(at: datetime | None, delay_s: float, expires_s: float | None) -> 
     return round(due_ms + expires_s * 1000)
 
 
-def _encode(request: Request[Any], expires_ms: int | None) -> bytes:
+def _encode(request: Request[Any], expires_ms: int | None, trace: Mapping[str, str] | None) -> bytes:
     name = request.handler
     try:
-        body = wire.encode_call(name, request.args, request.kwargs, expires_ms=expires_ms, priority=request.priority)
+        body = wire.encode_call(
+            name, request.args, request.kwargs, expires_ms=expires_ms, priority=request.priority, trace=trace
+        )
     except TypeError as error:
         raise PayloadInvalid(
             f"{name}: {error}", hint="send plain data: numbers, text, bytes, lists, dicts, dates, UUIDs"

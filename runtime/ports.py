@@ -1,6 +1,7 @@
 """What the engine needs from the outside, in the engine's own words. Adapters implement it; tests do too."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -128,6 +129,12 @@ class Entry(Protocol):
 class Journal(Protocol):
     """Told what happens. Never raises, never blocks."""
 
+    def within(self, claim: Claim, step: str | None = None) -> AbstractContextManager[str | None]:
+        """What happens in the block, and in tasks started there, belongs to the claim's run, or to a step of it.
+
+        Gives what the job is to remember of the run (`History.trace`). The first block of a claim begins its run.
+        """
+
     def started(self, claim: Claim, running: int) -> None: ...
 
     def ended(self, settlement: Settlement, running: int) -> None:
@@ -137,7 +144,7 @@ class Journal(Protocol):
         """The store has answered."""
 
     def lost(self, claim: Claim) -> None:
-        """A run goes on (or was cancelled) whose lease somebody else has."""
+        """A run goes on (or was cancelled) whose lease somebody else has; it comes to no outcome."""
 
     def stuck(self, claim: Claim) -> None:
         """A run does not end although it was asked to."""

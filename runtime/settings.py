@@ -36,6 +36,11 @@ class Settings:
     port: int
     tokens: tuple[str, ...]
     """Any one opens the job API; none: there is no job API."""
+    service: str | None
+    environment: str | None
+    region: str | None
+    traced: bool
+    """Traces are to be sent somewhere."""
     production: bool
     warnings: tuple[str, ...] = ()
 
@@ -109,6 +114,11 @@ def _switch(text: str) -> bool:
     return words[text.lower()]
 
 
+def _just_true(text: str) -> bool:
+    """As OpenTelemetry has it: everything else is false, and no mistake."""
+    return text.lower() == "true"
+
+
 def _text(text: str) -> str:
     return text
 
@@ -153,6 +163,8 @@ def _redis_url(text: str) -> str:
     return urlunsplit(parts._replace(query=urlencode(options)))
 
 
+_OTLP = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_ENVIRONMENT = ("ENVIRONMENT", "RAILWAY_ENVIRONMENT_NAME", "NODE_ENV")
 _LEVEL = _one_of("debug", "info", "warn", "error", warning="warn")
 
 TABLE: Sequence[Setting] = (
@@ -173,6 +185,12 @@ TABLE: Sequence[Setting] = (
     Setting("http", ("RUNTIME_HTTP",), _switch, "on", "off: no port, no health endpoint"),
     Setting("tokens", ("RUNTIME_TOKEN",), _tokens, "", "opens the job API to its bearer; two, with a comma, to rotate"),
     Setting("port", ("PORT", "WORKER_HEALTH_PORT"), _whole(0, 65535), "3002", "HTTP port; 0 takes a free one"),
+    Setting("otlp", _OTLP, _text, "", "where traces go, by OTLP over HTTP; other OTEL_* of traces count too"),
+    Setting("otel_off", ("OTEL_SDK_DISABLED",), _just_true, "false", "true: no traces"),
+    Setting("otel_exporter", ("OTEL_TRACES_EXPORTER",), _text, "otlp", "none: no traces"),
+    Setting("service", ("OTEL_SERVICE_NAME", "RAILWAY_SERVICE_NAME"), _text, "", "name of this service in traces"),
+    Setting("environment", _ENVIRONMENT, _text, "", "name of this environment in traces"),
+    Setting("region", ("RAILWAY_REPLICA_REGION",), _text, "", "region of this worker in traces"),
 )  # fmt: skip
 
 _ENVIRONMENT_NAMES = ("ENVIRONMENT", "NODE_ENV", "SUPABASE_MODE")
@@ -230,6 +248,8 @@ def examine(environment: Mapping[str, str] | None = None) -> Reading:
     wrong += _unknown_names(env)
     warnings += _unknown_worker_names(env)
     _merge_timeouts(values, env, wrong)
+    otlp, off, exporter = (values.pop(name) for name in ("otlp", "otel_off", "otel_exporter"))
+    values["traced"] = bool(otlp) and not off and str(exporter).lower() != "none"
     production = any(name.startswith("RAILWAY_") for name in env) or any(
         env.get(name, "").lower() in ("production", "prod") for name in _ENVIRONMENT_NAMES
     )

@@ -6,6 +6,7 @@ call ───────────▶ waiting ──────────
                      └── retried, snoozed, released (by the worker), lapsed (by its death)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +28,8 @@ class Call:
     """Not written by our client: its producer sends no wake-up."""
     expires_ms: int | None = None
     """Not to be started after this moment, by the producer's clock."""
+    trace: Mapping[str, str] | None = None
+    """The producer's W3C trace context: `traceparent`, and `tracestate` if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,9 @@ class History:
     errors: tuple[ErrorRecord, ...] = ()
     snoozed_since_ms: int | None = None
     unknown_since_ms: int | None = None
+    snoozes: int = 0
+    trace: str | None = None
+    """The W3C traceparent of its last run, where runs are traced."""
 
 
 NEW = History()

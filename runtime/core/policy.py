@@ -154,9 +154,9 @@ def after_standstill(claim: Claim, where: str, for_s: float, now_ms: int) -> tup
     return outcome, replace(remember(claim, outcome, now_ms), crashes=crashes)
 
 
-def remember(claim: Claim, outcome: Outcome, now_ms: int) -> History:
-    """What the job is to know at its next claim, or in its dead letter."""
-    past = claim.history
+def remember(claim: Claim, outcome: Outcome, now_ms: int, trace: str | None = None) -> History:
+    """What the job is to know at its next claim, or in its dead letter. `trace` is the run's, if it had one."""
+    past = claim.history if trace is None else replace(claim.history, trace=trace)
     if isinstance(outcome, Released) and outcome.why == "unknown-handler":
         return replace(past, unknown_since_ms=past.unknown_since_ms or claim.now_ms)
     past = replace(past, unknown_since_ms=None) if past.unknown_since_ms else past
@@ -165,7 +165,7 @@ def remember(claim: Claim, outcome: Outcome, now_ms: int) -> History:
             record = ErrorRecord(claim.attempt, now_ms, failure.error, failure.text, failure.category)
             return replace(past, errors=(*past.errors, record)[-ERRORS_KEPT:])
         case Snoozed():
-            return replace(past, snoozed_since_ms=past.snoozed_since_ms or now_ms)
+            return replace(past, snoozed_since_ms=past.snoozed_since_ms or now_ms, snoozes=past.snoozes + 1)
         case _:
             return past
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from runtime.core.job import Call, Claim
-from runtime.ports import Ledger, Sessions
+from runtime.ports import Journal, Ledger, Sessions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,11 +33,12 @@ class Context(Mapping[str, Any]):
     written for arq run as they are.
     """
 
-    def __init__(self, claim: Claim, call: Call, ledger: Ledger, sessions: Sessions) -> None:
+    def __init__(self, claim: Claim, call: Call, ledger: Ledger, sessions: Sessions, journal: Journal) -> None:
         self._claim = claim
         self._call = call
         self._ledger = ledger
         self._sessions = sessions
+        self._journal = journal
 
     @property
     def job_id(self) -> str:
@@ -74,16 +75,17 @@ class Context(Mapping[str, Any]):
         and died before it could note the value, nobody knows whether it was taken: then a `Checked` step is looked up
         first, any other is taken again. Raises `LeaseLost` if the job is no longer ours. Names are per job.
         """
-        known = await self._ledger.begin(self._claim, step)
-        if known.state == "done":
-            return known.value  # type: ignore[return-value]  # it was this step's value when it was noted
-        value: T | None = None
-        if known.state == "begun" and isinstance(take, Checked):
-            value = await take.check(*args, **kwargs)
-        if value is None:
-            value = await take(*args, **kwargs)
-        await self._ledger.finish(self._claim, step, value)
-        return value
+        with self._journal.within(self._claim, step):
+            known = await self._ledger.begin(self._claim, step)
+            if known.state == "done":
+                return known.value  # type: ignore[return-value]  # it was this step's value when it was noted
+            value: T | None = None
+            if known.state == "begun" and isinstance(take, Checked):
+                value = await take.check(*args, **kwargs)
+            if value is None:
+                value = await take(*args, **kwargs)
+            await self._ledger.finish(self._claim, step, value)
+            return value
 
     def http(self, name: str) -> Any:
         """The `aiohttp.ClientSession` of this name, one per worker: shared connections, a timeout on every request."""

@@ -23,6 +23,7 @@ class _Slot:
     started_ms: int
     run: Run | None = None
     stop: Stop | None = None
+    trace: str | None = None
 
 
 class Slots:
@@ -106,16 +107,17 @@ class Slots:
         assert entry is not None
         slot = self._busy[claim.token] = _Slot(claim, entry, now_ms)
         self._statistics.entered()
-        self._ports.journal.started(claim, len(self._busy))
-        context: Context = Context(claim, call, self._ports.ledger, self._ports.sessions)
+        context: Context = Context(claim, call, self._ports.ledger, self._ports.sessions, self._ports.journal)
         timeout_s = self._timeout_s if entry.spec.timeout_s is None else entry.spec.timeout_s
-        slot.run = self._ports.runner.start(
-            claim.token,
-            lambda: entry.run(context, call.args, call.kwargs),
-            timeout_s,
-            lambda ended: self._ended(claim.token, ended),
-            lambda: self._will_not_stop(claim.token),
-        )
+        with self._ports.journal.within(claim) as slot.trace:
+            self._ports.journal.started(claim, len(self._busy))
+            slot.run = self._ports.runner.start(
+                claim.token,
+                lambda: entry.run(context, call.args, call.kwargs),
+                timeout_s,
+                lambda ended: self._ended(claim.token, ended),
+                lambda: self._will_not_stop(claim.token),
+            )
 
     def _ended(self, token: str, ended: Ended) -> None:
         slot = self._busy.pop(token, None)
@@ -129,15 +131,23 @@ class Slots:
             outcome = after_run(ended, slot.claim, slot.entry.spec.retry, now_ms, random.random())
         except BaseException as error:  # an exception of the handler's that cannot even be looked at
             outcome = Dead("permanent", describe(error))
-        if outcome is None:
-            self._ports.keeper.drop([token])
-        else:
-            self._settle(slot.claim, outcome, slot.started_ms, slot.entry.spec)
+        if outcome is not None:
+            self._settle_run(slot, outcome)
+            return
+        self._ports.keeper.drop([token])
+        if slot.stop != "lost":  # else it was told when it was noticed
+            self._ports.journal.lost(slot.claim)
 
-    def _settle(self, claim: Claim, outcome: Outcome, started_ms: int, spec: Spec | None) -> None:
+    def _settle_run(self, slot: _Slot, outcome: Outcome) -> None:
+        self._settle(slot.claim, outcome, slot.started_ms, slot.entry.spec, slot.trace)
+
+    def _settle(
+        self, claim: Claim, outcome: Outcome, started_ms: int, spec: Spec | None, trace: str | None = None
+    ) -> None:
         now_ms = _wall_ms()
         keep_s = spec.keep_result_s if spec else 3600.0
-        settlement = Settlement(claim, outcome, started_ms, now_ms, remember(claim, outcome, now_ms), keep_s)
+        history = remember(claim, outcome, now_ms, trace)
+        settlement = Settlement(claim, outcome, started_ms, now_ms, history, keep_s)
         self._ports.journal.ended(settlement, len(self._busy))
         self._put(settlement)
 
@@ -166,16 +176,14 @@ class Slots:
         slot = self._set_aside(token)
         if slot is not None and slot.stop != "lost":
             text = "it was cancelled and did not stop: the handler swallows cancellations"
-            self._settle(
-                slot.claim, Dead("stuck", Failure("Stuck", text, "permanent")), slot.started_ms, slot.entry.spec
-            )
+            self._settle_run(slot, Dead("stuck", Failure("Stuck", text, "permanent")))
 
     def abandon(self) -> None:
         """Give back every job whose run would not end. The runs are left to the end of the process, which is near."""
         for token in list(self._busy):
             slot = self._set_aside(token)
             if slot is not None and slot.stop != "lost":
-                self._settle(slot.claim, Released("shutdown"), slot.started_ms, slot.entry.spec)
+                self._settle_run(slot, Released("shutdown"))
 
     def bury(self) -> None:
         """Make dead letters of them: this process goes on, and so do the runs."""

@@ -336,8 +336,24 @@ def test_settings_do_not_show_their_secrets() -> None:
 
 
 def test_each_setting_has_a_field_and_each_field_a_setting() -> None:
-    fields = {setting.field for setting in TABLE} - {"job_timeout_s"}
-    assert fields == set(Settings.__dataclass_fields__) - {"production", "warnings"}
+    fields = {setting.field for setting in TABLE} - {"job_timeout_s", "otlp", "otel_off", "otel_exporter"}
+    assert fields == set(Settings.__dataclass_fields__) - {"production", "warnings", "traced"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "traced"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_SDK_DISABLED": "TRUE"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_SDK_DISABLED": "1"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_TRACES_EXPORTER": "None"}, False),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, False),
+    ],
+)
+def test_traces_are_made_where_they_have_somewhere_to_go(environment: dict[str, str], traced: bool) -> None:
+    assert read(environment).traced is traced
 
 
 def test_no_name_is_used_twice() -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from runtime.adapters.telemetry import traces
+
 TOTAL_S = 120.0
 CONNECT_S = 10.0
 
@@ -18,7 +20,7 @@ class AiohttpSessions:
             import aiohttp  # a quarter of a second, which a worker that was just woken does not have
 
             timeout = aiohttp.ClientTimeout(total=TOTAL_S, connect=CONNECT_S)
-            known = self._open[name] = aiohttp.ClientSession(timeout=timeout)
+            known = self._open[name] = aiohttp.ClientSession(timeout=timeout, trace_configs=traces.of_requests())
         return known
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from runtime.adapters.payload import from_json, to_json
@@ -290,9 +290,16 @@ def history_of(own: bytes | None) -> History:
     crashes, _, rest = own.partition(b"|")
     try:
         past = from_json(rest, History) if rest else NEW
-        return History(int(crashes), past.errors, past.snoozed_since_ms, past.unknown_since_ms)
+        return replace(past, crashes=int(crashes))
     except ValueError:  # not as we write it: a job is not to be lost for the memory of its errors
         return NEW
+
+
+def _own_of(history: History) -> bytes:
+    """As `_history_of` reads it. What says nothing is left out."""
+    names = [one.name for one in fields(History) if one.name != "crashes"]
+    said = {name: getattr(history, name) for name in names if getattr(history, name) != getattr(NEW, name)}
+    return f"{history.crashes}|".encode() + to_json(said)
 
 
 LONGEST_S = 10 * 365 * keys.DAY_S
@@ -379,7 +386,12 @@ def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
                 flags=("c" if isinstance(outcome, Done) else "f") + known + ("a" if claim.abort_ms is not None else ""),
             )
         case Released(why="shutdown" | "no-slot"):
-            return scripts.Settling(**common, what="back", keep_starts=attempt_after(claim, outcome), body=body)
+            # As it was, but for the trace of the run that was cut short.
+            trace = settlement.history.trace
+            own = b"" if trace == claim.history.trace else _own_of(replace(claim.history, trace=trace))
+            return scripts.Settling(
+                **common, what="back", keep_starts=attempt_after(claim, outcome), own=own, body=body
+            )
         case _:
             unknown = isinstance(outcome, Released)
             name = claim.call.handler if unknown and isinstance(claim.call, Call) else ""
@@ -388,7 +400,7 @@ def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
                 what="again",
                 keep_starts=attempt_after(claim, outcome),
                 delay_ms=_ms(outcome.delay_s or 0.0),
-                own=f"{settlement.history.crashes}|".encode() + to_json(settlement.history),
+                own=_own_of(settlement.history),
                 letter=name.encode("utf-8", "backslashreplace"),
                 body=body,
                 flags="n" if unknown else known,

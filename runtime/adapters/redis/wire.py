@@ -15,6 +15,8 @@ from runtime.core.job import Call, Cancelled, Claim, Dead, Done, Failure, Settle
 
 MAX_BODY = 8 * 2**20
 """Largest body, in bytes: refused at our enqueue, a dead letter at the worker."""
+MAX_TRACE = 512
+"""Longest traceparent or tracestate, in characters: what W3C asks everybody to carry."""
 NO_RESULT = "the handler's return value cannot be kept as a result"
 
 
@@ -23,7 +25,13 @@ def now_ms() -> int:
 
 
 def encode_call(
-    handler: str, args: tuple[object, ...], kwargs: Mapping[str, object], *, expires_ms: int | None, priority: int
+    handler: str,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    *,
+    expires_ms: int | None,
+    priority: int,
+    trace: Mapping[str, str] | None = None,
 ) -> bytes:
     """A body. Raises `TypeError` naming the type that no reader would admit."""
     own: dict[str, object] = {}
@@ -31,6 +39,8 @@ def encode_call(
         own["x"] = expires_ms
     if priority:
         own["p"] = priority
+    if trace:
+        own["trace"] = dict(trace)
     return pickles.dumps({"t": None, "f": handler, "a": args, "k": dict(kwargs), "et": now_ms(), "rt": own})
 
 
@@ -59,8 +69,21 @@ def decode_call(body: bytes) -> Call | Unreadable:
         job_try=fields["t"],
         foreign=own is None,
         expires_ms=expires_ms if type(expires_ms) is int else None,
+        trace=_trace_of(own),
     )
 
+
+def _trace_of(own: object) -> dict[str, str] | None:
+    """The W3C trace context in `rt`, as `{trace: {traceparent, tracestate}}`; whether it is one, its reader checks."""
+    found = own.get("trace") if isinstance(own, dict) else None
+    if not isinstance(found, dict):
+        return None
+    return {
+        name: value for name in _TRACE if isinstance(value := found.get(name), str) and len(value) <= MAX_TRACE
+    } or None
+
+
+_TRACE = ("traceparent", "tracestate")
 
 _SHAPE: dict[str, tuple[type, ...]] = {
     "f": (str,),

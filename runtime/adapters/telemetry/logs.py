@@ -9,12 +9,14 @@ import logging
 import os
 import sys
 import time
+from contextvars import ContextVar, Token
 from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from runtime.adapters.payload import to_json
+from runtime.adapters.telemetry import traces
 from runtime.core.job import Call, Cancelled, Claim, Dead, Done, Released, Retried, Settlement, Snoozed, Verdict
 from runtime.core.policy import describe
 from runtime.core.span import spell
@@ -34,6 +36,7 @@ def configure(level: str, style: str | None, worker_id: str, out: TextIO | None 
     render: Any = _Text(colour=_wants_colour(stream)) if text else _json
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        _belonging,
         structlog.processors.add_log_level,
         _railway_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -83,6 +86,35 @@ class _Stream(io.TextIOBase):
         os.close(nowhere)
 
 
+_claim: ContextVar[Claim | None] = ContextVar("runtime_claim", default=None)
+
+
+class Within:
+    """A block whose lines, and those of the tasks started in it, name the job."""
+
+    __slots__ = ("_claim", "_token")
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+
+    def __enter__(self) -> None:
+        self._token: Token[Claim | None] = _claim.set(self._claim)
+
+    def __exit__(self, *_: object) -> None:
+        _claim.reset(self._token)
+
+
+def _belonging(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    """Whose line it is: the job's fields, and the ids of its trace."""
+    claim = _claim.get()
+    if claim is not None:
+        for key, value in (*_of(claim).items(), ("attempt", claim.attempt)):
+            event.setdefault(key, value)
+    for key, value in traces.ids().items():
+        event.setdefault(key, value)
+    return event
+
+
 def _railway_level(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     if event["level"] in ("warning", "critical"):
         event["level"] = {"warning": "warn", "critical": "error"}[event["level"]]
@@ -104,7 +136,7 @@ def _wants_colour(stream: "_Stream") -> bool:
 class _Text:
     """A line for people: time, message, and the fields that are not already in it."""
 
-    HIDDEN = ("timestamp", "level", "message", "event", "worker_id", "handler", "job_id", "data")
+    HIDDEN = ("timestamp", "level", "message", "event", "worker_id", "handler", "job_id", "data", "trace_id", "span_id")
 
     def __init__(self, *, colour: bool) -> None:
         self._colour = colour
@@ -147,6 +179,9 @@ class LogJournal(Journal):
         self._log = log
         self._quiet = _LEVELS[level] > logging.INFO
         self._told: dict[str, float] = {}
+
+    def within(self, claim: Claim, step: str | None = None) -> Within:
+        return Within(claim)
 
     def started(self, claim: Claim, running: int) -> None:
         if self._quiet:

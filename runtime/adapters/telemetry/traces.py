@@ -1,0 +1,525 @@
+"""Traces: one for each job, from its enqueue to the store's answer. With `otlp.py` all that knows OpenTelemetry.
+
+enqueue <queue>          PRODUCER   in the client; its W3C context travels in the body
+  └─ process <queue>     CONSUMER   a run; a later one also has a link to the one before it, as far as it is remembered
+       ├─ GET            CLIENT     a request of `ctx.http`; the context goes out in its headers
+       ├─ once <step>    INTERNAL
+       └─ settle <queue> CLIENT     from the outcome to the store's answer
+
+Names and attributes are those of the semantic conventions 1.44.0; what is ours begins with `runtime.`.
+
+Nothing is imported before the first span, and nothing at all where nobody wants traces. The first span costs the import
+of the SDK (some 50 ms) in the event loop; the exporter, which is twice as dear, is imported in its own thread.
+"""
+
+import asyncio
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote, urlsplit
+
+from runtime.core.errors import Snooze
+from runtime.core.job import (
+    NEW,
+    Call,
+    Cancelled,
+    Claim,
+    Dead,
+    Done,
+    Outcome,
+    Released,
+    Retried,
+    Settlement,
+    Snoozed,
+    Verdict,
+)
+from runtime.core.place import place
+from runtime.core.policy import describe
+from runtime.ports import Journal
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, Tracer
+
+SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
+SCOPE = "runtime"
+FLUSH_S = 2.0
+"""The longest that sending the last spans may hold up a stop."""
+LONGEST = 200
+"""Most characters of a name from outside."""
+
+Carrier = Mapping[str, str]
+"""A W3C trace context as it travels: `traceparent`, and `tracestate` if there is one."""
+
+_worker: "Traces | None" = None
+_continued: ContextVar[Carrier | None] = ContextVar("runtime_continued", default=None)
+
+
+def installed() -> bool:
+    """Whether the packages of the extra `otlp` are there. Imports none of them."""
+    try:
+        return all(importlib.util.find_spec(f"opentelemetry.{name}") for name in ("sdk", "exporter.otlp.proto.http"))
+    except ModuleNotFoundError:
+        return False
+
+
+def set_up_by_others() -> bool:
+    """Whether a handler module has set OpenTelemetry up by itself: then its provider gets our spans too."""
+    api, sdk = sys.modules.get("opentelemetry.trace"), sys.modules.get("opentelemetry.sdk.trace")
+    return api is not None and sdk is not None and isinstance(api.get_tracer_provider(), sdk.TracerProvider)
+
+
+def ids() -> Mapping[str, str]:
+    """The ids of the current span, for a log line; empty where there is none."""
+    current = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+    if current is None:
+        return {}
+    context = current().get_span_context()
+    if not context.is_valid:
+        return {}
+    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+
+
+@contextmanager
+def continued(headers: Mapping[str, str]) -> Iterator[None]:
+    """What is enqueued in the block continues the trace that these headers of a request name, if they do.
+
+    Also where nothing is traced: then their context travels on as it is. `headers` know their names in lower case.
+    """
+    carrier = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
+    token = _continued.set(carrier or None)
+    try:
+        yield
+    finally:
+        _continued.reset(token)
+
+
+def _tracer() -> "Tracer | None":
+    """The worker's tracer, else that of a process that has set OpenTelemetry up by itself; None where nobody traces."""
+    if _worker is not None:
+        return _worker.start()
+    return _global_tracer() if hasattr(sys.modules.get("opentelemetry.trace"), "get_tracer") else None
+
+
+@cache
+def _global_tracer() -> "Tracer":
+    from opentelemetry import trace
+
+    return trace.get_tracer(SCOPE, schema_url=SCHEMA)
+
+
+# ── contexts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read(carrier: Carrier) -> "Span | None":
+    """The span elsewhere that a carrier names; None if it names none."""
+    from opentelemetry import trace
+    from opentelemetry.context import Context
+
+    span = trace.get_current_span(_w3c().extract(carrier, Context()))
+    return span if span.get_span_context().is_valid else None
+
+
+def _written(context: "Context | None" = None) -> dict[str, str]:
+    """The carrier of this context, or of the current one."""
+    carrier: dict[str, str] = {}
+    _w3c().inject(carrier, context)
+    return carrier
+
+
+@cache
+def _w3c() -> Any:
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator()
+
+
+def _under(parent: "Span | None") -> "Context":
+    """A context in which this span is the current one, and nothing else is there."""
+    from opentelemetry import trace
+    from opentelemetry.context import Context
+
+    return Context() if parent is None else trace.set_span_in_context(parent, Context())
+
+
+def _fail(span: "Span", error: str) -> None:
+    """Without a text, which might show what nobody is to see."""
+    from opentelemetry.trace import Status, StatusCode
+
+    span.set_status(Status(StatusCode.ERROR))
+    span.set_attribute("error.type", error)
+
+
+def _plain(name: str) -> str:
+    """A name from outside: one that is no Unicode could not be sent, nor could the others of its batch."""
+    safe = name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+    return safe[:LONGEST]
+
+
+@cache
+def _store(url: str) -> Mapping[str, str | int]:
+    """Where Redis is, without its secrets."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return {"server.address": unquote(parts.path)}
+    return {"server.address": parts.hostname or "localhost", "server.port": parts.port or 6379}
+
+
+def _message(what: str, kind: str, queue: str, job_id: str) -> dict[str, Any]:
+    return {
+        "messaging.system": "arq",
+        "messaging.operation.name": what,
+        "messaging.operation.type": kind,
+        "messaging.destination.name": _plain(queue),
+        "messaging.message.id": _plain(job_id),
+    }
+
+
+# ── the producer ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Enqueueing:
+    """The producer's spans of the jobs of one call; as a block, it ends with the block's error those that are open."""
+
+    def __init__(self, tracer: "Tracer | None", url: str) -> None:
+        self._tracer = tracer
+        self._url = url
+        self._open: dict[str, Span] = {}
+
+    def begin(self, job_id: str, queue: str, handler: str, priority: int) -> Carrier | None:
+        """Begin the span of a job; what is to travel with it."""
+        above = _continued.get()
+        if self._tracer is None:
+            return above
+        from opentelemetry import trace
+        from opentelemetry.trace import SpanKind
+
+        current = trace.get_current_span()
+        if not current.get_span_context().is_valid and above is not None:
+            current = _read(above) or current
+        span = self._tracer.start_span(
+            f"enqueue {_plain(queue)}",
+            trace.set_span_in_context(current),
+            SpanKind.PRODUCER,
+            {
+                **_message("enqueue", "send", queue, job_id),
+                **_store(self._url),
+                "runtime.handler": _plain(handler),
+                "runtime.priority": priority,
+            },
+        )
+        self._open[job_id] = span
+        return _written(trace.set_span_in_context(span)) or above
+
+    def end(self, job_id: str, *, created: bool) -> None:
+        """The store has answered."""
+        span = self._open.pop(job_id, None)
+        if span is not None:
+            span.set_attribute("runtime.created", created)
+            span.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
+        for span in self._open.values():
+            if error is not None:
+                _fail(span, describe(error).error)
+            span.end()
+
+
+def enqueueing(url: str) -> Enqueueing:
+    """For one call of a client of the Redis at `url`."""
+    return Enqueueing(_tracer(), url)
+
+
+# ── the worker ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Within:
+    """A block in which a run's span is the current one."""
+
+    __slots__ = ("_span", "_token", "_told", "_trace")
+
+    def __init__(self, told: AbstractContextManager[object], span: "Span", trace: str) -> None:
+        self._told = told
+        self._span = span
+        self._trace = trace
+
+    def __enter__(self) -> str:
+        from opentelemetry import context, trace
+
+        self._told.__enter__()
+        self._token = context.attach(trace.set_span_in_context(self._span))
+        return self._trace
+
+    def __exit__(self, *_: object) -> None:
+        from opentelemetry import context
+
+        context.detach(self._token)
+        self._told.__exit__(None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settling:
+    """A run that has come to its outcome."""
+
+    run: "Span"
+    settle: "Span | None"
+
+
+class Traces(Journal):
+    """Makes spans of what the engine tells, and tells it to the journal that writes it down.
+
+    `handlers` by name, as declared; `resource`: who this process is, unless OTEL_RESOURCE_ATTRIBUTES says otherwise.
+    """
+
+    def __init__(
+        self, told: Journal, handlers: Mapping[str, Any], *, url: str, worker_id: str, resource: Mapping[str, str]
+    ) -> None:
+        global _worker
+        self._told = told
+        self._handlers = handlers
+        self._resource = resource
+        self._common = {"messaging.client.id": worker_id, **_store(url)}
+        self._runs: dict[str, Span] = {}
+        self._settling: dict[str, _Settling] = {}
+        self._tracer: Tracer | None = None
+        self._flush: Callable[[], object] = lambda: None
+        _worker = self
+
+    def start(self) -> "Tracer":
+        """Import OpenTelemetry and set it up, the first time. The first span does it; it need not be called."""
+        if self._tracer is None:
+            from runtime.adapters.telemetry import otlp
+
+            self._flush = otlp.set_up(self._resource)
+            self._tracer = _global_tracer()
+        return self._tracer
+
+    async def flush_and_stop(self) -> None:
+        """Send the spans that have ended, for 2 s at most, and close the connection: nothing is sent after that.
+
+        The next span that ends starts it again.
+        """
+        for settling in self._settling.values():
+            if settling.settle is not None:
+                _fail(settling.settle, "unanswered")
+                settling.settle.end()
+        self._settling.clear()
+        if self._tracer is None:
+            return
+        loop, sent = asyncio.get_running_loop(), asyncio.Event()
+
+        def flush() -> None:
+            try:
+                self._flush()
+            finally:
+                with suppress(RuntimeError):  # the loop has ended meanwhile
+                    loop.call_soon_threadsafe(sent.set)
+
+        # Not by `to_thread`: the loop would wait for the thread when it ends.
+        threading.Thread(target=flush, name="runtime-traces", daemon=True).start()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(sent.wait(), FLUSH_S)
+
+    def within(self, claim: Claim, step: str | None = None) -> AbstractContextManager[str | None]:
+        if step is not None:
+            return self._step(claim, step)
+        span = self._runs.get(claim.token)
+        if span is None:
+            span = self._runs[claim.token] = self._begin(claim)
+        return self._within(claim, span)
+
+    def started(self, claim: Claim, running: int) -> None:
+        with self.within(claim):
+            self._told.started(claim, running)
+
+    def ended(self, settlement: Settlement, running: int) -> None:
+        claim, outcome = settlement.claim, settlement.outcome
+        if isinstance(outcome, Released) and claim.token not in self._runs:  # it was not run
+            self._told.ended(settlement, running)
+            return
+        with self.within(claim):
+            self._told.ended(settlement, running)
+        run = self._runs.pop(claim.token)
+        _say(run, outcome)
+        run.end()
+        self._settling[claim.token] = _Settling(run, self._begin_settle(claim, run))
+
+    def settled(self, settlement: Settlement, verdict: Verdict) -> None:
+        settling = self._settling.pop(settlement.claim.token, None)
+        if settling is None:
+            self._told.settled(settlement, verdict)
+            return
+        with self._within(settlement.claim, settling.run):
+            self._told.settled(settlement, verdict)
+        if settling.settle is not None:
+            settling.settle.set_attribute("runtime.verdict", verdict)
+            settling.settle.end()
+
+    def lost(self, claim: Claim) -> None:
+        with self._known(claim):
+            self._told.lost(claim)
+        run = self._runs.pop(claim.token, None)
+        if run is not None:
+            _fail(run, "runtime.LeaseLost")
+            run.end()
+
+    def stuck(self, claim: Claim) -> None:
+        with self._known(claim):
+            self._told.stuck(claim)
+
+    def weather(self, cause: str) -> None:
+        self._told.weather(cause)
+
+    def crashed(self, actor: str, error: BaseException, restart_in_s: float) -> None:
+        self._told.crashed(actor, error, restart_in_s)
+
+    def _within(self, claim: Claim, span: "Span") -> _Within:
+        context = span.get_span_context()
+        name = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+        return _Within(self._told.within(claim), span, name)
+
+    def _known(self, claim: Claim) -> AbstractContextManager[object]:
+        span = self._runs.get(claim.token)
+        return self._told.within(claim) if span is None else self._within(claim, span)
+
+    @contextmanager
+    def _step(self, claim: Claim, step: str) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(self._told.within(claim, step))
+            span = stack.enter_context(
+                self.start().start_as_current_span(
+                    f"once {_plain(step)}",
+                    attributes={"runtime.handler": _handler(claim), "runtime.step": _plain(step)},
+                    record_exception=False,  # exceptions are logged
+                    set_status_on_exception=False,
+                )
+            )
+            try:
+                yield
+            except Exception as error:
+                if not isinstance(error, Snooze):
+                    _fail(span, describe(error).error)
+                raise
+
+    def _begin(self, claim: Claim) -> "Span":
+        """The span of a run: the child of the producer's, or for want of one of the first run's that is remembered."""
+        tracer = self.start()
+        from opentelemetry.trace import Link, SpanKind
+
+        call, past = claim.call, claim.history
+        producer = _read(call.trace) if isinstance(call, Call) and call.trace else None
+        before = _read({"traceparent": past.trace}) if past.trace else None
+        linked = before or (producer if claim.starts > 1 or past != NEW else None)
+        return tracer.start_span(
+            f"process {_plain(claim.queue)}",
+            _under(producer or before),
+            SpanKind.CONSUMER,
+            {**_message("process", "process", claim.queue, claim.id), **self._common, **self._about(claim)},
+            [Link(linked.get_span_context())] if linked is not None else None,
+        )
+
+    def _about(self, claim: Claim) -> dict[str, Any]:
+        where = place(claim.place)
+        about: dict[str, Any] = {
+            "runtime.handler": _handler(claim),
+            "runtime.attempt": claim.attempt,
+            "runtime.crashes": claim.history.crashes,
+            "runtime.snoozes": claim.history.snoozes,
+        }
+        if where is not None:
+            about["runtime.priority"] = where.priority
+            about["runtime.queue_wait_s"] = max(0.0, claim.now_ms - where.due_ms) / 1000
+        handler = self._handlers.get(claim.call.handler) if isinstance(claim.call, Call) else None
+        if handler is not None:
+            function = handler.function
+            name = getattr(function, "__qualname__", type(function).__qualname__)
+            about["code.function.name"] = f"{function.__module__}.{name}"
+            about["runtime.max_attempts"] = handler.spec.retry.attempts
+        return about
+
+    def _begin_settle(self, claim: Claim, run: "Span") -> "Span | None":
+        if self._tracer is None or not run.get_span_context().trace_flags.sampled:
+            return None
+        from opentelemetry.trace import SpanKind
+
+        attributes = {**_message("settle", "settle", claim.queue, claim.id), **self._common}
+        return self._tracer.start_span(f"settle {_plain(claim.queue)}", _under(run), SpanKind.CLIENT, attributes)
+
+
+def _handler(claim: Claim) -> str:
+    return _plain(claim.call.handler) if isinstance(claim.call, Call) else "?"
+
+
+def _say(run: "Span", outcome: Outcome) -> None:
+    """What became of a run. Being stopped, put off or cancelled is no error."""
+    if not run.is_recording():
+        return
+    match outcome:
+        case Done():
+            run.set_attribute("runtime.outcome", "done")
+        case Retried(delay_s=delay_s, failure=failure):
+            _fail(run, failure.error)
+            run.set_attributes({"runtime.outcome": "retry", "runtime.delay_s": delay_s})
+            run.set_attribute("runtime.error_category", failure.category)
+        case Dead(reason=reason, failure=failure):
+            _fail(run, failure.error)
+            run.set_attributes({"runtime.outcome": "dead", "runtime.reason": reason})
+            run.set_attribute("runtime.error_category", failure.category)
+        case Snoozed(delay_s=delay_s):
+            run.set_attributes({"runtime.outcome": "snooze", "runtime.delay_s": delay_s})
+        case Released(why=why):
+            run.set_attributes({"runtime.outcome": "released", "runtime.reason": why})
+        case Cancelled():
+            run.set_attribute("runtime.outcome", "cancelled")
+
+
+# ── requests of `ctx.http` ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def of_requests() -> list[Any]:
+    """What an `aiohttp.ClientSession` is opened with, as its `trace_configs`, so that its requests are traced."""
+    tracer = _tracer()
+    if tracer is None:
+        return []
+    import aiohttp
+    from opentelemetry import trace
+    from opentelemetry.trace import SpanKind
+
+    async def started(session: Any, request: Any, params: Any) -> None:
+        # The query and the user part may be secrets.
+        url = params.url.with_user(None).with_query(None).with_fragment(None)
+        attributes: dict[str, Any] = {
+            "http.request.method": params.method,
+            "url.full": str(url),
+            "server.address": url.host or "",
+        }
+        if url.port is not None:
+            attributes["server.port"] = url.port
+        request.span = tracer.start_span(params.method, None, SpanKind.CLIENT, attributes)
+        params.headers.update(_written(trace.set_span_in_context(request.span)))
+
+    async def ended(session: Any, request: Any, params: Any) -> None:
+        status = params.response.status
+        request.span.set_attribute("http.response.status_code", status)
+        if status >= 400:
+            _fail(request.span, str(status))
+        request.span.end()
+
+    async def failed(session: Any, request: Any, params: Any) -> None:
+        _fail(request.span, describe(params.exception).error)
+        request.span.end()
+
+    config = aiohttp.TraceConfig()
+    config.on_request_start.append(started)
+    config.on_request_end.append(ended)
+    config.on_request_exception.append(failed)
+    return [config]
