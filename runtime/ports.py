@@ -135,7 +135,8 @@ class Journal(Protocol):
         Gives what the job is to remember of the run (`History.trace`). The first block of a claim begins its run.
         """
 
-    def started(self, claim: Claim, running: int) -> None: ...
+    def started(self, claim: Claim, running: int) -> None:
+        """A run begins; told within its block."""
 
     def ended(self, settlement: Settlement, running: int) -> None:
         """A run has come to its outcome, or a job to one without a run; the store does not know it yet."""

@@ -165,7 +165,6 @@ def test_a_job_is_one_trace_from_its_enqueue_to_the_answer_of_the_store(tcp_url:
 
 
 def test_no_secret_is_in_a_span_or_a_line(tcp_url: str, collector: Running) -> None:
-    url = tcp_url.replace("redis://", "redis://default:a-password@")
     with running("web") as web, traced(tcp_url, collector.url) as worker:
         worker.up()
         produce(tcp_url, collector.url, "fetch", [web.url, SECRET])
@@ -174,15 +173,15 @@ def test_no_secret_is_in_a_span_or_a_line(tcp_url: str, collector: Running) -> N
         enqueue(tcp_url, fail_twice.request())
         found = awaited(collector, settle=5)
         worker.stop()
+        said = worker.output() + worker.errors()
     requests = collector.log()["requests"]
     assert f"Bearer {KEY}" in [request["authorization"] for request in requests]
     sent = "".join(request["raw"] for request in requests)
-    for secret in (SECRET, KEY, "a text with a secret", "a-password"):
+    for secret in (SECRET, KEY, "a text with a secret"):
         assert secret not in sent, secret
-    assert KEY not in worker.output() + worker.errors()
+    assert KEY not in said
     assert not any(span["status_text"] for span in found)
     assert [span["attributes"].get("error.type") for span in named(found, "GET")].count("500") == 1
-    assert url  # the password's form is checked in the unit test of `_store`
 
 
 def test_every_attempt_is_in_the_trace_and_has_a_link_to_the_one_before(tcp_url: str, collector: Running) -> None:
@@ -305,15 +304,14 @@ def test_the_lines_of_a_job_carry_the_ids_of_its_trace(tcp_url: str, collector: 
         worker.up()
         (job_id,) = enqueue(tcp_url, fetch.request(web.url, SECRET))
         process = one(awaited(collector, settle=1), f"process {QUEUE}")
-        worker.wait_for("JOB_COMPLETED")
         worker.stop()
+        lines = worker.lines()
     expected = {"job_id": job_id, "handler": "fetch", "queue": QUEUE, "attempt": 1}
-    ids = {"trace_id": process["trace_id"], "span_id": process["span_id"]}
-    lines = [*(worker.events(name) for name in ("JOB_STARTED", "FETCHING", "JOB_COMPLETED"))]
-    lines.append([line for line in worker.lines() if line.get("logger_name") == "some.library"])
-    for (line,) in lines:
-        assert {**expected, **ids}.items() <= line.items()
-    assert "trace_id" not in worker.events("WORKER_SHUTDOWN")[0]
+    by_name = {line.get("event") or line.get("logger_name"): line for line in lines}
+    for name in ("JOB_STARTED", "FETCHING", "some.library", "JOB_COMPLETED"):
+        assert {**expected, "trace_id": process["trace_id"]}.items() <= by_name[name].items()
+        assert by_name[name]["span_id"] == process["span_id"]
+    assert "trace_id" not in by_name["WORKER_SHUTDOWN"]
 
 
 def test_without_tracing_user_lines_still_name_their_job(tcp_url: str) -> None:
@@ -349,7 +347,7 @@ def test_nothing_is_imported_before_the_first_job_and_then_not_the_exporter(tcp_
         worker.up()
         time.sleep(1)
         assert "runtime.engine.actor" in worker.errors()
-        assert "opentelemetry" not in worker.errors()
+        assert "opentelemetry.trace" not in worker.errors()  # only the empty packages above it, to see if it is there
         (job_id,) = enqueue(tcp_url, modules.request())
         loaded = asyncio.run(_result(tcp_url, job_id))
         assert "opentelemetry.sdk.trace" in loaded

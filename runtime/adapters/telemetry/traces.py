@@ -62,7 +62,7 @@ _continued: ContextVar[Carrier | None] = ContextVar("runtime_continued", default
 
 
 def installed() -> bool:
-    """Whether the packages of the extra `otlp` are there. Imports none of them."""
+    """Whether the packages of the extra `otlp` are there. Imports nothing of them but the empty ones at the top."""
     try:
         return all(importlib.util.find_spec(f"opentelemetry.{name}") for name in ("sdk", "exporter.otlp.proto.http"))
     except ModuleNotFoundError:
@@ -338,8 +338,7 @@ class Traces(Journal):
         return self._within(claim, span)
 
     def started(self, claim: Claim, running: int) -> None:
-        with self.within(claim):
-            self._told.started(claim, running)
+        self._told.started(claim, running)
 
     def ended(self, settlement: Settlement, running: int) -> None:
         claim, outcome = settlement.claim, settlement.outcome

@@ -1,0 +1,80 @@
+"""The parts of traces that need no process of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from runtime.adapters.redis import pickles, wire
+from runtime.adapters.redis.source import _history_of, _own_of
+from runtime.adapters.telemetry import traces
+from runtime.core.job import NEW, Call, ErrorRecord, History
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:a-password@cache:6380/1", {"server.address": "cache", "server.port": 6380}),
+        ("rediss://:a-password@x.upstash.io", {"server.address": "x.upstash.io", "server.port": 6379}),
+        ("unix:///run/redis.sock?db=1", {"server.address": "/run/redis.sock"}),
+    ],
+)
+def test_where_redis_is_shows_no_password(url: str, shown: dict[str, object]) -> None:
+    assert traces._store(url) == shown
+
+
+def test_what_a_request_says_of_its_trace_travels_on_where_nobody_traces() -> None:
+    spans = traces.Enqueueing(None, "redis://cache")
+    with traces.continued({"traceparent": PARENT, "tracestate": "a=b", "host": "x"}):
+        assert spans.begin("id", "queue", "handler", 0) == {"traceparent": PARENT, "tracestate": "a=b"}
+    assert spans.begin("id", "queue", "handler", 0) is None
+
+
+def _call(rt: object) -> Call:
+    call = wire.decode_call(pickles.dumps({"t": None, "f": "work", "a": (), "k": {}, "et": 1, "rt": rt}))
+    assert isinstance(call, Call)
+    return call
+
+
+def test_a_trace_context_comes_back_from_a_body_as_it_went_in() -> None:
+    body = wire.encode_call("work", (), {}, expires_ms=None, priority=0, trace={"traceparent": PARENT})
+    call = wire.decode_call(body)
+    assert isinstance(call, Call)
+    assert call.trace == {"traceparent": PARENT}
+
+
+@pytest.mark.parametrize(
+    "rt", [{}, [], 7, {"trace": 7}, {"trace": {"traceparent": 7}}, {"trace": {"tracestate": 600 * "x"}}]
+)
+def test_a_trace_context_that_is_none_costs_no_job(rt: object) -> None:
+    assert _call(rt).trace is None
+
+
+@pytest.mark.parametrize("text", ["", "x", "00-" + 32 * "0" + "-b7ad6b7169203331-01", PARENT[:-1]])
+def test_a_traceparent_that_is_none_names_no_span(text: str) -> None:
+    assert traces._read({"traceparent": text}) is None
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        NEW,
+        History(crashes=2),
+        History(trace=PARENT, snoozes=3, snoozed_since_ms=5),
+        History(1, (ErrorRecord(1, 2, "ValueError", "text", "transient"),), unknown_since_ms=9),
+    ],
+)
+def test_what_a_job_remembers_comes_back(history: History) -> None:
+    assert _history_of(_own_of(history)) == history
+
+
+def test_what_says_nothing_is_not_written() -> None:
+    assert _own_of(History(crashes=1)) == b"1|{}"
+
+
+def test_a_name_that_is_no_unicode_can_be_sent() -> None:
+    name: Any = b"caf\xe9".decode("utf-8", "surrogateescape")
+    assert traces._plain(name).encode() == b"caf\\udce9"
