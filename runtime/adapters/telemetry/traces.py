@@ -242,36 +242,39 @@ def enqueueing(url: str) -> Enqueueing:
 # ── the worker ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(slots=True)
+class _Run:
+    """A run, and once it has come to its outcome the span of its settling."""
+
+    span: "Span"
+    inside: "Context"
+    """In which its span is the current one."""
+    name: str
+    """Its traceparent."""
+    settle: "Span | None" = None
+
+
 class _Within:
-    """A block in which a run's span is the current one."""
+    """A block that belongs to a run."""
 
-    __slots__ = ("_span", "_token", "_told", "_trace")
+    __slots__ = ("_run", "_token", "_told")
 
-    def __init__(self, told: AbstractContextManager[object], span: "Span", trace: str) -> None:
+    def __init__(self, told: AbstractContextManager[object], run: _Run) -> None:
         self._told = told
-        self._span = span
-        self._trace = trace
+        self._run = run
 
     def __enter__(self) -> str:
-        from opentelemetry import context, trace
+        from opentelemetry.context import attach
 
         self._told.__enter__()
-        self._token = context.attach(trace.set_span_in_context(self._span))
-        return self._trace
+        self._token = attach(self._run.inside)
+        return self._run.name
 
     def __exit__(self, *_: object) -> None:
-        from opentelemetry import context
+        from opentelemetry.context import detach
 
-        context.detach(self._token)
+        detach(self._token)
         self._told.__exit__(None, None, None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Settling:
-    """A run that has come to its outcome."""
-
-    run: "Span"
-    settle: "Span | None"
 
 
 class Traces(Journal):
@@ -288,8 +291,8 @@ class Traces(Journal):
         self._handlers = handlers
         self._resource = resource
         self._common = {"messaging.client.id": worker_id, **_store(url)}
-        self._runs: dict[str, Span] = {}
-        self._settling: dict[str, _Settling] = {}
+        self._runs: dict[str, _Run] = {}
+        self._settling: dict[str, _Run] = {}
         self._tracer: Tracer | None = None
         self._flush: Callable[[], object] = lambda: None
         _worker = self
@@ -308,10 +311,10 @@ class Traces(Journal):
 
         The next span that ends starts it again.
         """
-        for settling in self._settling.values():
-            if settling.settle is not None:
-                _fail(settling.settle, "unanswered")
-                settling.settle.end()
+        for run in self._settling.values():
+            if run.settle is not None:
+                _fail(run.settle, "unanswered")
+                run.settle.end()
         self._settling.clear()
         if self._tracer is None:
             return
@@ -332,10 +335,10 @@ class Traces(Journal):
     def within(self, claim: Claim, step: str | None = None) -> AbstractContextManager[str | None]:
         if step is not None:
             return self._step(claim, step)
-        span = self._runs.get(claim.token)
-        if span is None:
-            span = self._runs[claim.token] = self._begin(claim)
-        return self._within(claim, span)
+        run = self._runs.get(claim.token)
+        if run is None:
+            run = self._runs[claim.token] = self._begin(claim)
+        return _Within(self._told.within(claim), run)
 
     def started(self, claim: Claim, running: int) -> None:
         self._told.started(claim, running)
@@ -348,31 +351,30 @@ class Traces(Journal):
         with self.within(claim):
             self._told.ended(settlement, running)
         run = self._runs.pop(claim.token)
-        _say(run, outcome)
-        run.end()
-        self._settling[claim.token] = _Settling(run, self._begin_settle(claim, run))
+        _say(run.span, outcome)
+        run.span.end()
+        run.settle = self._begin_settle(claim, run)
+        self._settling[claim.token] = run
 
     def settled(self, settlement: Settlement, verdict: Verdict) -> None:
-        settling = self._settling.pop(settlement.claim.token, None)
-        if settling is None:
+        claim = settlement.claim
+        run = self._settling.pop(claim.token, None)
+        with self._known(claim, run):
             self._told.settled(settlement, verdict)
-            return
-        with self._within(settlement.claim, settling.run):
-            self._told.settled(settlement, verdict)
-        if settling.settle is not None:
-            settling.settle.set_attribute("runtime.verdict", verdict)
-            settling.settle.end()
+        if run is not None and run.settle is not None:
+            run.settle.set_attribute("runtime.verdict", verdict)
+            run.settle.end()
 
     def lost(self, claim: Claim) -> None:
-        with self._known(claim):
-            self._told.lost(claim)
         run = self._runs.pop(claim.token, None)
+        with self._known(claim, run):
+            self._told.lost(claim)
         if run is not None:
-            _fail(run, "runtime.LeaseLost")
-            run.end()
+            _fail(run.span, "runtime.LeaseLost")
+            run.span.end()
 
     def stuck(self, claim: Claim) -> None:
-        with self._known(claim):
+        with self._known(claim, self._runs.get(claim.token)):
             self._told.stuck(claim)
 
     def weather(self, cause: str) -> None:
@@ -381,14 +383,9 @@ class Traces(Journal):
     def crashed(self, actor: str, error: BaseException, restart_in_s: float) -> None:
         self._told.crashed(actor, error, restart_in_s)
 
-    def _within(self, claim: Claim, span: "Span") -> _Within:
-        context = span.get_span_context()
-        name = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-        return _Within(self._told.within(claim), span, name)
-
-    def _known(self, claim: Claim) -> AbstractContextManager[object]:
-        span = self._runs.get(claim.token)
-        return self._told.within(claim) if span is None else self._within(claim, span)
+    def _known(self, claim: Claim, run: _Run | None) -> AbstractContextManager[object]:
+        told = self._told.within(claim)
+        return told if run is None else _Within(told, run)
 
     @contextmanager
     def _step(self, claim: Claim, step: str) -> Iterator[None]:
@@ -409,8 +406,8 @@ class Traces(Journal):
                     _fail(span, describe(error).error)
                 raise
 
-    def _begin(self, claim: Claim) -> "Span":
-        """The span of a run: the child of the producer's, or for want of one of the first run's that is remembered."""
+    def _begin(self, claim: Claim) -> _Run:
+        """A run. Its span is the child of the producer's, or for want of one of the first run's that is remembered."""
         tracer = self.start()
         from opentelemetry.trace import Link, SpanKind
 
@@ -418,13 +415,15 @@ class Traces(Journal):
         producer = _read(call.trace) if isinstance(call, Call) and call.trace else None
         before = _read({"traceparent": past.trace}) if past.trace else None
         linked = before or (producer if claim.starts > 1 or past != NEW else None)
-        return tracer.start_span(
+        span = tracer.start_span(
             f"process {_plain(claim.queue)}",
             _under(producer or before),
             SpanKind.CONSUMER,
             {**_message("process", "process", claim.queue, claim.id), **self._common, **self._about(claim)},
             [Link(linked.get_span_context())] if linked is not None else None,
         )
+        ours = span.get_span_context()
+        return _Run(span, _under(span), f"00-{ours.trace_id:032x}-{ours.span_id:016x}-{ours.trace_flags:02x}")
 
     def _about(self, claim: Claim) -> dict[str, Any]:
         where = place(claim.place)
@@ -445,13 +444,13 @@ class Traces(Journal):
             about["runtime.max_attempts"] = handler.spec.retry.attempts
         return about
 
-    def _begin_settle(self, claim: Claim, run: "Span") -> "Span | None":
-        if self._tracer is None or not run.get_span_context().trace_flags.sampled:
+    def _begin_settle(self, claim: Claim, run: _Run) -> "Span | None":
+        if not run.span.get_span_context().trace_flags.sampled:
             return None
         from opentelemetry.trace import SpanKind
 
         attributes = {**_message("settle", "settle", claim.queue, claim.id), **self._common}
-        return self._tracer.start_span(f"settle {_plain(claim.queue)}", _under(run), SpanKind.CLIENT, attributes)
+        return self.start().start_span(f"settle {_plain(claim.queue)}", run.inside, SpanKind.CLIENT, attributes)
 
 
 def _handler(claim: Claim) -> str:
