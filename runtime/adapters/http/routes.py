@@ -21,6 +21,7 @@ from runtime.adapters.http.connections import MOST_BODY, body_of
 from runtime.adapters.http.gate import Gate
 from runtime.adapters.http.jobs import Jobs, Order
 from runtime.adapters.payload import from_json
+from runtime.adapters.telemetry import traces
 from runtime.core.errors import OptionInvalid, PayloadInvalid, RedisUnreachable
 from runtime.core.request import Options
 
@@ -55,7 +56,8 @@ class JobApi:
     async def _add(self, request: web.Request) -> web.Response:
         _no_parameters(request)
         order = _order(await _json_of(request), request.headers.getall("Idempotency-Key", []))
-        receipt = await _in_time(self._jobs.add(order))
+        with traces.continued(request.headers):
+            receipt = await _in_time(self._jobs.add(order))
         return answer(
             {"jobId": receipt.job_id, "status": receipt.status, "created": receipt.created},
             202 if receipt.created else 200,
