@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from runtime.adapters.redis import pickles, wire
-from runtime.adapters.redis.source import _history_of, _own_of
+from runtime.adapters.redis.source import _own_of, history_of
 from runtime.adapters.telemetry import traces
 from runtime.core.job import NEW, Call, ErrorRecord, History
 
@@ -68,7 +68,7 @@ def test_a_traceparent_that_is_none_names_no_span(text: str) -> None:
     ],
 )
 def test_what_a_job_remembers_comes_back(history: History) -> None:
-    assert _history_of(_own_of(history)) == history
+    assert history_of(_own_of(history)) == history
 
 
 def test_what_says_nothing_is_not_written() -> None:

@@ -41,7 +41,7 @@ from runtime.core.job import (
 )
 from runtime.core.place import place
 from runtime.core.policy import describe
-from runtime.ports import Journal
+from runtime.ports import Away, Journal
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -377,8 +377,8 @@ class Traces(Journal):
         with self._known(claim, self._runs.get(claim.token)):
             self._told.stuck(claim)
 
-    def weather(self, cause: str) -> None:
-        self._told.weather(cause)
+    def weather(self, away: Away) -> None:
+        self._told.weather(away)
 
     def crashed(self, actor: str, error: BaseException, restart_in_s: float) -> None:
         self._told.crashed(actor, error, restart_in_s)
