@@ -25,6 +25,7 @@ import anyio
 from runtime import __version__
 from runtime.adapters import process
 from runtime.adapters.http.sessions import AiohttpSessions
+from runtime.adapters.redis import codecs
 from runtime.adapters.redis.connection import shown
 from runtime.adapters.redis.heartbeats import Heartbeat, Heartbeats, Served
 from runtime.adapters.redis.keeper import LeaseKeeper
@@ -162,6 +163,12 @@ class Worker:
         self._signals: asyncio.Queue[int] = asyncio.Queue(maxsize=3)
         self._told: list[int] = []
         self._failure: Exception | None = None
+        self._serializer = codecs.named(settings.serializer)
+        if self._serializer is not None and self._serializer.runs_code:
+            log.warning(
+                f"RUNTIME_SERIALIZER={self._serializer.name} is trusted: who can write to this Redis can run code here",
+                event_name="SERIALIZER_TRUSTED",
+            )
 
     async def run(self) -> int:
         """Until stopped; the exit code."""
@@ -176,9 +183,10 @@ class Worker:
             weather=self._weather,
             waiters=len(self._groups),
             on_trouble=self._journal.trouble,
+            serializer=self._serializer,
         )
         self._sessions = AiohttpSessions()
-        self._client = Client(self._url)
+        self._client = Client(self._url, serializer=self._serializer)
         use(self._client)
         ledger = RedisLedger(self._source.redis)
         journal = self._traces or self._journal

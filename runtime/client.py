@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 
 from runtime import settings
 from runtime.adapters import embedded
-from runtime.adapters.redis import keys, pickles, scripts, wire
+from runtime.adapters.redis import codecs, keys, scripts, wire
+from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.connection import away_when_lost, shown
 from runtime.adapters.redis.connection import connect as open_redis
 from runtime.adapters.telemetry import traces
@@ -92,10 +93,15 @@ class Job(Generic[R]):
 
 
 class Client:
-    """A connection to the queues. Use it in one event loop; close it, or use `connect`."""
+    """A connection to the queues. Use it in one event loop; close it, or use `connect`.
 
-    def __init__(self, url: str) -> None:
+    It writes and reads with `serializer`; without one, with that of `RUNTIME_SERIALIZER`, which raises
+    `SettingsInvalid` if it cannot be imported.
+    """
+
+    def __init__(self, url: str, *, serializer: Serializer | None = None) -> None:
         self.url = url
+        self._serializer = serializer or codecs.named(settings.serializer())
         self._redis = open_redis(url)
 
     async def close(self) -> None:
@@ -121,7 +127,7 @@ class Client:
         queue, priority = options.get("queue", DEFAULT_QUEUE), options.get("priority", 0)
         request = Request(handler, queue, priority, tuple(args), dict(kwargs or {}), options, lambda value: value)
         with traces.enqueueing(self.url) as spans:
-            new = _new_job(request, job_id, spans)
+            new = _new_job(request, job_id, spans, self._serializer)
             (added,) = await self._add(queue, [new])
             spans.end(new.id, created=added)
         return Job(self, new.id, queue, created=added)
@@ -130,7 +136,7 @@ class Client:
         """Add many jobs, a hundred in a round trip; all are checked before the first is written."""
         jobs: dict[int, Job[R]] = {}
         with traces.enqueueing(self.url) as spans:
-            new = [_new_job(request, None, spans) for request in requests]
+            new = [_new_job(request, None, spans, self._serializer) for request in requests]
             for queue, places in _by_queue(requests).items():
                 for at in range(0, len(places), BULK):
                     part = places[at : at + BULK]
@@ -180,8 +186,8 @@ class Client:
         if result is None:
             return "unknown"
         try:
-            found = wire.decode_result(result)
-        except pickles.Undecodable:
+            found = wire.decode_result(result, self._serializer)
+        except codecs.Undecodable:
             return "completed"
         return "completed" if found.ok else "cancelled" if found.cancelled else "failed"
 
@@ -200,7 +206,8 @@ class Client:
             reply = await self._cancel(queue, job_id, body, result)
             if reply.said != "changed":
                 return reply.said
-            body, result = reply.body, wire.encode_cancelled(job_id, queue, reply.body, reply.starts)
+            body = reply.body
+            result = wire.encode_cancelled(job_id, queue, body, reply.starts, self._serializer)
         return "gone"  # the job that had the id ended meanwhile, and so did others after it
 
     async def _cancel(self, queue: str, job_id: str, body: bytes, result: bytes) -> scripts.CancelReply:
@@ -221,7 +228,7 @@ class Client:
                 ["ZSCORE", queue, keys.id_bytes(job_id)],
             )
             if data is not None:
-                return wire.decode_result(data)
+                return wire.decode_result(data, self._serializer)
             if score is None and not body:
                 if missing:
                     raise ResultUnknown(job_id)
@@ -279,7 +286,9 @@ def _by_queue(requests: Sequence[Request[Any]]) -> dict[str, list[int]]:
     return places
 
 
-def _new_job(request: Request[Any], job_id: str | None, spans: traces.Enqueueing) -> scripts.NewJob:
+def _new_job(
+    request: Request[Any], job_id: str | None, spans: traces.Enqueueing, serializer: Serializer | None
+) -> scripts.NewJob:
     """A request as it is written, with the context of its trace. Raises `PayloadInvalid` for what cannot travel."""
     options = request.options
     at, key = options.get("at"), options.get("key")
@@ -292,7 +301,7 @@ def _new_job(request: Request[Any], job_id: str | None, spans: traces.Enqueueing
     trace = spans.begin(job_id, request.queue, request.handler, request.priority)
     return scripts.NewJob(
         id=job_id,
-        body=_encode(request, _expiry_ms(at, delay_s, expires_s), trace),
+        body=_encode(request, _expiry_ms(at, delay_s, expires_s), trace, serializer),
         keep_ms=round(1000 * (keys.BODY_S if expires_s is None else expires_s + keys.BODY_AFTER_EXPIRY_S)),
         delay_ms=round(delay_s * 1000),
         due_ms=None if at is None else round(at.timestamp() * 1000),
@@ -308,11 +317,19 @@ def _expiry_ms(at: datetime | None, delay_s: float, expires_s: float | None) -> 
     return round(due_ms + expires_s * 1000)
 
 
-def _encode(request: Request[Any], expires_ms: int | None, trace: Mapping[str, str] | None) -> bytes:
+def _encode(
+    request: Request[Any], expires_ms: int | None, trace: Mapping[str, str] | None, serializer: Serializer | None
+) -> bytes:
     name = request.handler
     try:
         body = wire.encode_call(
-            name, request.args, request.kwargs, expires_ms=expires_ms, priority=request.priority, trace=trace
+            name,
+            request.args,
+            request.kwargs,
+            expires_ms=expires_ms,
+            priority=request.priority,
+            trace=trace,
+            serializer=serializer,
         )
     except TypeError as error:
         raise PayloadInvalid(

@@ -27,8 +27,7 @@ def collect(modules: Sequence[str] = (), folder: Path | None = None) -> Handlers
     """
     folder = folder or Path.cwd()
     names = list(modules) or _configured(folder)
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))  # last: a file there must not hide an installed package
+    make_importable(folder)
     found: dict[str, Handler[..., Any]] = {}
     for name in names:
         for module in _import(name):
@@ -40,6 +39,12 @@ def collect(modules: Sequence[str] = (), folder: Path | None = None) -> Handlers
             f"no handler in {', '.join(names)}", hint="declare one with @handler, or name another module"
         )
     return found
+
+
+def make_importable(folder: Path) -> None:
+    """Let modules in `folder` be imported; last, as a file there must not hide an installed package."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def find(handlers: Handlers, name: str) -> Handler[..., Any]:

@@ -43,6 +43,8 @@ class Settings:
     """Traces are to be sent somewhere."""
     production: bool
     warnings: tuple[str, ...] = ()
+    serializer: str | None = None
+    """Dotted name of a user's own codec."""
 
     def __repr__(self) -> str:
         return f"<Settings of {self.worker_id}>"
@@ -133,6 +135,12 @@ def _tokens(text: str) -> tuple[str, ...]:
     return tokens
 
 
+def _dotted_name(text: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", text):
+        raise ValueError("must be the dotted name of a module, or of an object in one")
+    return text
+
+
 _URL_OPTIONS = ("db", "protocol", "ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile")
 
 
@@ -182,6 +190,7 @@ TABLE: Sequence[Setting] = (
     Setting("commit", ("RAILWAY_GIT_COMMIT_SHA",), _text, "", "commit of this deployment"),
     Setting("log_level", ("LOG_LEVEL",), _LEVEL, "info", "least level logged: debug, info, warn or error"),
     Setting("log_format", ("LOG_FORMAT",), _one_of("json", "text"), "", "json or text; else text on a terminal"),
+    Setting("serializer", ("RUNTIME_SERIALIZER",), _dotted_name, "", "own codec: a module with dumps and loads"),
     Setting("http", ("RUNTIME_HTTP",), _switch, "on", "off: no port, no health endpoint"),
     Setting("tokens", ("RUNTIME_TOKEN",), _tokens, "", "opens the job API to its bearer; two, with a comma, to rotate"),
     Setting("port", ("PORT", "WORKER_HEALTH_PORT"), _whole(0, 65535), "3002", "HTTP port; 0 takes a free one"),
@@ -270,6 +279,17 @@ def examine(environment: Mapping[str, str] | None = None) -> Reading:
 def own_name() -> str:
     """What a worker is called that was given no name."""
     return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def serializer(environment: Mapping[str, str] | None = None) -> str | None:
+    """`RUNTIME_SERIALIZER` alone, whatever else the environment says. Raises `SettingsInvalid`."""
+    env = os.environ if environment is None else environment
+    (setting,) = (setting for setting in TABLE if setting.field == "serializer")
+    found = _find(setting, env, [])
+    if found.wrong:
+        raise _invalid([f"{found.name}={found.text[:40]!r} {found.wrong}"])
+    name: str | None = found.value
+    return name
 
 
 def _find(setting: Setting, env: Mapping[str, str], warnings: list[str]) -> Found:

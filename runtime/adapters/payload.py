@@ -1,4 +1,4 @@
-"""Arguments and the signatures they must fit, and JSON: the one module that knows msgspec.
+"""Arguments and the signatures they must fit, and JSON of our own making. (Only `redis.documents` knows msgspec too.)
 
 A producer sends plain data: what its annotations describe is taken apart here (dataclasses, msgspec structs and
 pydantic models become dicts) and put together again at the worker. What is not annotated is passed as it is.

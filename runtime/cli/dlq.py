@@ -5,7 +5,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from runtime.adapters.redis import letters
+from runtime import settings
+from runtime.adapters.redis import codecs, letters
 from runtime.cli.session import show, with_client
 from runtime.client import Client
 from runtime.core.errors import UsageInvalid
@@ -74,7 +75,7 @@ async def _list(redis: Any, args: argparse.Namespace) -> int:
 
 
 async def _show(redis: Any, args: argparse.Namespace) -> int:
-    letter = await letters.find(redis, args.id)
+    letter = await letters.find(redis, args.id, codecs.named(settings.serializer()))
     if letter is None:
         print(f"{one_line(args.id)}: no such dead letter", file=sys.stderr)
         return 1

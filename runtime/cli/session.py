@@ -3,9 +3,10 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
-from runtime import client, settings
+from runtime import client, registry, settings
 from runtime.adapters import embedded
 from runtime.adapters.payload import presentable
 from runtime.core.errors import OptionInvalid, SettingsInvalid
@@ -31,6 +32,7 @@ def with_client(work: Callable[[client.Client], Awaitable[T]]) -> T:
         async with client.connect(url) as connected:
             return await work(connected)
 
+    registry.make_importable(Path.cwd())
     url, server = redis_of(settings.read())
     try:
         return asyncio.run(session())

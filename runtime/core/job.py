@@ -12,6 +12,9 @@ from typing import Literal
 
 from runtime.core.errors import Category
 
+Codec = Literal["pickle", "json", "msgpack", "custom"]
+"""How a body or a result is written; `custom` is the user's own serializer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -30,6 +33,8 @@ class Call:
     """Not to be started after this moment, by the producer's clock."""
     trace: Mapping[str, str] | None = None
     """The producer's W3C trace context: `traceparent`, and `tracestate` if there is one."""
+    codec: Codec = "pickle"
+    """How it was written, and how its result is to be."""
 
 
 @dataclass(frozen=True, slots=True)

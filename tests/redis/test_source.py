@@ -403,10 +403,10 @@ def test_b3_an_outcome_that_cannot_be_written_becomes_a_dead_letter_beside_its_n
 ) -> None:
     real = wire.encode_result
 
-    def encode_result(settlement: Settlement) -> bytes:
+    def encode_result(settlement: Settlement, serializer: None) -> bytes:
         if settlement.claim.id == "b" and isinstance(settlement.outcome, Done):
             raise RuntimeError("secret")
-        return real(settlement)
+        return real(settlement, serializer)
 
     monkeypatch.setattr(wire, "encode_result", encode_result)
 

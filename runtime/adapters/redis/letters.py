@@ -6,6 +6,7 @@ from typing import Any
 
 from runtime.adapters.payload import from_json
 from runtime.adapters.redis import keys, scripts, wire
+from runtime.adapters.redis.codecs import Serializer
 from runtime.core.job import Call
 from runtime.core.spec import PRIORITIES
 
@@ -35,7 +36,7 @@ async def each(redis: Any, queue: str) -> AsyncIterator[dict[str, Any]]:
         start += PAGE
 
 
-async def find(redis: Any, job_id: str) -> dict[str, Any] | None:
+async def find(redis: Any, job_id: str, serializer: Serializer | None = None) -> dict[str, Any] | None:
     """One letter, with `args` and `kwargs` where its body can be read; None if there is none."""
     data, body = await redis.hmget(keys.of(keys.LETTER, job_id), "letter", "body")
     if data is None:
@@ -43,7 +44,7 @@ async def find(redis: Any, job_id: str) -> dict[str, Any] | None:
     letter: dict[str, Any] = from_json(data, dict)
     letter["id"] = job_id
     letter["body_bytes"] = len(body or b"")
-    call = wire.decode_call(body) if body else None
+    call = wire.decode_call(body, serializer) if body else None
     if isinstance(call, Call):
         letter["args"], letter["kwargs"] = call.args, call.kwargs
     return letter

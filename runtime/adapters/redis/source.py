@@ -12,6 +12,7 @@ from typing import Any
 
 from runtime.adapters.payload import from_json, to_json
 from runtime.adapters.redis import keys, scripts, wire
+from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.connection import away_when_lost, connect
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.weather import Weather
@@ -62,6 +63,7 @@ class RedisSource:
         weather: Weather | None = None,
         waiters: int = 1,
         on_trouble: Callable[[str], None] = lambda text: None,
+        serializer: Serializer | None = None,
     ) -> None:
         self.incarnation = f"{os.getpid():x}-{secrets.token_hex(6)}"
         self.redis = connect(url)
@@ -69,6 +71,7 @@ class RedisSource:
         self._lease_ms = round(lease_s * 1000)
         self._keeper = keeper
         self._on_trouble = on_trouble
+        self._serializer = serializer
         self._claims: dict[str, _ClaimState] = {}
         self._settle_seq = 0
         self._unanswered: dict[str, _Sending] = {}
@@ -149,7 +152,7 @@ class RedisSource:
             await asyncio.sleep(wait_s)
 
     def _claim(self, queue: str, leased: scripts.Leased, now_ms: int) -> Claim:
-        call = _call_of(leased)
+        call = _call_of(leased, self._serializer)
         job_try = call.job_try if isinstance(call, Call) else None
         return Claim(
             id=keys.id_text(leased.id),
@@ -168,7 +171,7 @@ class RedisSource:
     async def settle(self, queue: str, batch: Sequence[Settlement]) -> Sequence[Verdict]:
         sending = self._unanswered.get(queue)
         if sending is None or sending.batch is not batch:
-            sending = self._unanswered[queue] = _Sending(batch)
+            sending = self._unanswered[queue] = _Sending(batch, self._serializer)
         while (part := sending.next_part()) is not None:
             if part.seq is None:
                 self._settle_seq += 1
@@ -273,9 +276,9 @@ class _ClaimState:
         self._offset = offset
 
 
-def _call_of(leased: scripts.Leased) -> Call | Unreadable:
+def _call_of(leased: scripts.Leased, serializer: Serializer | None) -> Call | Unreadable:
     if leased.body is not None:
-        return wire.decode_call(leased.body)
+        return wire.decode_call(leased.body, serializer)
     if leased.kind == "none":
         return Unreadable("the body is missing: it expired in the queue, or was deleted")
     if leased.kind == "oversized":
@@ -320,12 +323,13 @@ class _Part:
 class _Sending:
     """A batch on its way: what has been answered is not sent again."""
 
-    def __init__(self, batch: Sequence[Settlement]) -> None:
+    def __init__(self, batch: Sequence[Settlement], serializer: Serializer | None) -> None:
         self.batch = batch
+        self._serializer = serializer
         self.verdicts = ["0"] * len(batch)
         self._parts: list[_Part] = []
         for place, settlement in enumerate(batch):
-            self._add(place, _settling(settlement))
+            self._add(place, _settling(settlement, serializer))
 
     def _add(self, place: int, settling: scripts.Settling) -> None:
         size = len(settling.result) + len(settling.body) + len(settling.letter) + len(settling.own)
@@ -344,17 +348,17 @@ class _Sending:
         for place, verdict in zip(part.places, verdicts, strict=True):
             self.verdicts[place] = verdict
             if verdict == "2":  # the body expired while it ran: once more, with it
-                self._parts.append(_Part([place], [_settling(self.batch[place], with_body=True)]))
+                self._parts.append(_Part([place], [_settling(self.batch[place], self._serializer, with_body=True)]))
 
 
-def _settling(settlement: Settlement, *, with_body: bool = False) -> scripts.Settling:
+def _settling(settlement: Settlement, serializer: Serializer | None, *, with_body: bool = False) -> scripts.Settling:
     """An outcome as it is sent. One that cannot be written becomes a dead letter: it must not stop the others."""
     try:
-        return _as_asked(settlement, with_body)
+        return _as_asked(settlement, serializer, with_body)
     except Exception as error:
         failure = Failure("Unwritable", f"its outcome cannot be written ({type(error).__name__})", "permanent")
         claim = replace(settlement.claim, call=Unreadable(failure.text))
-        return _as_asked(replace(settlement, claim=claim, outcome=Dead("undecodable", failure)), with_body)
+        return _as_asked(replace(settlement, claim=claim, outcome=Dead("undecodable", failure)), serializer, with_body)
 
 
 def _ms(length_s: float) -> int:
@@ -362,7 +366,7 @@ def _ms(length_s: float) -> int:
     return round(1000 * min(max(length_s, 0.0), LONGEST_S))
 
 
-def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
+def _as_asked(settlement: Settlement, serializer: Serializer | None, with_body: bool) -> scripts.Settling:
     claim, outcome = settlement.claim, settlement.outcome
     known = "u" if claim.history.unknown_since_ms else ""
     common: dict[str, Any] = {
@@ -379,7 +383,7 @@ def _as_asked(settlement: Settlement, with_body: bool) -> scripts.Settling:
             return scripts.Settling(
                 **common,
                 what="end",
-                result=wire.encode_result(settlement) if keep_ms else b"",
+                result=wire.encode_result(settlement, serializer) if keep_ms else b"",
                 result_ms=keep_ms,
                 letter=letter,
                 body=claim.body if letter else b"",

@@ -1,19 +1,23 @@
-"""Bodies and results as arq 0.28 writes and reads them (`arq/jobs.py`): pickled dicts with one-letter keys.
+"""Bodies and results as arq 0.28 writes and reads them (`arq/jobs.py`): dicts with one-letter keys.
 
 A body is `{t: job_try, f: function, a: args, k: kwargs, et: enqueue ms}`; ours carry one more plain key, `rt`, with
 what is ours. A result is the body's fields and `{s: success, r: value or exception, st, ft: start and finish ms,
-q: queue, id}`. Nothing we write names a class that a stock reader might lack, nothing we read can run code.
+q: queue, id}`. Nothing we write names a class that a stock reader might lack, nothing we read can run code. `codecs`
+turns them into bytes: pickles where nothing else is asked for.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
-from runtime.adapters.redis import pickles
-from runtime.core.job import Call, Cancelled, Claim, Dead, Done, Failure, Settlement, Unreadable
+from runtime.adapters.redis import codecs, pickles
+from runtime.adapters.redis.codecs import Serializer, Undecodable
+from runtime.core.job import Call, Cancelled, Claim, Codec, Dead, Done, Failure, Settlement, Unreadable
 
-MAX_BODY = 8 * 2**20
+MAX_BODY = codecs.MAX_BYTES
 """Largest body, in bytes: refused at our enqueue, a dead letter at the worker."""
 MAX_TRACE = 512
 """Longest traceparent or tracestate, in characters: what W3C asks everybody to carry."""
@@ -32,6 +36,7 @@ def encode_call(
     expires_ms: int | None,
     priority: int,
     trace: Mapping[str, str] | None = None,
+    serializer: Serializer | None = None,
 ) -> bytes:
     """A body. Raises `TypeError` naming the type that no reader would admit."""
     own: dict[str, object] = {}
@@ -41,23 +46,24 @@ def encode_call(
         own["p"] = priority
     if trace:
         own["trace"] = dict(trace)
-    return pickles.dumps({"t": None, "f": handler, "a": args, "k": dict(kwargs), "et": now_ms(), "rt": own})
+    fields = {"t": None, "f": handler, "a": args, "k": dict(kwargs), "et": now_ms(), "rt": own}
+    return codecs.dumps(fields, "custom" if serializer else "pickle", serializer)
 
 
-def decode_call(body: bytes) -> Call | Unreadable:
+def decode_call(body: bytes, serializer: Serializer | None = None) -> Call | Unreadable:
     """The call in a body, ours or stock arq's; or why it is none. Never raises."""
     if len(body) > MAX_BODY:
         return Unreadable(f"the body has {len(body)} bytes, more than {MAX_BODY}")
     try:
-        fields = pickles.loads(body, max_bytes=MAX_BODY)
-    except pickles.Undecodable as error:
+        fields, codec = codecs.loads(body, serializer)
+    except Undecodable as error:
         return Unreadable(error.reason)
     if not isinstance(fields, dict):
         return Unreadable(f"the body is a {type(fields).__name__}, not a dict")
     for key, kinds in _SHAPE.items():
         if type(fields.get(key)) not in kinds:
             return Unreadable(f"the body's {key!r} is of type {type(fields.get(key)).__name__}")
-    if not all(type(name) is str for name in fields["k"]):
+    if not _TEXT.issuperset(map(type, fields["k"])):
         return Unreadable("the body's 'k' has a key that is no text")
     own = fields.get("rt")
     expires_ms = own.get("x") if isinstance(own, dict) else None
@@ -69,6 +75,7 @@ def decode_call(body: bytes) -> Call | Unreadable:
         job_try=fields["t"],
         foreign=own is None,
         expires_ms=expires_ms if type(expires_ms) is int else None,
+        codec=codec,
         trace=_trace_of(own),
     )
 
@@ -85,6 +92,7 @@ def _trace_of(own: object) -> dict[str, str] | None:
 
 _TRACE = ("traceparent", "tracestate")
 
+_TEXT = frozenset({str})
 _SHAPE: dict[str, tuple[type, ...]] = {
     "f": (str,),
     "a": (tuple, list),
@@ -94,30 +102,50 @@ _SHAPE: dict[str, tuple[type, ...]] = {
 }
 
 
-def encode_result(settlement: Settlement) -> bytes:
-    """The result of an ended job. A value that cannot be kept makes no failure of a success: a marker stands for it."""
+def encode_result(settlement: Settlement, serializer: Serializer | None = None) -> bytes:
+    """The result of an ended job, in the codec of its body.
+
+    A value that cannot be kept makes no failure of a success: a marker stands for it. Only pickles can hold an
+    exception; in the others a failure's `r` is the text `name: message`, and `asyncio.exceptions.CancelledError` for a
+    job that was cancelled. (Stock `Job.result()` raises `SerializationError` with it.)
+    """
     outcome = settlement.outcome
     assert isinstance(outcome, Done | Dead | Cancelled)
     fields = _result_fields(settlement)
+    codec = _codec_of(settlement.claim, serializer)
     try:
-        return _encode(fields, outcome)
+        return _encode(fields, outcome, codec, serializer)
     except TypeError:  # too large, or it holds what no reader would admit
         if isinstance(outcome, Done):
             outcome = Done(f"{NO_RESULT}: {type(outcome.result).__name__}")
-        return _encode({**fields, "a": (), "k": {}}, outcome)
+    fields |= {"a": (), "k": {}}
+    try:
+        return _encode(fields, outcome, codec, serializer)
+    except TypeError:  # not even the names: half a surrogate pair, say, where text is UTF-8
+        return _encode(fields, outcome, "pickle", None)
 
 
-def encode_cancelled(job_id: str, queue: str, body: bytes, starts: int) -> bytes:
+def encode_cancelled(job_id: str, queue: str, body: bytes, starts: int, serializer: Serializer | None = None) -> bytes:
     """The result of a job with this body that is cancelled while no worker has it."""
     now = now_ms()
-    claim = Claim(job_id, queue, "", "", starts, starts, decode_call(body), body, now)
-    return encode_result(Settlement(claim, Cancelled(), now, now))
+    claim = Claim(job_id, queue, "", "", starts, starts, decode_call(body, serializer), body, now)
+    return encode_result(Settlement(claim, Cancelled(), now, now), serializer)
 
 
-def _encode(fields: dict[str, object], outcome: Done | Dead | Cancelled) -> bytes:
+def _codec_of(claim: Claim, serializer: Serializer | None) -> Codec:
+    if isinstance(claim.call, Call):
+        return claim.call.codec
+    return "custom" if serializer else codecs.recognise(claim.body)
+
+
+def _encode(
+    fields: dict[str, object], outcome: Done | Dead | Cancelled, codec: Codec, serializer: Serializer | None
+) -> bytes:
     if isinstance(outcome, Done):
-        return pickles.dumps({**fields, "s": True, "r": outcome.result})
-    return pickles.dumps_failure({**fields, "s": False}, "r", _as_remote(outcome))
+        return codecs.dumps({**fields, "s": True, "r": outcome.result}, codec, serializer)
+    if codec == "pickle":
+        return pickles.dumps_failure({**fields, "s": False}, "r", _as_remote(outcome))
+    return codecs.dumps({**fields, "s": False, "r": _as_text(outcome)}, codec, serializer)
 
 
 def _result_fields(settlement: Settlement) -> dict[str, object]:
@@ -141,12 +169,21 @@ def _result_fields(settlement: Settlement) -> dict[str, object]:
 
 def _as_remote(outcome: Dead | Cancelled) -> pickles.RemoteError:
     if isinstance(outcome, Cancelled):
-        return pickles.RemoteError("asyncio.exceptions.CancelledError", ())
+        return pickles.RemoteError(_CANCELLED, ())
     failure: Failure = outcome.failure
     if failure.builtin:
         return pickles.RemoteError(f"builtins.{failure.error}", (failure.text,))
-    text = f"{failure.error}: {failure.text}" if failure.text else failure.error
-    return pickles.RemoteError("arq.worker.JobExecutionFailed", (text,))
+    return pickles.RemoteError("arq.worker.JobExecutionFailed", (_as_text(outcome),))
+
+
+_CANCELLED = "asyncio.exceptions.CancelledError"
+
+
+def _as_text(outcome: Dead | Cancelled) -> str:
+    if isinstance(outcome, Cancelled):
+        return _CANCELLED
+    failure = outcome.failure
+    return f"{failure.error}: {failure.text}" if failure.text else failure.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,25 +203,29 @@ class Result:
 
     @property
     def cancelled(self) -> bool:
-        return self.error == "asyncio.exceptions.CancelledError"
+        return self.error == _CANCELLED
 
 
-def decode_result(data: bytes) -> Result:
-    """A result, ours or stock arq's. Raises `pickles.Undecodable`."""
-    fields: Any = pickles.loads(data, any_error=True)
+def decode_result(data: bytes, serializer: Serializer | None = None) -> Result:
+    """A result, ours or stock arq's. Raises `Undecodable`."""
+    fields: Any = codecs.loads(data, serializer, any_error=True)[0]
     if not isinstance(fields, dict) or not {"s", "r", "f", "t", "st", "ft"} <= fields.keys():
-        raise pickles.Undecodable("it is not a result as arq writes it")
+        raise Undecodable("it is not a result as arq writes it")
+    if any(type(fields[key]) not in (int, NoneType) for key in ("t", "st", "ft")):
+        raise Undecodable("it is not a result as arq writes it")
     ok, value = bool(fields["s"]), fields["r"]
     error, text = None, ""
     if not ok:
         error, text = _error_of(value)
         value = None
-    return Result(ok, value, error, text, str(fields["f"]), int(fields["t"] or 0), int(fields["st"]), int(fields["ft"]))
+    return Result(ok, value, error, text, str(fields["f"]), fields["t"] or 0, fields["st"] or 0, fields["ft"] or 0)
 
 
 def _error_of(value: object) -> tuple[str, str]:
     if not isinstance(value, pickles.RemoteError):
-        return "error", str(value)[:2000]
+        said = str(value)[:2000]
+        named = _NAMED.fullmatch(said)
+        return (named[1], named[2] or "") if named else ("error", said)
     text = " ".join(str(arg) for arg in value.args)
     name = value.name.removeprefix("builtins.")
     if name == "arq.worker.JobExecutionFailed" and ": " in text:
@@ -192,6 +233,10 @@ def _error_of(value: object) -> tuple[str, str]:
         if " " not in inner:  # as `_as_remote` writes it; arq's own texts are sentences
             return inner, rest
     return name, text
+
+
+_NAMED = re.compile(r"(\w+(?:\.\w+)*)(?:: (.*))?", re.DOTALL)
+"""As `_as_text` writes a failure; "unable to serialize result", arq's own text, is none."""
 
 
 def letter_of(claim: Claim, settlement: Settlement) -> dict[str, Any]:

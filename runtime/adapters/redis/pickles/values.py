@@ -1,4 +1,4 @@
-"""What a pickle may hold: the limits, the types, the tree that they may form; and how one that is refused says so."""
+"""What a body may hold, in whatever codec: the limits, the types, the tree they form; how a refusal says so."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def check_tree(root: object) -> None:
         surplus: dict[int, int] = {}
         for item in level:
             if type(item) not in _CONTAINERS:
-                refuse("it holds a class, not an object of it")
+                refuse(f"it holds {_spelt(item)}")
             parts = parts_of(item)
             more = times[id(item)] if times else 1
             nodes += more * len(parts)
@@ -104,3 +104,8 @@ def check_tree(root: object) -> None:
             times.update(surplus)
         level = list(distinct.values())
     refuse(f"it is nested more than {MAX_DEPTH} deep, or contains itself")
+
+
+def _spelt(stranger: object) -> str:
+    kind = type(stranger)
+    return "a class, not an object of it" if kind is type else f"a value of type {kind.__module__}.{kind.__qualname__}"
