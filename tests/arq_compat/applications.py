@@ -1,9 +1,10 @@
 """The same functions as handlers of ours and as functions of a stock arq worker; each run notes itself in a file.
 
-As a program, the stock worker: python -m tests.arq_compat.applications URL NOTES MAX_JOBS
+As a program, the stock worker: python -m tests.arq_compat.applications URL NOTES MAX_JOBS [SERIALIZER]
 """
 
 import asyncio
+import importlib
 import os
 import sys
 from datetime import UTC, datetime
@@ -29,6 +30,21 @@ async def double(ctx: Context, n: int) -> int:
 @handler
 async def shapes(ctx: Context, *args: Any, **kwargs: Any) -> dict[str, Any]:
     return {"args": list(args), "kwargs": kwargs, "try": ctx["job_try"], "at": ctx["enqueue_time"]}
+
+
+@handler
+async def shapes_of_text(ctx: Context, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    return {"args": list(args), "kwargs": kwargs, "try": ctx["job_try"]}
+
+
+@handler
+async def shapeless(ctx: Context) -> object:
+    return object()
+
+
+@handler
+async def sleep(ctx: Context) -> None:
+    await asyncio.sleep(60)
 
 
 @handler(retry=Retry(1))
@@ -84,18 +100,25 @@ async def stock_when(ctx: dict[str, Any], at: datetime) -> datetime:
     return at.astimezone(UTC)
 
 
-def main(url: str, notes: str, max_jobs: str) -> None:
+def main(url: str, notes: str, max_jobs: str, serializer: str | None = None) -> None:
     from arq.connections import RedisSettings
     from arq.worker import Worker, func
 
     os.environ["RUNTIME_TEST_NOTES"] = notes
+    codec: Any = importlib.import_module(serializer) if serializer else None
     Worker(
         functions=[func(stock_double, name="double"), func(stock_when, name="when"), func(stock_act, name="act")],
         redis_settings=RedisSettings.from_dsn(url),
         max_jobs=int(max_jobs),
         poll_delay=0.02,
         allow_abort_jobs=True,
+        job_serializer=(lambda fields: _bytes(codec.dumps(fields))) if codec else None,
+        job_deserializer=codec.loads if codec else None,
     ).run()
+
+
+def _bytes(data: str | bytes) -> bytes:
+    return data.encode() if isinstance(data, str) else data
 
 
 if __name__ == "__main__":

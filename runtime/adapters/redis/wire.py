@@ -61,8 +61,9 @@ def decode_call(body: bytes, serializer: Serializer | None = None) -> Call | Unr
     if not isinstance(fields, dict):
         return Unreadable(f"the body is a {type(fields).__name__}, not a dict")
     for key, kinds in _SHAPE.items():
-        if type(fields.get(key)) not in kinds:
-            return Unreadable(f"the body's {key!r} is of type {type(fields.get(key)).__name__}")
+        if type(fields.get(key, ...)) not in kinds:
+            what = f"is of type {type(fields[key]).__name__}" if key in fields else "is missing"
+            return Unreadable(f"the body's {key!r} {what}")
     if not _TEXT.issuperset(map(type, fields["k"])):
         return Unreadable("the body's 'k' has a key that is no text")
     own = fields.get("rt")
