@@ -199,7 +199,7 @@ def test_commands_use_the_serializer_of_the_environment(tcp_url: str, tmp_path: 
         worker.up()
         done = command("enqueue", "sell", "7", "-m", "shop", "--wait", folder=tmp_path, **at)
         assert (done.returncode, done.stdout.strip()) == (0, "7"), done.stderr
-        dead = command("enqueue", "sell", "-m", "shop", "--key", "x", "--", "-7", folder=tmp_path, **at)
+        dead = command("enqueue", "sell", "[-7]", "-m", "shop", "--key", "x", folder=tmp_path, **at)
         assert dead.returncode == 0, dead.stderr
         worker.wait_for("JOB_DEAD")
     status = json.loads(command("job", "sell:x", folder=tmp_path, **at).stdout)
