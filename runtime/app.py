@@ -197,7 +197,12 @@ class Worker:
             self._supervisor.actors, slots, self._statistics, lambda: self._weather.away, self._source.probe
         )
         self._standstills = Standstills(
-            self._supervisor.actors, self._url, settings.lease_s, settings.block_limit_s, self._log
+            self._supervisor.actors,
+            self._url,
+            settings.lease_s,
+            settings.block_limit_s,
+            self._log,
+            serializer=self._serializer,
         )
         self._listen_to_signals()
         self._heartbeats = Heartbeats(self._source.redis, self._source.incarnation, self._heartbeat)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.watchdog import Standstill, Watchdog
 from runtime.core.job import Call, Claim, Settlement
@@ -23,11 +24,21 @@ class Standstills:
     jobs are given back. Everything here but `watch` and `close` happens in the watchdog's thread.
     """
 
-    def __init__(self, actors: Sequence[Actor], url: str, lease_s: float, limit_s: float, log: Any) -> None:
+    def __init__(
+        self,
+        actors: Sequence[Actor],
+        url: str,
+        lease_s: float,
+        limit_s: float,
+        log: Any,
+        *,
+        serializer: Serializer | None,
+    ) -> None:
         self._actors = actors
         self._url = url
         self._lease_s = lease_s
         self._log = log
+        self._serializer = serializer
         self._watchdog = Watchdog(limit_s, self._tell, self._tell_over, self._end)
 
     def watch(self) -> None:
@@ -86,7 +97,7 @@ class Standstills:
         return outcomes
 
     async def _settle(self, outcomes: Sequence[Settlement]) -> int:
-        source = RedisSource(self._url, lease_s=self._lease_s)
+        source = RedisSource(self._url, lease_s=self._lease_s, serializer=self._serializer)
         by_queue: dict[str, list[Settlement]] = {}
         for settlement in outcomes:
             by_queue.setdefault(settlement.claim.queue, []).append(settlement)

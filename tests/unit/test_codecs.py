@@ -334,6 +334,14 @@ def test_a_failure_comes_back_with_its_name_and_text(
         assert READERS[codec](data)["r"] == (f"{error}: {text}" if text else error)
 
 
+@pytest.mark.parametrize("codec", READERS)
+def test_a_waiting_job_that_is_cancelled_is_answered_in_the_codec_of_its_body(codec: Codec) -> None:
+    body = codecs.dumps(JOB, codec, SQUEEZED)
+    data = wire.encode_cancelled("id", "q", body, 1, SQUEEZED)
+    assert codecs.loads(data, SQUEEZED, any_error=True)[1] == codec
+    assert wire.decode_result(data, SQUEEZED).cancelled
+
+
 def endless() -> list[object]:
     value: list[object] = []
     value.append(value)
