@@ -182,7 +182,8 @@ for body in bodies:
         started = time.process_time()
         outcome = wire.decode_call(body)
         took.append(time.process_time() - started)
-    answer.append([type(outcome).__name__, getattr(outcome, "reason", ""), min(took), (memory("VmHWM") - before) / 1024])
+    megabytes = (memory("VmHWM") - before) / 1024
+    answer.append([type(outcome).__name__, getattr(outcome, "reason", ""), min(took), megabytes])
 print(json.dumps(answer))
 """,
         [body for body in NO_BODIES.values() if body],
