@@ -287,7 +287,7 @@ def serializer(environment: Mapping[str, str] | None = None) -> str | None:
     (setting,) = (setting for setting in TABLE if setting.field == "serializer")
     found = _find(setting, env, [])
     if found.wrong:
-        raise _invalid([f"{found.name}={found.text[:40]!r} {found.wrong}"])
+        raise _invalid([f"{found.name}{_quoted(found)} {found.wrong}"])
     name: str | None = found.value
     return name
 
