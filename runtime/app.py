@@ -38,6 +38,7 @@ from runtime.adapters.telemetry import logs, traces
 from runtime.client import Client, use
 from runtime.core.errors import OptionInvalid, SettingsInvalid
 from runtime.core.policy import describe
+from runtime.core.redaction import Redactor
 from runtime.core.span import spell
 from runtime.desk import Desk
 from runtime.engine.actor import Actor
@@ -96,11 +97,12 @@ def serve(settings: Settings, url: str, handlers: Handlers, served: Sequence[Gro
 
     A Redis that cannot be reached is weather: the worker waits, says so, and goes on.
     """
-    log = logs.configure(settings.log_level, settings.log_format, settings.worker_id)
+    redact = Redactor(settings.secrets)
+    log = logs.configure(settings.log_level, settings.log_format, settings.worker_id, redact=redact)
     for warning in settings.warnings:
         log.warning(warning, event_name="SETTING_WARNING")
     listener = listen(settings.port) if settings.http else None
-    worker = Worker(settings, url, handlers, served, log, listener)
+    worker = Worker(settings, url, handlers, served, log, listener, redact)
     with asyncio.Runner() as runner:
         code = _run_to_its_end(runner.get_loop(), worker.run(), log)
         if worker.leaves_runs_behind:
@@ -150,6 +152,7 @@ class Worker:
         served: Sequence[Group],
         log: Any,
         listener: socket.socket | None,
+        redact: Redactor,
     ) -> None:
         self._settings = settings
         self._url = url
@@ -157,6 +160,7 @@ class Worker:
         self._groups = served
         self._log = log
         self._listener = listener
+        self._redact = redact
         self._journal = logs.LogJournal(log, settings.log_level)
         self._traces = self._make_traces()
         self._statistics = Statistics()
@@ -190,7 +194,7 @@ class Worker:
         use(self._client)
         ledger = RedisLedger(self._source.redis)
         journal = self._traces or self._journal
-        ports = Ports(self._source, self._keeper, AsyncioRunner(), ledger, self._sessions, journal)
+        ports = Ports(self._source, self._keeper, AsyncioRunner(), ledger, self._sessions, journal, self._redact)
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], journal)
         slots = sum(group.slots for group in self._groups)
         self._health = Health(

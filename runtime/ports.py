@@ -2,11 +2,12 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from runtime.core.job import Claim, Settlement, Verdict
 from runtime.core.policy import Ended, Stop
+from runtime.core.redaction import BY_SHAPE, Redactor
 
 
 class Away(Exception):
@@ -106,7 +107,7 @@ class Step:
     """What the ledger knows of a step: `new`, `begun` by an earlier run that never said how it ended, or `done`."""
 
     state: Literal["new", "begun", "done"]
-    value: object = None
+    value: object = field(default=None, repr=False)
 
 
 class Sessions(Protocol):
@@ -167,3 +168,5 @@ class Ports:
     ledger: Ledger
     sessions: Sessions
     journal: Journal
+    redact: Redactor = BY_SHAPE
+    """What failures say goes through it before anybody else sees it."""

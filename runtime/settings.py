@@ -5,9 +5,9 @@ import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from runtime.core.errors import SettingsInvalid
 from runtime.core.span import seconds
@@ -45,6 +45,8 @@ class Settings:
     warnings: tuple[str, ...] = ()
     serializer: str | None = None
     """Dotted name of a user's own codec."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """What is never to be shown, whoever configured it for whom."""
 
     def __repr__(self) -> str:
         return f"<Settings of {self.worker_id}>"
@@ -148,7 +150,10 @@ def _redis_url(text: str) -> str:
     """Refuses what redis-py would meet with a riddle, in the words of the fix."""
     if text.startswith(("https://", "http://")):
         raise ValueError("is a REST address; a worker needs the Redis address, which starts with rediss://")
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # its text may quote the password
+        raise ValueError("is no address; percent-encode what is special in its password") from None
     if parts.scheme == "unix":
         return text
     if parts.scheme not in ("redis", "rediss"):
@@ -273,7 +278,31 @@ def examine(environment: Mapping[str, str] | None = None) -> Reading:
     values["tokens"] = values["tokens"] or ()
     values["worker_id"] = values["worker_id"] or own_name()
     values["version"] = values["version"] or values["commit"] or "unknown"
-    return Reading(found, wrong, warnings, Settings(**values, production=production, warnings=tuple(warnings)))
+    hidden = secrets(env)
+    checked = Settings(**values, production=production, warnings=tuple(warnings), secrets=hidden)
+    return Reading(found, wrong, warnings, checked)
+
+
+_SECRET_NAME = re.compile(r"key|token|secret|passw(?:or)?d|dsn|credential", re.IGNORECASE)
+_IN_URL = re.compile(r"://[^:@/\s]*:(\S*?)@(?=[^@]*$|[^@\s]*[,;\s])")
+
+
+def secrets(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Every secret of the environment, ours or anybody's: for a `Redactor`.
+
+    Values of variables with a secret's name, passwords in URLs, and what stands in lists of headers.
+    """
+    env = os.environ if environment is None else environment
+    found: set[str] = set()
+    for name, value in env.items():
+        text = value.strip().strip("'\"")
+        if _SECRET_NAME.search(name):
+            found |= {text, *map(str.strip, text.split(","))}  # of a token there may be two
+        if name.endswith("_HEADERS"):
+            found |= {pair.partition("=")[2].strip() for pair in text.split(",")}
+        found |= set(_IN_URL.findall(text))
+    found |= {unquote(secret) for secret in found}
+    return tuple(sorted(found - {""}))
 
 
 def own_name() -> str:

@@ -6,6 +6,7 @@ pydantic models become dicts) and put together again at the worker. What is not 
 
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -116,11 +117,16 @@ def _dump_model(value: Any) -> Any:
     raise NotImplementedError(type(value).__name__)
 
 
+# msgspec's texts name places and types, and quote the value in one case: where it is none of those allowed.
+_QUOTED = re.compile(r"^(Invalid (?:enum )?value) .*?(?=( - at `[^`]*`)?\Z)", re.DOTALL)
+_NOT_QUOTED = r"\1"
+
+
 def _put_together(value: Any, kind: Any, name: str) -> Any:
     try:
         return msgspec.convert(value, kind, builtin_types=_PLAIN, dec_hook=_load_model)
     except msgspec.ValidationError as error:
-        raise ValueError(f"argument {name!r}: {error}") from None
+        raise ValueError(f"argument {name!r}: {_QUOTED.sub(_NOT_QUOTED, str(error))}") from None
     except TypeError:
         if typing.get_origin(kind) in (types.UnionType, typing.Union):
             return _first_that_fits(value, typing.get_args(kind), name)
@@ -141,13 +147,25 @@ def _first_that_fits(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
 def _load_model(kind: Any, value: Any) -> Any:
     load = getattr(kind, "model_validate", None)
     if callable(load):
-        return load(value)
+        return _validated(load, value)
     origin = typing.get_origin(kind) or kind
     if not isinstance(origin, type) or isinstance(value, origin):
         return value
     if issubclass(origin, dict) and isinstance(value, dict):  # OrderedDict, Counter: taken apart on their way
         return origin(value)
     raise ValueError(f"Expected `{origin.__name__}`, got `{type(value).__name__}`")
+
+
+def _validated(load: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return load(value)
+    except ValueError as error:
+        details = getattr(error, "errors", None)
+        if not callable(details):
+            raise
+        # pydantic's text quotes what it was given, and an argument is not to be seen in a log.
+        said = details(include_url=False, include_context=False, include_input=False)
+        raise ValueError("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in said)) from None
 
 
 def is_async(function: Any) -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception:  # a bug of ours; its text may hold anything
+        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+        return 1
 
 
 def _run(args: list[str]) -> int:
@@ -101,7 +105,15 @@ def _tell(problem: Problem, *, as_json: bool) -> None:
         lines.append(f"  cause: {_one_line(problem.cause)}")
     if problem.hint:
         lines.append(f"hint: {_one_line(problem.hint)}")
-    print("\n".join(lines), file=sys.stderr)
+    print(without_secrets("\n".join(lines)), file=sys.stderr)
+
+
+def without_secrets(text: str) -> str:
+    """`text` for the terminal, without the secrets of the environment. Also where its settings are wrong."""
+    from runtime import settings
+    from runtime.core.redaction import Redactor
+
+    return Redactor(settings.secrets()).text(text)
 
 
 def _one_line(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from runtime import settings
 from runtime.adapters.redis import codecs, letters
+from runtime.cli import without_secrets
 from runtime.cli.session import show, with_client
 from runtime.client import Client
 from runtime.core.errors import UsageInvalid
@@ -69,7 +70,7 @@ async def _list(redis: Any, args: argparse.Namespace) -> int:
     for letter in await _matching(redis, args):
         died = datetime.fromtimestamp(letter["died_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         queue, handler = one_line(letter["queue"]), one_line(letter["handler"] or "?")
-        text = one_line(" ".join(f"{letter['error']}: {letter['text']}".split()), 120)
+        text = one_line(" ".join(without_secrets(f"{letter['error']}: {letter['text']}").split()), 120)
         print(f"{one_line(letter['id'], 1000)}  {died}  {queue}  {handler}  {letter['reason']}  {text}")
     return 0
 

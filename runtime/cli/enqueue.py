@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from runtime import registry
+from runtime.cli import without_secrets
 from runtime.cli.session import show, timeout_s, with_client
 from runtime.client import Client
 from runtime.core.errors import JobFailed, PayloadInvalid
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             show(await job.result(longest_s))
         except JobFailed as failure:
-            print(f"error: {failure}", file=sys.stderr)
+            print(f"error: {without_secrets(str(failure))}", file=sys.stderr)
             return 1
         return 0
 

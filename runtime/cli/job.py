@@ -3,6 +3,7 @@ cancel it."""
 
 import argparse
 
+from runtime.cli import without_secrets
 from runtime.cli.session import show, timeout_s, with_client
 from runtime.client import Cancel, Client
 from runtime.core.errors import JobFailed, ResultUnknown
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             try:
                 found["result"] = await job.result(longest_s)
             except JobFailed as failure:
-                found["error"] = {"type": failure.error, "message": failure.text}
+                found["error"] = {"type": failure.error, "message": without_secrets(failure.text)}
             except ResultUnknown:
                 pass  # its result was not kept, or has expired
             found["status"] = await job.status()

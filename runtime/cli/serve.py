@@ -6,6 +6,7 @@ A second one gives back at once, a third ends at once.
 
 import argparse
 import os
+import resource
 import signal
 import sys
 from dataclasses import replace
@@ -32,6 +33,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    _dump_no_core()
     # Until the worker listens to signals there is nothing to give back.
     signal.signal(signal.SIGTERM, _nothing_begun)
     config = settings.read()
@@ -51,6 +53,13 @@ def run(args: argparse.Namespace) -> int:
     if server is not None:
         print(f"No Redis is configured: using the embedded server, {url}", file=sys.stderr)
     return app.serve(config, url, handlers, served)
+
+
+def _dump_no_core() -> None:
+    """The memory of a worker that crashes holds secrets and jobs."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    # One byte, not none: the kernel heeds a limit of 0 for files only, and one of 1 also where it pipes to a program.
+    resource.setrlimit(resource.RLIMIT_CORE, (0 if most == 0 else 1, most))
 
 
 def _nothing_begun(number: int, frame: FrameType | None) -> None:

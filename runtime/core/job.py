@@ -4,6 +4,8 @@
 call ───────────▶ waiting ───────────▶ claimed ───────────────▶ done | dead | cancelled
                      ▲                     │
                      └── retried, snoozed, released (by the worker), lapsed (by its death)
+
+Their `repr` shows no argument, no body and no result: it may end up in a log.
 """
 
 from collections.abc import Mapping
@@ -21,8 +23,8 @@ class Call:
     """What a producer asked for, as read from the body."""
 
     handler: str
-    args: tuple[object, ...]
-    kwargs: dict[str, object]
+    args: tuple[object, ...] = field(repr=False)
+    kwargs: dict[str, object] = field(repr=False)
     enqueued_ms: int
     """When, by the producer's clock."""
     job_try: int | None = None
@@ -87,7 +89,7 @@ class Claim:
     attempt: int
     """The same, unless arq's `_job_try` said to count from further on."""
     call: Call | Unreadable
-    body: bytes
+    body: bytes = field(repr=False)
     now_ms: int
     """The server's clock at the claim."""
     history: History = NEW
@@ -110,7 +112,7 @@ class Failure:
 class Done:
     """The handler returned."""
 
-    result: object
+    result: object = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What happens after an attempt: from an exception to an outcome. Decisions only; the caller acts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from runtime.core import errors
@@ -20,6 +20,7 @@ from runtime.core.job import (
     Snoozed,
     Unreadable,
 )
+from runtime.core.redaction import Redactor
 from runtime.core.retry import Retry
 from runtime.core.span import spell
 from runtime.core.spec import Spec
@@ -35,6 +36,8 @@ STALE_ABORT_MS = 5000
 ABORTED_PLACE = 1.0
 """The score that stock arq gives to a deferred job that is aborted, so that a worker sees it (arq 0.28 `jobs.py`)."""
 TEXT_LIMIT = 2000
+"""As much of a failure's text is kept, once it is redacted."""
+_READ = 16_384
 ERRORS_KEPT = 10
 
 
@@ -86,7 +89,7 @@ Stop = Literal["timeout", "abort", "shutdown", "lost"]
 class Ended:
     """How a run came to its end: with a value, or with an error; and whether it had been asked to stop."""
 
-    value: object = None
+    value: object = field(default=None, repr=False)
     error: BaseException | None = None
     stop: Stop | None = None
 
@@ -186,16 +189,25 @@ def ended(outcome: Outcome) -> bool:
 
 
 def describe(error: BaseException) -> Failure:
-    """`error` as names and text. Never raises, whatever the exception's own methods do."""
+    """`error` as names and text, not yet redacted. Never raises, whatever the exception's own methods do."""
     kind = type(error)
     builtin = kind.__module__ == "builtins"
     try:
-        text = str(error)[:TEXT_LIMIT].encode("utf-8", "backslashreplace").decode()
+        text = str(error)[:_READ].encode("utf-8", "backslashreplace").decode()
     except BaseException:  # its __str__ is the user's code
         text = "(its text cannot be read)"
     module = "runtime" if kind.__module__ == errors.__name__ else kind.__module__  # as their users import them
     name = kind.__qualname__ if builtin else f"{module}.{kind.__qualname__}"
     return Failure(name, text, categorise(error), builtin)
+
+
+def redacted(outcome: Outcome, redact: Redactor) -> Outcome:
+    """`outcome` fit to be written down and shown: its text without secrets, and not too long."""
+    if not isinstance(outcome, Retried | Dead):
+        return outcome
+    failure = outcome.failure
+    text = redact.text(failure.text, TEXT_LIMIT)
+    return outcome if text == failure.text else replace(outcome, failure=replace(failure, text=text))
 
 
 def categorise(error: BaseException) -> Category:

@@ -1,7 +1,7 @@
 """A job to be: what an enqueue asks for, checked."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -39,8 +39,8 @@ class Request(Generic[R]):
     handler: str
     queue: str
     priority: int
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: tuple[Any, ...] = field(repr=False)
+    kwargs: Mapping[str, Any] = field(repr=False)
     options: Options
     read: Callable[[Any], R]
     """Makes what the handler's annotation says of a result's plain data."""

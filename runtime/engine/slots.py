@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import anyio
 
 from runtime.core.job import Call, Claim, Dead, Failure, Outcome, Released, Settlement
-from runtime.core.policy import Ended, Stop, after_run, after_standstill, before_run, describe, remember
+from runtime.core.policy import Ended, Stop, after_run, after_standstill, before_run, describe, redacted, remember
 from runtime.core.spec import Spec
 from runtime.engine.context import Context
 from runtime.engine.statistics import Statistics
@@ -144,6 +144,8 @@ class Slots:
     def _settle(
         self, claim: Claim, outcome: Outcome, started_ms: int, spec: Spec | None, trace: str | None = None
     ) -> None:
+        # The one way to the journal, the history, the letter and the result.
+        outcome = redacted(outcome, self._ports.redact)
         now_ms = _wall_ms()
         keep_s = spec.keep_result_s if spec else 3600.0
         history = remember(claim, outcome, now_ms, trace)

@@ -45,7 +45,7 @@ class NewJob:
     """A job to add. `due_ms` is a moment, else it is due in `delay_ms`; `fresh`: nobody can know its id yet."""
 
     id: str
-    body: bytes
+    body: bytes = field(repr=False)
     keep_ms: int
     delay_ms: int = 0
     due_ms: int | None = None
@@ -72,7 +72,7 @@ class Leased:
     token: str
     place: str
     starts: int
-    body: bytes | None
+    body: bytes | None = field(repr=False)
     own: bytes | None
     abort_ms: int | None
     kind: str
@@ -175,11 +175,11 @@ class Settling:
     what: Literal["end", "again", "back"]
     keep_starts: int = 0
     delay_ms: int = 0
-    own: bytes = b""
-    result: bytes = b""
+    own: bytes = field(default=b"", repr=False)
+    result: bytes = field(default=b"", repr=False)
     result_ms: int = 0
-    letter: bytes = b""
-    body: bytes = b""
+    letter: bytes = field(default=b"", repr=False)
+    body: bytes = field(default=b"", repr=False)
     flags: str = ""
 
 

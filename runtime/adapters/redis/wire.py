@@ -9,7 +9,7 @@ turns them into bytes: pickles where nothing else is asked for.
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any
 
@@ -192,7 +192,7 @@ class Result:
     """A stored result."""
 
     ok: bool
-    value: object
+    value: object = field(repr=False)
     """What the handler returned; for a failure None."""
     error: str | None
     """For a failure: the exception's name."""

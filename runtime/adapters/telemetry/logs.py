@@ -1,15 +1,19 @@
 """Logs: one JSON object per line on stdout, or text for people on a terminal. And the engine's `Journal`.
 
 Railway's rules: `message` is required, `level` is debug, info, warn or error, stderr counts as error; every other key
-can be searched for. The events of the user documents keep their names.
+can be searched for. The events of the user documents keep their names. Every line goes through the `Redactor` last, and
+so does what Python itself would print of exceptions that nobody catches, and of warnings.
 """
 
 import io
 import logging
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
 from contextvars import ContextVar, Token
+from types import TracebackType
 from typing import Any, TextIO, cast
 
 import structlog
@@ -19,6 +23,7 @@ from runtime.adapters.payload import to_json
 from runtime.adapters.telemetry import traces
 from runtime.core.job import Call, Cancelled, Claim, Dead, Done, Released, Retried, Settlement, Snoozed, Verdict
 from runtime.core.policy import describe
+from runtime.core.redaction import BY_SHAPE, Redactor
 from runtime.core.span import spell
 from runtime.core.text import one_line
 from runtime.ports import Away, Journal
@@ -29,7 +34,9 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING
 _COLOURS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
 
 
-def configure(level: str, style: str | None, worker_id: str, out: TextIO | None = None) -> Any:
+def configure(
+    level: str, style: str | None, worker_id: str, out: TextIO | None = None, *, redact: Redactor = BY_SHAPE
+) -> Any:
     """Set up logging for the process and give the worker's logger. `style` None: text if `out` is a terminal."""
     stream = _Stream(out or sys.stdout)
     text = style == "text" or (style is None and stream.isatty())
@@ -46,6 +53,7 @@ def configure(level: str, style: str | None, worker_id: str, out: TextIO | None 
             *shared,
             structlog.processors.format_exc_info,
             structlog.processors.EventRenamer("message", "event_name"),
+            _redacting(redact),
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -54,7 +62,15 @@ def configure(level: str, style: str | None, worker_id: str, out: TextIO | None 
     )
     log = structlog.get_logger().bind(worker_id=worker_id)
     _route_standard_logging(level, log)
+    _route_uncaught(log)
     return log
+
+
+def _redacting(redact: Redactor) -> Callable[[WrappedLogger, str, EventDict], EventDict]:
+    def process(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+        return redact.fields(event)
+
+    return process
 
 
 class _Stream(io.TextIOBase):
@@ -123,10 +139,7 @@ def _railway_level(logger: WrappedLogger, name: str, event: EventDict) -> EventD
 
 def _json(logger: WrappedLogger, name: str, event: EventDict) -> str:
     first = {key: event.pop(key) for key in ("timestamp", "level", "message", "event") if key in event}
-    try:
-        return to_json({**first, **event}).decode()
-    except (TypeError, ValueError):  # a value from a handler's own log call
-        return to_json({**first, **{key: repr(value) for key, value in event.items()}}).decode("utf-8", "replace")
+    return to_json({**first, **event}).decode()
 
 
 def _wants_colour(stream: "_Stream") -> bool:
@@ -161,15 +174,37 @@ class _Forward(logging.Handler):
                 record.levelno, record.getMessage(), logger_name=record.name, exc_info=record.exc_info or None
             )
         except Exception:
-            self.handleError(record)
+            # logging's own way is to print the arguments.
+            where = f"{record.pathname}:{record.lineno}"
+            self._log.error(f"A log call at {where} cannot be written", logger_name=record.name)
 
 
 def _route_standard_logging(level: str, log: Any) -> None:
     root = logging.getLogger()
     root.handlers = [_Forward(log)]
     root.setLevel(max(_LEVELS[level], logging.INFO) if level != "debug" else logging.DEBUG)
+    logging.captureWarnings(True)
     for noisy in ("aiohttp.access", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _route_uncaught(log: Any) -> None:
+    """What Python prints to stderr by itself, of the main thread, of other threads, and of destructors."""
+
+    def tell(text: str, error: BaseException | None) -> None:
+        log.error(text, event_name="UNCAUGHT", exc_info=error or None)
+
+    def of_main(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        tell("An exception was not caught", error)
+
+    def of_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_type is not SystemExit:
+            tell(f"An exception ended the thread {args.thread.name if args.thread else '?'}", args.exc_value)
+
+    sys.excepthook = of_main
+    threading.excepthook = of_thread
+    # Its object is not named: that would be by its repr, which may hold anything.
+    sys.unraisablehook = lambda args: tell("An exception was ignored", args.exc_value)
 
 
 class LogJournal(Journal):
