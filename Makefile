@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test check weather bench lock clean
+.PHONY: run test check weather bench image lock clean
 
 run: $(VENV)/run.stamp
 	@$(BIN)/python -m tests.standins.demo
@@ -23,6 +23,10 @@ weather: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.benchmarks
+
+# Builds the Dockerfile and runs what it built, without an engine: as root, with Debian's buildah and mmdebstrap.
+image: $(VENV)/dev.stamp
+	RUNTIME_TEST_IMAGE=1 $(BIN)/python -m pytest -q tests/image
 
 # Hashed, and without the address of any index. The first is the image's, the second `make run`'s.
 COMPILE := $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate --no-header --allow-unsafe

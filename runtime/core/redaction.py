@@ -20,7 +20,7 @@ DEEPEST = 8
 HARMLESS = 10 ** (LEAST - 1)
 """Smaller numbers have too few digits to be a secret."""
 _PIECE = 512
-"""A longer secret is looked for in pieces, so that a part of it is found too."""
+"""A longer secret is looked for in pieces: a cut through it is to cost one of them at most."""
 _OVERHANG = 16 * _PIECE
 """As many characters as a piece can take in its longest spelling."""
 
@@ -184,37 +184,38 @@ def _signs(secret: str) -> set[str]:
 
 def _spellings(secret: str) -> list[str]:
     """Expressions that match `secret` as it is, percent-encoded, escaped (JSON, Python), and in base64."""
-    return ["".join(map(_character, secret)), *map(re.escape, _in_base64(secret.encode("utf-8", "surrogatepass")))]
+    in_base64 = map(re.escape, _in_base64(secret.encode("utf-8", "surrogatepass")))
+    return ["".join(map(_character, re.sub(r"\\+", r"\\", secret))), *in_base64]
 
 
 @lru_cache(maxsize=256)
 def _character(c: str) -> str:
     """One character in every spelling, so that it does not matter which of them an encoder changed, or how often."""
+    if c == "\\":
+        return _SLASHES
     if c.isascii() and (c.isalnum() or c in "-._~"):
         return re.escape(c)  # nobody escapes these
     data, units = c.encode("utf-8", "surrogatepass"), c.encode("utf-16-be", "surrogatepass")
     spellings = [
-        _SLASHES if c == "\\" else f"(?:{_SLASHES})?{re.escape(c)}",
+        re.escape(c),
         "".join(f"{_PERCENT}{_hex(byte)}" for byte in _bytes(data)),
-        "".join(f"{_SLASHES}x{_hex(byte)}" for byte in _bytes(data)),
-        "".join(f"{_SLASHES}u{_hex(units[at : at + 2].hex())}" for at in range(0, len(units), 2)),
+        f"(?:{_SLASHES})?+".join(f"x{_hex(byte)}" for byte in _bytes(data)),
+        f"(?:{_SLASHES})?+".join(f"u{_hex(units[at : at + 2].hex())}" for at in range(0, len(units), 2)),
+        f"U{_hex(f'{ord(c):08x}')}",
     ]
     if ord(c) < 256:
-        spellings.append(f"{_SLASHES}x{_hex(f'{ord(c):02x}')}")
-    if ord(c) > 0xFFFF:
-        spellings.append(f"{_SLASHES}U{_hex(f'{ord(c):08x}')}")
+        spellings.append(f"x{_hex(f'{ord(c):02x}')}")
     if c in _LETTERS:
-        spellings.append(f"{_SLASHES}{_LETTERS[c]}")
+        spellings.append(_LETTERS[c])
     if c == " ":
         spellings += [r"\+", f"{_PERCENT}2[bB]"]
-    # One that was escaped and then percent-encoded.
-    spellings.append(f"{_SLASHES}{spellings[1]}")
-    return f"(?:{'|'.join(spellings)})"
+    return f"(?:{_SLASHES})?+(?:{'|'.join(spellings)})"
 
 
 _PERCENT = "%(?:25){0,4}"
-_SLASHES = rf"(?:\\|{_PERCENT}5[cC]){1, 16}"
-"""One backslash or more: each level of escaping doubles them."""
+# Each level of escaping doubles them. They are taken all at once and never handed back: however many there are, and in
+# whatever secret, the expression takes time in proportion.
+_SLASHES = r"(?:\\|%(?:25){0,4}5[cC]){1,64}+"
 _LETTERS = {"\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 
 
