@@ -200,6 +200,34 @@ def test_what_a_pydantic_model_refuses_is_a_wrong_argument() -> None:
         Signature(takes_model).pack(({"name": "m"},), {})
 
 
+def test_what_does_not_fit_is_not_quoted() -> None:
+    async def takes_colours(ctx: Any, colours: list[Colour], word: Literal["a"]) -> None: ...
+
+    for args in ((["canary"], "a"), ([], "canary - at `$`")):
+        with pytest.raises(ValueError, match=r"argument '\w+': Invalid enum value( - at `.+`)?$") as refusal:
+            Signature(takes_colours).unpack(args, {})
+        assert "canary" not in str(refusal.value)
+
+
+def test_what_pydantic_refuses_is_not_quoted() -> None:
+    class Refusal(ValueError):
+        def errors(self, **left_out: bool) -> list[dict[str, Any]]:
+            assert not any(left_out.values())
+            return [{"loc": ("point", 0), "msg": "Input should be a number"}]
+
+    class Strict:
+        @classmethod
+        def model_validate(cls, value: object) -> Strict:
+            raise Refusal(f"input_value={value}")
+
+    async def takes_strict(ctx: Any, strict: Strict) -> None: ...
+
+    takes_strict.__annotations__["strict"] = Strict
+    with pytest.raises(ValueError, match=r"point\.0: Input should be a number") as refusal:
+        Signature(takes_strict).unpack(("canary",), {})
+    assert "canary" not in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("function", "args", "kwargs"),
     [

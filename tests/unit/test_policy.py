@@ -53,8 +53,10 @@ from runtime.core.policy import (
     describe,
     ended,
     failed,
+    redacted,
     remember,
 )
+from runtime.core.redaction import BY_SHAPE, Redactor
 from runtime.core.retry import Retry
 from runtime.core.spec import Spec
 
@@ -469,7 +471,18 @@ def test_a_text_that_no_encoding_takes_is_escaped() -> None:
 
 
 def test_a_text_of_ten_megabytes_is_cut() -> None:
-    assert describe(ValueError("x" * 10_000_000)).text == "x" * TEXT_LIMIT
+    failure = describe(ValueError("x" * 10_000_000))
+    assert len(failure.text) < 10 * TEXT_LIMIT
+    kept = redacted(Dead("permanent", failure), BY_SHAPE)
+    assert isinstance(kept, Dead)
+    assert kept.failure.text == "x" * TEXT_LIMIT + "…"
+
+
+def test_a_secret_at_the_cut_of_a_text_does_not_keep_its_first_half() -> None:
+    failure = describe(ValueError("." * (TEXT_LIMIT - 5) + "canary-of-a-key"))
+    kept = redacted(Retried(1.0, failure), Redactor(["canary-of-a-key"]))
+    assert isinstance(kept, Retried)
+    assert "cana" not in kept.failure.text
 
 
 @given(st.text(st.characters(), max_size=50))
