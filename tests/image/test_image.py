@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,10 @@ class Container:
     def __init__(self, built: Path, *arguments: str, **settings: object) -> None:
         config: dict[str, Any] = json.loads((built / "config.json").read_text())["OCIv1"]["config"]
         environment = [*config["Env"], *(f"{name}={value}" for name, value in settings.items())]
-        self._out = (built / "out").open("w+")
+        self._out = tempfile.NamedTemporaryFile(prefix="container-")  # noqa: SIM115  # closed by close()
         self._process = subprocess.Popen(
             [
-                *("unshare", "--pid", "--fork", "--kill-child", "chroot", f"--userspec={config['User']}"),
+                *("unshare", "--pid", "--fork", "chroot", f"--userspec={config['User']}"),
                 *(str((built / "root").resolve()), "env", "-i", "-C", config["WorkingDir"], *environment),
                 *(*config["Entrypoint"], *(arguments or config["Cmd"])),
             ],
@@ -65,13 +66,17 @@ class Container:
 
     def stop(self) -> int:
         """SIGTERM to process 1, and its exit code."""
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        os.kill(int(children[0]), signal.SIGTERM)
+        self._send(signal.SIGTERM)
         return self._process.wait(60)
 
+    def _send(self, number: signal.Signals) -> None:
+        for child in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
+            os.kill(int(child), number)
+
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        if self._process.poll() is None:
+            self._send(signal.SIGKILL)  # the whole namespace ends with it; unshare's own death would not reach it
+            self._process.wait(60)
         self._out.close()
 
 
