@@ -204,7 +204,7 @@ def test_the_environment_says_what_is_secret() -> None:
     found = secrets(
         {
             "OPENAI_API_KEY": "'quoted-key'",
-            "RUNTIME_TOKEN": "a-token",
+            "RUNTIME_TOKEN": "a-token,another",
             "PGPASSWORD": "pg",
             "SENTRY_DSN": "https://abc@sentry.example/1",
             "REDIS_URL": "rediss://:p%40ss-word@host:6379/0",
@@ -215,6 +215,16 @@ def test_the_environment_says_what_is_secret() -> None:
         }
     )
     assert set(found) == {
-        *("quoted-key", "a-token", "pg", "https://abc@sentry.example/1", "p%40ss-word", "p@ss-word", "of-amqp"),
+        *(
+            "quoted-key",
+            "a-token,another",
+            "a-token",
+            "another",
+            "pg",
+            "https://abc@sentry.example/1",
+            "p%40ss-word",
+            "p@ss-word",
+            "of-amqp",
+        ),
         *("of-otel", "%21y", "!y"),
     }
