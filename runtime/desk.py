@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 from runtime.adapters.http.jobs import Ending, Order, Receipt
-from runtime.adapters.payload import presentable
 from runtime.adapters.redis import keys, letters, pickles, scripts
 from runtime.client import Client, Status
 from runtime.core.errors import ResultUnknown, WaitTimedOut
+from runtime.core.text import presentable
 from runtime.registry import Handlers, find
 
 LIVE: Sequence[Status] = ("waiting", "deferred", "active")

@@ -5,7 +5,6 @@ pydantic models become dicts) and put together again at the worker. What is not 
 """
 
 import inspect
-import math
 import re
 import types
 import typing
@@ -187,34 +186,6 @@ def _encodable(value: Any) -> Any:
     if isinstance(value, dict):
         return {_encodable(key): _encodable(item) for key, item in value.items()}
     return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def presentable(value: Any) -> Any:
-    """`value` as JSON can say it, for people and programs: what JSON has no notion of becomes text or a number."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, dict):
-        return {_presentable_key(key): presentable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [presentable(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return [presentable(item) for item in sorted(value, key=repr)]
-    if isinstance(value, bytes | bytearray):
-        return value.decode("utf-8", "backslashreplace")
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    return presentable(str(value))
-
-
-def _presentable_key(key: Any) -> str:
-    shown = presentable(key)
-    return shown if isinstance(shown, str) else str(shown)
 
 
 def from_json(data: bytes | str, kind: type[T]) -> T:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from runtime import settings
-from runtime.cli.display import plain, roughly, say, say_json
+from runtime.cli.display import roughly, say, say_json
 from runtime.core.errors import UsageInvalid
+from runtime.core.text import plain
 
 SCHEMA = "runtime.check/1"
 TIMEOUT_S = 3.0

@@ -8,7 +8,8 @@ from typing import Any
 from runtime import settings
 from runtime.adapters.redis import codecs, letters
 from runtime.cli import without_secrets
-from runtime.cli.session import show, with_client
+from runtime.cli.display import say_json
+from runtime.cli.session import with_client
 from runtime.client import Client
 from runtime.core.errors import UsageInvalid
 from runtime.core.text import one_line
@@ -80,7 +81,7 @@ async def _show(redis: Any, args: argparse.Namespace) -> int:
     if letter is None:
         print(f"{one_line(args.id)}: no such dead letter", file=sys.stderr)
         return 1
-    show(letter)
+    say_json(letter)
     return 0
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from runtime import registry
 from runtime.cli import without_secrets
-from runtime.cli.session import show, timeout_s, with_client
+from runtime.cli.display import say_json
+from runtime.cli.session import timeout_s, with_client
 from runtime.client import Client
 from runtime.core.errors import JobFailed, PayloadInvalid
 from runtime.core.request import Options
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         print(f"job {job.id}{note}", file=sys.stderr)
         try:
-            show(await job.result(longest_s))
+            say_json(await job.result(longest_s))
         except JobFailed as failure:
             print(f"error: {without_secrets(str(failure))}", file=sys.stderr)
             return 1

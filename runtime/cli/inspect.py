@@ -20,9 +20,10 @@ from dataclasses import asdict
 from typing import Any
 
 from runtime import settings
-from runtime.cli.display import as_json, columns, moment, plain, roughly, say, say_json
+from runtime.cli.display import columns, moment, roughly, say, say_json
 from runtime.core.errors import HandlerInvalid, UsageInvalid
 from runtime.core.spec import DEFAULT_QUEUE
+from runtime.core.text import plain, presentable
 
 SCHEMA = "runtime.inspect/1"
 Document = dict[str, Any]
@@ -385,7 +386,7 @@ def _job_page(document: Document) -> list[str]:
     ]
     for error in job["errors"]:
         rows.append(("error", f"attempt {error['attempt']} at {error['at']}: {error['error']}: {error['text']}"))
-    rows += [(name, json.dumps(as_json(job[name]))) for name in ("args", "kwargs", "value") if name in job]
+    rows += [(name, json.dumps(presentable(job[name]))) for name in ("args", "kwargs", "value") if name in job]
     return [f"{name:<8}  {plain(str(value))}" for name, value in rows if value not in (None, "", False)]
 
 

@@ -4,7 +4,8 @@ cancel it."""
 import argparse
 
 from runtime.cli import without_secrets
-from runtime.cli.session import show, timeout_s, with_client
+from runtime.cli.display import say_json
+from runtime.cli.session import timeout_s, with_client
 from runtime.client import Cancel, Client
 from runtime.core.errors import JobFailed, ResultUnknown
 from runtime.core.spec import DEFAULT_QUEUE
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
             except ResultUnknown:
                 pass  # its result was not kept, or has expired
             found["status"] = await job.status()
-        show(found)
+        say_json(found)
         return 0 if found["status"] in ("waiting", "deferred", "active", "completed") else 1
 
     return with_client(cancel if args.cancel else work)

@@ -1,14 +1,12 @@
 """What commands share that talk to the queues: the settings, the handlers, a client, an event loop."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 from runtime import client, registry, settings
 from runtime.adapters import embedded
-from runtime.adapters.payload import presentable
 from runtime.core.errors import OptionInvalid, SettingsInvalid
 from runtime.core.span import seconds
 
@@ -47,8 +45,3 @@ def timeout_s(text: str) -> float:
         return seconds(text)
     except ValueError as error:
         raise OptionInvalid(f"--timeout: {error}") from None
-
-
-def show(value: object) -> None:
-    """Print `value` as JSON for people and programs."""
-    print(json.dumps(presentable(value), indent=2, ensure_ascii=False))

@@ -1,7 +1,50 @@
-"""Text from outside, fit to be shown."""
+"""Values from outside, fit to be shown to people and programs."""
+
+import math
+from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
+from typing import Any
+
+DEEPEST = 100
+"""Levels of a value that are shown."""
+
+
+def plain(text: str) -> str:
+    """`text` without anything that a terminal would obey: control characters, direction marks, what is no Unicode."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def one_line(text: str, most: int = 200) -> str:
-    """`text` with nothing in it that ends the line, drives a terminal or cannot be written; cut off after `most`."""
-    safe = text if text.isprintable() else ascii(text)[1:-1]
+    """`text` likewise, cut off after `most` characters."""
+    safe = plain(text[: most + 1])
     return safe if len(safe) <= most else safe[:most] + "…"
+
+
+def presentable(value: Any, depth: int = 0) -> Any:
+    """`value` as JSON has it: a type that JSON lacks becomes text or a number."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 2**63 else hex(value)  # beyond that, many a reader gives up
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, bytes | bytearray):
+        return bytes(value).decode("utf-8", "backslashreplace")
+    if depth == DEEPEST:
+        return "…"
+    if isinstance(value, Mapping):
+        return {_key(key): presentable(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return [presentable(item, depth + 1) for item in sorted(value, key=repr)]
+    if isinstance(value, list | tuple):
+        return [presentable(item, depth + 1) for item in value]
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    return value.total_seconds() if isinstance(value, timedelta) else presentable(str(value), depth)
+
+
+def _key(key: object) -> str:
+    text = presentable(key, DEEPEST)
+    return text if isinstance(text, str) else str(text)

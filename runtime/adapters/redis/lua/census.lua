@@ -7,7 +7,7 @@
 -- A job held by stock arq keeps its old score: it is found among the first due ones, beyond which nobody looks.
 
 local queue, later, count, dead, unknown = unpack(KEYS)
-local SEE, BANDS = 1000, 32
+local SEE, BANDS, BAND = 1000, 32, 8589934592
 
 local now = clock()
 local due = redis.call('ZCOUNT', queue, '-inf', now)
@@ -36,7 +36,8 @@ for _, owner in pairs(held) do
   others = others + (owner and 1 or 0)
 end
 
--- The oldest of each priority is the first of its band.
+-- The oldest of each priority is the first of its band. A score below every band (stock arq's abort gives 1, somebody
+-- else -inf) says nothing of an age.
 local oldest, from = -1, '-inf'
 for _ = 1, BANDS do
   local first = redis.call('ZRANGEBYSCORE', queue, from, now, 'WITHSCORES', 'LIMIT', 0, others + 1)
@@ -45,15 +46,19 @@ for _ = 1, BANDS do
   end
   local score = tonumber(first[2])
   local p = priority(score)
-  local ceiling = now - p * 8589934592 + p / 1024
-  for n = 1, #first, 2 do
-    local at = tonumber(first[n + 1])
-    if not held[first[n]] and at <= ceiling then
-      oldest = math.max(oldest, ceiling - at)
-      break
+  local ceiling = now - p * BAND + p / 1024
+  if ceiling - score > BAND then
+    from = '(' .. exact(score)
+  else
+    for n = 1, #first, 2 do
+      local at = tonumber(first[n + 1])
+      if not held[first[n]] and at <= ceiling then
+        oldest = math.max(oldest, ceiling - at)
+        break
+      end
     end
+    from = '(' .. exact(math.max(ceiling, score))
   end
-  from = '(' .. exact(math.max(ceiling, score))
 end
 
 local ended = try('HMGET', count, 'completed', 'failed') or {}
