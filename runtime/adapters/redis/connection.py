@@ -1,15 +1,17 @@
 """How this project connects to Redis: bounded, without hidden retries, and with errors that name no secret."""
 
+import asyncio
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -57,6 +59,42 @@ def _options(url: str, reply_s: float) -> dict[str, Any]:
     return options
 
 
+class _Prompt(AbstractConnection):
+    """Sends under a deadline without a task of its own, which redis-py 5 makes for every command.
+
+    Before Python 3.12 such a task also swallows a cancellation that comes as it ends (`asyncio.wait_for`).
+    """
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        reply_s, self.socket_timeout = self.socket_timeout, None
+        try:
+            async with asyncio.timeout(reply_s):
+                await super().send_packed_command(command, check_health)
+        except TimeoutError:
+            raise redis.TimeoutError("Timeout writing to socket") from None  # it has disconnected
+        finally:
+            self.socket_timeout = reply_s
+
+
+class _Tcp(_Prompt, Connection):
+    pass
+
+
+class _Tls(_Prompt, SSLConnection):
+    pass
+
+
+class _Unix(_Prompt, UnixDomainSocketConnection):
+    pass
+
+
+_PROMPT: dict[type[AbstractConnection], type[AbstractConnection]] = {
+    Connection: _Tcp,
+    SSLConnection: _Tls,
+    UnixDomainSocketConnection: _Unix,
+}
+
+
 def connect(url: str, *, connections: int = CONNECTIONS, reply_s: float = REPLY_S) -> Any:
     """A client of at most `connections` connections; a further caller waits for a free one."""
     pool = redis.asyncio.BlockingConnectionPool.from_url(
@@ -67,6 +105,7 @@ def connect(url: str, *, connections: int = CONNECTIONS, reply_s: float = REPLY_
         retry=AsyncRetry(NoBackoff(), 0),
         **_options(url, reply_s),
     )
+    pool.connection_class = _PROMPT[pool.connection_class]
     return redis.asyncio.Redis.from_pool(pool)  # closes the pool with the client
 
 
