@@ -25,6 +25,7 @@ from runtime.core.errors import (
     PayloadInvalid,
     RedisUnreachable,
     ResultUnknown,
+    SettingsInvalid,
     WaitTimedOut,
 )
 from runtime.core.request import Options, Request, check_name, check_options
@@ -354,10 +355,18 @@ def new_id() -> str:
 
 
 def redis_url(config: settings.Settings) -> tuple[str, embedded.Embedded | None]:
-    """The Redis of these settings: the one they name, else the embedded server, which runs while it is held."""
+    """The Redis of these settings: the one they name, else the embedded server, which runs while it is held.
+
+    Raises `SettingsInvalid` if that cannot start.
+    """
     if config.redis_url:
         return config.redis_url, None
-    server = embedded.attach(embedded.data_dir(Path.cwd(), config.data_dir))
+    try:
+        server = embedded.attach(embedded.data_dir(Path.cwd(), config.data_dir))
+    except (embedded.EmbeddedUnavailable, embedded.EmbeddedFailed) as error:
+        raise SettingsInvalid(
+            "no Redis is configured, and the embedded server cannot start", cause=str(error)
+        ) from None
     return server.url, server
 
 

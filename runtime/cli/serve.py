@@ -44,12 +44,11 @@ def run(args: argparse.Namespace) -> int:
         if not 1 <= args.concurrency <= 1000:
             raise OptionInvalid(f"-c {args.concurrency}: concurrency is a whole number from 1 to 1000")
         config = replace(config, concurrency=args.concurrency)
-    from runtime import app, registry
-    from runtime.cli.session import redis_of
+    from runtime import app, client, registry
 
     handlers = registry.collect(args.module)
     served = app.groups(handlers, args.queue, config.concurrency)
-    url, server = redis_of(config)
+    url, server = client.redis_url(config)
     if server is not None:
         print(f"No Redis is configured: using the embedded server, {url}", file=sys.stderr)
     return app.serve(config, url, handlers, served)

@@ -6,21 +6,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from runtime import client, registry, settings
-from runtime.adapters import embedded
-from runtime.core.errors import OptionInvalid, SettingsInvalid
+from runtime.core.errors import OptionInvalid
 from runtime.core.span import seconds
 
 T = TypeVar("T")
-
-
-def redis_of(config: settings.Settings) -> tuple[str, embedded.Embedded | None]:
-    """The Redis to use. Raises `SettingsInvalid` if it would be the embedded server, and that cannot start."""
-    try:
-        return client.redis_url(config)
-    except (embedded.EmbeddedUnavailable, embedded.EmbeddedFailed) as error:
-        raise SettingsInvalid(
-            "no Redis is configured, and the embedded server cannot start", cause=str(error)
-        ) from None
 
 
 def with_client(work: Callable[[client.Client], Awaitable[T]]) -> T:
@@ -31,7 +20,7 @@ def with_client(work: Callable[[client.Client], Awaitable[T]]) -> T:
             return await work(connected)
 
     registry.make_importable(Path.cwd())
-    url, server = redis_of(settings.read())
+    url, server = client.redis_url(settings.read())
     try:
         return asyncio.run(session())
     finally:
