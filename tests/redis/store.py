@@ -229,7 +229,7 @@ class Stock:
 
     def __init__(self, store: Store, *, ends: object = "stock") -> None:
         self._store = store
-        self._ends = ends
+        self.ends = ends
         self._entered: set[str] = set()
         self._gate = asyncio.Event()
         self._worker = store.run(self._make())
@@ -246,9 +246,9 @@ class Stock:
     async def _work(self, ctx: dict[Any, Any], *_: object) -> object:
         self._entered.add(ctx["job_id"])
         await self._gate.wait()
-        if isinstance(self._ends, BaseException):
-            raise self._ends
-        return self._ends
+        if isinstance(self.ends, BaseException):
+            raise self.ends
+        return self.ends
 
     def claims(self, job_id: str) -> bool:
         """Try to; whether it runs now."""

@@ -1,0 +1,514 @@
+"""The queue as it is meant to be: what the scripts promise, over dictionaries, at whatever time it is told.
+
+No Redis and no clock: `now` (ms) is given to every call, so it may be a server's, or a simulation's own. It is the oracle of
+`test_model.py`, which holds the real scripts and stock arq to it. Stock arq is in it as well: `stock_*`.
+
+Small on purpose: it looks at the whole queue where a claim looks at pages, and knows no key of a wrong type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Generic, Literal, TypeVar
+
+V = TypeVar("V")
+
+SECOND_MS = 1000
+DAY_MS = 86_400 * SECOND_MS
+BAND_MS = 2**33
+"""One step of priority, in a score."""
+REMEMBER_MS = 8 * DAY_MS
+LETTERS_MS = 30 * DAY_MS
+REVIVED_MS = 90 * DAY_MS
+BATCH_MS = 600 * SECOND_MS
+CRASH_DELAY_MS = {2: 10_000}
+
+STOCK = "1"
+"""What stock arq writes into a lease."""
+STOCK_RESULT = b"stock"
+STOCK_LEASE_MS = 310 * SECOND_MS
+STOCK_STARTS_MS = 88_400 * SECOND_MS
+STOCK_RESULT_MS = 3600 * SECOND_MS
+STOCK_MAX_TRIES = 5
+
+
+def priority(score: float) -> int:
+    """The fraction of a score is its priority, in 1024ths."""
+    p = score % 1 * 1024
+    return int(p) if p == int(p) else 0
+
+
+def place(due: float, p: int) -> float:
+    return due - p * BAND_MS + p / 1024
+
+
+class Kept(Generic[V]):
+    """Values that are kept until a time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[V, float]] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._kept
+
+    def get(self, key: str) -> V | None:
+        return self._kept[key][0] if key in self._kept else None
+
+    def until(self, key: str) -> float:
+        return self._kept[key][1]
+
+    def keep(self, key: str, value: V, until: float) -> None:
+        self._kept[key] = value, until
+
+    def prolong(self, key: str, until: float) -> None:
+        if key in self._kept:
+            self._kept[key] = self._kept[key][0], until
+
+    def drop(self, key: str) -> None:
+        self._kept.pop(key, None)
+
+    def expire(self, now: float) -> None:
+        self._kept = {key: (value, until) for key, (value, until) in self._kept.items() if now <= until}
+
+    def age(self, ms: float) -> None:
+        self._kept = {key: (value, until - ms) for key, (value, until) in self._kept.items()}
+
+    def copy(self) -> Kept[V]:
+        twin = Kept[V]()
+        twin._kept = dict(self._kept)
+        return twin
+
+    def items(self) -> list[tuple[str, V, float]]:
+        return [(key, value, until) for key, (value, until) in self._kept.items()]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a worker knows of a job that it was handed, and proves itself with."""
+
+    id: str
+    token: str
+    place: float
+    starts: int
+
+
+@dataclass(frozen=True)
+class Handed(Held):
+    body: bytes | None
+    own: str | None
+    abort_ms: float | None
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A claim's answer. `more`: a job that is due was left."""
+
+    jobs: Sequence[Handed]
+    lapsed: Sequence[str]
+    more: bool
+    due_in_ms: float | None
+    others: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """As `scripts.Settling`."""
+
+    held: Held
+    what: Literal["end", "again", "back"]
+    keep_starts: int = 0
+    delay_ms: int = 0
+    own: str = ""
+    result: bytes = b""
+    result_ms: int = 0
+    letter: str = ""
+    body: bytes = b""
+    flags: str = ""
+
+
+@dataclass(frozen=True)
+class StockRun:
+    """A job that a stock worker runs, and the score it had when it was claimed."""
+
+    id: str
+    score: int
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """In `later`: at a time, the job gets `place` back. Without a token it was only deferred."""
+
+    token: str
+    place: float
+    id: str
+
+
+@dataclass
+class Model:
+    """One queue, with everything that is kept of its jobs."""
+
+    queue: dict[str, float] = field(default_factory=dict)
+    later: dict[Entry, float] = field(default_factory=dict)
+    bodies: Kept[bytes] = field(default_factory=Kept)
+    leases: Kept[str] = field(default_factory=Kept)
+    starts: Kept[int] = field(default_factory=Kept)
+    own: Kept[str] = field(default_factory=Kept)
+    results: Kept[bytes] = field(default_factory=Kept)
+    letters: Kept[tuple[str, bytes]] = field(default_factory=Kept)
+    batches: Kept[tuple[int, str]] = field(default_factory=Kept)
+    dead: dict[str, float] = field(default_factory=dict)
+    aborts: dict[str, float] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+    completed: int = 0
+    failed: int = 0
+    marked: bool = False
+    """An idle worker would be woken."""
+
+    def copy(self) -> Model:
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        return Model(**{name: part.copy() if hasattr(part, "copy") else part for name, part in parts.items()})
+
+    # -- time
+
+    def expire(self, now: float) -> None:
+        for kept in self._kept():
+            kept.expire(now)
+
+    def age(self, ms: float) -> None:
+        """What is kept, queued or deferred becomes older by `ms`: as if that time had passed.
+
+        Only the place of a held job stays, since its holder knows the job by it.
+        """
+        for kept in self._kept():
+            kept.age(ms)
+        for times in (self.queue, self.dead, self.aborts):
+            for key in times:
+                times[key] -= ms
+        self.later = {
+            entry if entry.token else replace(entry, place=entry.place - ms): when - ms
+            for entry, when in self.later.items()
+        }
+
+    def _kept(self) -> tuple[Kept[bytes] | Kept[str] | Kept[int] | Kept[tuple[str, bytes]] | Kept[tuple[int, str]], ...]:
+        return self.bodies, self.leases, self.starts, self.own, self.results, self.letters, self.batches
+
+    # -- producers
+
+    def enqueue(
+        self,
+        job_id: str,
+        body: bytes,
+        now: float,
+        *,
+        keep_ms: float,
+        delay_ms: float = 0,
+        priority: int = 0,
+        fresh: bool = False,
+        again: bool = False,
+    ) -> bool:
+        """Add a job, unless its id has a body or a result. A call that repeats one whose reply was lost finds its own."""
+        self.expire(now)
+        self.marked = True
+        taken = job_id in self.bodies or (job_id in self.results and not (fresh and not again))
+        if taken:
+            return again and (fresh or self.bodies.get(job_id) == body)
+        self.bodies.keep(job_id, body, now + delay_ms + keep_ms)
+        if delay_ms > 0:
+            self._defer(job_id, now + delay_ms, priority)
+        else:
+            self.queue[job_id] = place(now, priority)
+        return True
+
+    def revive(self, job_id: str, p: int, now: float) -> str:
+        """Make a dead letter a job again."""
+        self.expire(now)
+        letter = self.letters.get(job_id)
+        if letter is None:
+            self.dead.pop(job_id, None)
+            return "gone"
+        _, body = letter
+        if not body:
+            return "empty"
+        if job_id in self.bodies:
+            return "exists"
+        self.bodies.keep(job_id, body, now + REVIVED_MS)
+        self.queue[job_id] = place(now, p)
+        for kept in (self.letters, self.results, self.starts, self.own):
+            kept.drop(job_id)
+        self.dead.pop(job_id, None)
+        self.marked = True
+        return "done"
+
+    def _defer(self, job_id: str, due: float, p: int) -> None:
+        self.queue[job_id] = due + p / 1024
+        if p > 0:
+            self.later[Entry("", place(due, p), job_id)] = due + p / 1024
+
+    # -- claim
+
+    def claim(
+        self,
+        incarnation: str,
+        seq: int,
+        room: int,
+        now: float,
+        *,
+        lease_ms: float,
+        fence: int,
+        again: bool = False,
+        disowned: Sequence[str] = (),
+    ) -> Claimed:
+        """Lease up to `room` due jobs, the first first. Their tokens carry the numbers after `fence`."""
+        self.expire(now)
+        repeated = self._claimed_by(f":{incarnation}:{seq}") if again else []
+        if repeated:
+            self.marked = True
+            return Claimed([self._lease(job, now, lease_ms) for job in repeated], [], True, None, 0)
+
+        due, lapsed = self._due(now), list[Entry]()
+        if len(due) > room or any(job_id in self.starts for job_id in due):
+            lapsed = self._sweep(incarnation, disowned, now)
+        kept_back = {entry.id for entry in lapsed}
+        coming = min((score - now for score in self.queue.values() if score > now), default=None)
+        taken, others, more = list[Handed](), 0, False
+        for job_id in self._due(now):
+            if len(taken) == room:
+                more = True
+                break
+            if job_id in self.leases:
+                others += 1
+            elif job_id not in kept_back and (job := self._take(job_id, now)):
+                taken.append(replace(job, token=f"{fence + 1 + len(taken)}:{incarnation}:{seq}"))
+        jobs = [self._lease(job, now, lease_ms) for job in taken]
+        self.marked = self.marked or (more and bool(jobs))
+        return Claimed(jobs, [entry.token for entry in lapsed], more, coming, others)
+
+    def _due(self, now: float) -> list[str]:
+        return [job_id for job_id in sorted(self.queue, key=lambda job_id: (self.queue[job_id], job_id))
+                if self.queue[job_id] <= now]  # fmt: skip
+
+    def _claimed_by(self, end: str) -> list[Handed]:
+        return [
+            Handed(entry.id, entry.token, entry.place, self.starts.get(entry.id) or 1,
+                   self.bodies.get(entry.id), self.own.get(entry.id), None)
+            for entry in sorted(self.later)
+            if entry.token.endswith(end) and self.leases.get(entry.id) == entry.token
+        ]  # fmt: skip
+
+    def _sweep(self, incarnation: str, disowned: Sequence[str], now: float) -> list[Entry]:
+        """Give jobs their places back: those that were deferred, and those whose holder is gone. The rest is forgotten.
+
+        What this very worker holds stays as it is, for its keeper to take again; it is returned.
+        """
+        lapsed = []
+        for entry, when in list(self.later.items()):
+            if when > now or self.leases.get(entry.id) == entry.token:
+                continue
+            touched = entry.id in self.leases or self.queue.get(entry.id) != when
+            if not touched and entry.token.split(":")[1:2] == [incarnation] and entry.token not in disowned:
+                lapsed.append(entry)
+                continue
+            del self.later[entry]
+            if touched:
+                continue
+            if entry.token and entry.token not in disowned:
+                self._crashed(entry, now)
+            else:
+                self.queue[entry.id] = entry.place
+        return lapsed
+
+    def _crashed(self, entry: Entry, now: float) -> None:
+        crashes, _, history = (self.own.get(entry.id) or "0|").partition("|")
+        self.own.keep(entry.id, f"{int(crashes) + 1}|{history}", now + REMEMBER_MS)
+        delay_ms = CRASH_DELAY_MS.get(int(crashes) + 1, 0)
+        if delay_ms:
+            self._defer(entry.id, now + delay_ms, priority(entry.place))
+        else:
+            self.queue[entry.id] = entry.place
+
+    def _take(self, job_id: str, now: float) -> Handed | None:
+        body = self.bodies.get(job_id)
+        if body is None and job_id in self.results:  # settled, and put back by an abort that came too late
+            self._forget(job_id)
+            return None
+        if job_id not in self.starts:  # what is left is of an earlier job of the id
+            self.own.drop(job_id)
+        score = self.queue[job_id]
+        p = priority(score)
+        if p and now - score < BAND_MS:  # not promoted yet
+            score = place(score - p / 1024, p)
+        return Handed(job_id, "", score, (self.starts.get(job_id) or 0) + 1, body, self.own.get(job_id), None)
+
+    def _forget(self, job_id: str) -> None:
+        del self.queue[job_id]
+        self.starts.drop(job_id)
+        self.own.drop(job_id)
+        self.aborts.pop(job_id, None)
+
+    def _lease(self, job: Handed, now: float, lease_ms: float) -> Handed:
+        self.leases.keep(job.id, job.token, now + lease_ms)
+        self.starts.keep(job.id, job.starts, now + REMEMBER_MS)
+        score = now + lease_ms + 1 + priority(job.place) / 1024
+        if job.id in self.queue:
+            self.queue[job.id] = score
+        self.later[Entry(job.token, job.place, job.id)] = score
+        return replace(job, abort_ms=self.aborts.get(job.id))
+
+    # -- the holder
+
+    def owns(self, held: Held) -> bool:
+        """Its lease lives, or has lapsed and nobody has touched the job since."""
+        if held.id in self.leases:
+            return self.leases.get(held.id) == held.token
+        score = self.queue.get(held.id)
+        return (
+            score is not None
+            and score == self.later.get(Entry(held.token, held.place, held.id))
+            and self.starts.get(held.id) == held.starts
+        )
+
+    def extend(self, held: Held, now: float, *, lease_ms: float, renew: bool = False) -> tuple[bool, float | None]:
+        """Whether it is still the holder's, and the time of an abort flag."""
+        self.expire(now)
+        ours = self.owns(held)
+        if ours:
+            self.leases.keep(held.id, held.token, now + lease_ms)
+            if renew:
+                if held.id in self.bodies and self.bodies.until(held.id) < now + 3600 * SECOND_MS:
+                    self.bodies.prolong(held.id, now + DAY_MS)
+                self.starts.prolong(held.id, now + REMEMBER_MS)
+            score = now + lease_ms + 1 + priority(held.place) / 1024
+            if held.id in self.queue:
+                self.queue[held.id] = score
+            if (entry := Entry(held.token, held.place, held.id)) in self.later:
+                self.later[entry] = score
+        return ours, self.aborts.get(held.id)
+
+    def settle(self, incarnation: str, seq: int, batch: Sequence[Outcome], now: float) -> str:
+        """A digit for each: 1 settled, 0 refused, 2 its body is wanted. A batch that is repeated gets the first answer."""
+        self.expire(now)
+        mine = [self.owns(outcome.held) for outcome in batch]
+        answered = self.batches.get(incarnation)
+        if not all(mine) and answered and answered[0] == seq and len(answered[1]) == len(batch):
+            return answered[1]
+        verdicts = "".join(self._verdict(outcome, ours) for outcome, ours in zip(batch, mine, strict=True))
+        for outcome, verdict in zip(batch, verdicts, strict=True):
+            if verdict == "1":
+                self._record(outcome, now)
+        if "1" in verdicts:
+            self.batches.keep(incarnation, (seq, verdicts), now + BATCH_MS)
+        return verdicts
+
+    def _verdict(self, outcome: Outcome, ours: bool) -> str:
+        if not ours:
+            return "0"
+        needs_body = outcome.what != "end" and outcome.held.id not in self.bodies and not outcome.body
+        return "2" if needs_body else "1"
+
+    def _record(self, outcome: Outcome, now: float) -> None:
+        job_id = outcome.held.id
+        self.leases.drop(job_id)
+        self.later.pop(Entry(outcome.held.token, outcome.held.place, job_id), None)
+        if "a" in outcome.flags:
+            self.aborts.pop(job_id, None)
+        if "u" in outcome.flags:
+            self.unknown.pop(job_id, None)
+        if outcome.what == "end":
+            self._end(outcome, now)
+        else:
+            self._put_back(outcome, now)
+
+    def _end(self, outcome: Outcome, now: float) -> None:
+        job_id = outcome.held.id
+        for kept in (self.bodies, self.starts, self.own):
+            kept.drop(job_id)
+        self.queue.pop(job_id, None)
+        if outcome.result:
+            self.results.keep(job_id, outcome.result, now + outcome.result_ms)
+        self.completed += "c" in outcome.flags
+        self.failed += "f" in outcome.flags
+        if outcome.letter:
+            self.letters.keep(job_id, (outcome.letter, outcome.body), now + LETTERS_MS)
+            self.dead[job_id] = now
+            self.dead = {key: since for key, since in self.dead.items() if since > now - LETTERS_MS}
+
+    def _put_back(self, outcome: Outcome, now: float) -> None:
+        held, job_id = outcome.held, outcome.held.id
+        remember_until = now + REMEMBER_MS + -(-outcome.delay_ms // SECOND_MS) * SECOND_MS
+        self.starts.keep(job_id, max(outcome.keep_starts, 0), remember_until)
+        if outcome.own:
+            self.own.keep(job_id, outcome.own, remember_until)
+        p = priority(held.place)
+        if job_id not in self.bodies:
+            self.bodies.keep(job_id, outcome.body, now + outcome.delay_ms + DAY_MS)
+        elif abs(self.bodies.until(job_id) - (held.place + p * BAND_MS) - DAY_MS) <= 60_000:  # arq's own expiry
+            self.bodies.prolong(job_id, now + outcome.delay_ms + DAY_MS)
+        if outcome.what == "again":
+            self._defer(job_id, now + outcome.delay_ms, p)
+        elif job_id in self.queue:
+            self.queue[job_id] = held.place
+        if "n" in outcome.flags:
+            self.unknown.setdefault(job_id, outcome.letter)
+        self.marked = True
+
+    def forward(self, job_id: str, now: float) -> bool:
+        """Bring a job forward whose handler is known at last."""
+        self.expire(now)
+        if job_id not in self.queue or job_id not in self.starts:
+            self.unknown.pop(job_id, None)
+        elif job_id not in self.leases:
+            self.queue[job_id] = place(now, priority(self.queue[job_id]))
+            self.unknown.pop(job_id, None)
+            self.marked = True
+            return True
+        return False
+
+    # -- stock arq
+
+    def stock_enqueue(self, job_id: str, body: bytes, now: float, *, delay_ms: float = 0) -> bool:
+        self.expire(now)
+        if job_id in self.bodies or job_id in self.results:
+            return False
+        self.bodies.keep(job_id, body, now + delay_ms + DAY_MS)
+        self.queue[job_id] = now + delay_ms
+        return True
+
+    def stock_claim(self, job_id: str, now: float) -> StockRun | None:
+        """What now runs, if it does: it may be refused, or fail before it starts."""
+        self.expire(now)
+        score = self.queue.get(job_id)
+        if job_id in self.leases or not score or score > now:
+            return None
+        self.leases.keep(job_id, STOCK, now + STOCK_LEASE_MS)
+        starts = (self.starts.get(job_id) or 0) + 1
+        self.starts.keep(job_id, starts, now + STOCK_STARTS_MS)
+        aborted = self.aborts.pop(job_id, None) is not None
+        if job_id not in self.bodies or aborted or starts > STOCK_MAX_TRIES:
+            self.stock_end(job_id, now)
+            return None
+        return StockRun(job_id, int(score))
+
+    def stock_end(self, job_id: str, now: float) -> None:
+        """It ends for good; arq does not ask whether the job is still its own."""
+        self.expire(now)
+        self.results.keep(job_id, STOCK_RESULT, now + STOCK_RESULT_MS)
+        for kept in (self.leases, self.starts, self.bodies):
+            kept.drop(job_id)
+        self.queue.pop(job_id, None)
+        self.aborts.pop(job_id, None)
+
+    def stock_retry(self, run: StockRun, defer_ms: float, now: float) -> None:
+        """Also when it is cancelled at a stop: then without a delay."""
+        self.expire(now)
+        self.leases.drop(run.id)
+        if defer_ms:
+            self.queue[run.id] = self.queue.get(run.id, 0.0) + defer_ms + now - run.score
+
+    def stock_abort(self, job_id: str, now: float) -> None:
+        self.expire(now)
+        known = job_id in self.bodies or job_id in self.results
+        if known and job_id in self.queue and int(self.queue[job_id]) > now:
+            self.queue[job_id] = 1.0  # it takes whatever is not due for deferred
+        self.aborts[job_id] = now
+
