@@ -1,7 +1,7 @@
 """The queue as it is meant to be: what the scripts promise, over dictionaries, at whatever time it is told.
 
-No Redis and no clock: `now` (ms) is given to every call, so it may be a server's, or a simulation's own. It is the oracle of
-`test_model.py`, which holds the real scripts and stock arq to it. Stock arq is in it as well: `stock_*`.
+No Redis and no clock: `now` (ms) is given to every call, so it may be a server's, or a simulation's own. It is the
+oracle of `test_model.py`, which holds the real scripts and stock arq to it. Stock arq is in it as well: `stock_*`.
 
 Small on purpose: it looks at the whole queue where a claim looks at pages, and knows no key of a wrong type.
 """
@@ -190,7 +190,9 @@ class Model:
             for entry, when in self.later.items()
         }
 
-    def _kept(self) -> tuple[Kept[bytes] | Kept[str] | Kept[int] | Kept[tuple[str, bytes]] | Kept[tuple[int, str]], ...]:
+    def _kept(
+        self,
+    ) -> tuple[Kept[bytes] | Kept[str] | Kept[int] | Kept[tuple[str, bytes]] | Kept[tuple[int, str]], ...]:
         return self.bodies, self.leases, self.starts, self.own, self.results, self.letters, self.batches
 
     # -- producers
@@ -207,11 +209,11 @@ class Model:
         fresh: bool = False,
         again: bool = False,
     ) -> bool:
-        """Add a job, unless its id has a body or a result. A call that repeats one whose reply was lost finds its own."""
+        """Add a job, unless its id has a body or a result, or is held. `again`: the reply of this very call was lost."""
         self.expire(now)
         self.marked = True
-        taken = job_id in self.bodies or (job_id in self.results and not (fresh and not again))
-        if taken:
+        known = job_id in self.results or job_id in self.leases
+        if job_id in self.bodies or (known and not (fresh and not again)):
             return again and (fresh or self.bodies.get(job_id) == body)
         self.bodies.keep(job_id, body, now + delay_ms + keep_ms)
         if delay_ms > 0:
@@ -386,7 +388,7 @@ class Model:
         return ours, self.aborts.get(held.id)
 
     def settle(self, incarnation: str, seq: int, batch: Sequence[Outcome], now: float) -> str:
-        """A digit for each: 1 settled, 0 refused, 2 its body is wanted. A batch that is repeated gets the first answer."""
+        """A digit for each: 1 settled, 0 refused, 2 its body is wanted. A repeated batch gets the first answer."""
         self.expire(now)
         mine = [self.owns(outcome.held) for outcome in batch]
         answered = self.batches.get(incarnation)
@@ -511,4 +513,3 @@ class Model:
         if known and job_id in self.queue and int(self.queue[job_id]) > now:
             self.queue[job_id] = 1.0  # it takes whatever is not due for deferred
         self.aborts[job_id] = now
-

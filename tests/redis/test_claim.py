@@ -295,6 +295,17 @@ def test_r2_a_job_that_stock_put_off_meanwhile_is_not_brought_forward(store: Sto
     assert store.own("a") is None
 
 
+@pytest.mark.xfail(strict=True, reason="arq's late Retry adds to whatever the score is: with a priority, years")
+def test_r2_a_stock_worker_that_comes_late_with_a_retry_does_not_put_off_our_job_for_years(store: Store) -> None:
+    store.enqueue("a", priority=5)
+    stock = Stock(store, ends=Retry(defer=1))
+    assert stock.claims("a")
+    store.redis.delete(keys.IN_PROGRESS + "a")  # it stood still for longer than its lease
+    job = store.worker("b-2").one("a")
+    stock.finishes()
+    assert store.worker("b-2").keeps(job) or store.score("a") < store.now_ms() + DAY_MS
+
+
 def test_r3_a_flagged_job_is_claimed_with_its_flag(store: Store) -> None:
     store.enqueue("a", "b")
     flagged_at = int(store.now_ms())

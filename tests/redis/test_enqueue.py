@@ -11,7 +11,7 @@ from arq.worker import Retry
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from runtime.adapters.redis import keys, scripts
-from tests.redis.store import BAND_MS, DAY_MS, Stock, Store, body, done
+from tests.redis.store import BAND_MS, DAY_MS, Stock, Store, body, dead, done
 
 
 def test_a_job_enters_with_a_body_that_expires_a_place_and_an_announcement(store: Store) -> None:
@@ -40,6 +40,17 @@ def test_an_id_that_has_a_result_is_refused_as_in_arq(store: Store) -> None:
     assert store.enqueue("a") == [False]
     assert store.queued() == []
     assert store.run(store.arq.enqueue_job("work", _job_id="a")) is None
+
+
+def test_an_id_whose_job_is_held_is_taken_even_without_a_body(store: Store) -> None:
+    # Its body has expired, and its holder is about to say so: it would end the new one along with it.
+    store.waits_at("a", store.now_ms() - 1000)
+    store.redis.delete(keys.JOB + "a")
+    worker = store.worker()
+    job = worker.one("a")
+    assert store.enqueue("a", text="new") == [False]
+    assert worker.settle(dead(job)).verdicts == "1"
+    assert not store.redis.exists(keys.JOB + "a", keys.LETTER + "a:original")
 
 
 def test_many_enter_in_one_call_and_each_has_its_own_answer(store: Store) -> None:
@@ -171,10 +182,11 @@ def test_r22_the_body_is_kept_from_when_the_job_is_due(store: Store) -> None:
     assert 9 * DAY_MS - 1000 < store.raw.pttl(keys.JOB + "a") <= 9 * DAY_MS
 
 
-def test_r19_a_queue_of_a_wrong_type_is_an_error_and_leaves_no_body(store: Store) -> None:
+@pytest.mark.parametrize("delay_ms", [0, 5000])
+def test_r19_a_queue_of_a_wrong_type_is_an_error_and_leaves_no_body(store: Store, delay_ms: int) -> None:
     store.spoil(store.queue)
     with pytest.raises(ResponseError, match="WRONGTYPE"):
-        store.enqueue("a", delay_ms=5000, priority=1)
+        store.enqueue("a", delay_ms=delay_ms, priority=1)
     assert not store.redis.exists(keys.JOB + "a")
 
 

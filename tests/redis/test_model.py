@@ -18,7 +18,14 @@ from arq.jobs import ResultNotFound, serialize_result
 from arq.worker import JobExecutionFailed, Retry
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from runtime.adapters.redis import keys, scripts
 from runtime.adapters.redis.scripts import Leased, NewJob, Settling
@@ -225,6 +232,10 @@ class Ledger:
         if isinstance(by, str):
             self._job_of[by] = self.alive.get(job_id)
 
+    def holds(self, job_id: str, by: object) -> bool:
+        """The last claim, of a job that has not ended."""
+        return job_id in self.alive and self._holder.get(job_id) is by
+
     def accepted(self, held: Held) -> None:
         """I4: after a later claim, nothing of an earlier one is; nor is anything of an earlier job of the id."""
         assert self._holder[held.id] == held.token, f"{held} is not the last claim of its job"
@@ -281,7 +292,7 @@ class Histories(RuleBasedStateMachine):
         return otherwise if kind in self.off else value
 
     def _do(self, act: Callable[[], T], play: Callable[[Model, float, T], T]) -> T:
-        """Do it; there is a moment at which the model, too, gives this answer and comes to what is then on the server."""
+        """Do it. At some moment the model gives the same answer, and comes to what is then on the server."""
         self.store.raw.delete(self.store.mark)
         before = math.floor(self.store.now_ms())
         answer = act()
@@ -303,7 +314,9 @@ class Histories(RuleBasedStateMachine):
         queued = self.seen.values.get(self.store.queue, {})
         bodies = {key.removeprefix(keys.JOB) for key in self.seen.values if key.startswith(keys.JOB)}
         assert bodies <= queued.keys(), "I1: a job is not in the queue"
-        assert self.bodies_may_be_gone or self.ledger.alive.keys() == bodies, "I1: a job is gone, or there is one too many"
+        assert self.bodies_may_be_gone or self.ledger.alive.keys() == bodies, (
+            "I1: a job is gone, or there is one too many"
+        )
 
     # -- producers
 
@@ -434,7 +447,7 @@ class Histories(RuleBasedStateMachine):
         job = actor.some(which)
         actor.batch = [self._outcome(job, kind, delay_ms, extra, carry)]
         more = [held for held in actor.held if held.id != job.id]
-        if more and self._if("batches", both, False):
+        if more and both and "batches" not in self.off:
             actor.batch.append(self._outcome(more[0], other, delay_ms, "", carry))
         actor.batches += 1
         lost = self._if("lost settles", lost, "")
@@ -467,7 +480,7 @@ class Histories(RuleBasedStateMachine):
             if verdict == "1":
                 self.ledger.settled(outcome, resent=resent)
             if heard and verdict != "2":
-                actor.lets_go(next(job for job in [*actor.held, *actor.late, outcome.held] if job == outcome.held))
+                actor.lets_go(outcome.held)
         actor.batch_unanswered = not heard
 
     def _outcome(self, job: Handed, kind: str, delay_ms: int, extra: str, carry: bool) -> Outcome:
@@ -475,7 +488,9 @@ class Histories(RuleBasedStateMachine):
         own, body = f"{crashes}|{kind}", (job.body or b"") if carry else b""
         match kind if kind not in ("dead", "unknown") else self._if({"dead": "letters"}.get(kind, kind), kind, "done"):
             case "done":
-                return Outcome(job, "end", result=result_of(job, self.store.queue), result_ms=RESULT_MS, flags="c" + extra)
+                return Outcome(
+                    job, "end", result=result_of(job, self.store.queue), result_ms=RESULT_MS, flags="c" + extra
+                )
             case "silent":
                 return Outcome(job, "end", flags="c" + extra)
             case "dead":
@@ -498,6 +513,8 @@ class Histories(RuleBasedStateMachine):
     @rule(n=numbers, delay_ms=st.sampled_from(DELAYS_MS))
     def stock_enqueue(self, n: int, delay_ms: int) -> None:
         job_id, delay_ms = self._id(n), self._if("delays", delay_ms, 0)
+        if keys.IN_PROGRESS + job_id in self.seen.values and keys.JOB + job_id not in self.seen.values:
+            return  # arq asks for the body only: who holds a job whose body has expired would end the new one with it
         self.texts += 1
         call = partial(self.store.arq.enqueue_job, "work", self.texts, _job_id=job_id)
 
@@ -532,6 +549,8 @@ class Histories(RuleBasedStateMachine):
     @rule(n=numbers, ends=st.sampled_from(["result", "retry", "later", "stop"]))
     def stock_ends(self, n: int, ends: str) -> None:
         run, stock = self.runs.pop(n % len(self.runs))
+        if ends == "later" and not self.ledger.holds(run.id, stock):
+            ends = "stop"  # arq adds its delay to a score that is not its own any more: see test_claim.py
         self._stock_ends(run, stock, ends)
 
     def _stock_ends(self, run: StockRun, stock: Stock, ends: str) -> None:
@@ -577,7 +596,7 @@ class Histories(RuleBasedStateMachine):
             stock.is_stopped()
 
     def _drain(self) -> None:
-        """I1, I7: everybody leaves; one worker who has time comes to the end of all jobs, and nothing is left of them."""
+        """I1, I7: everybody leaves; a worker who has time comes to the end of all jobs, and nothing is left of them."""
         while self.runs:
             self._stock_ends(*self.runs.pop(), "stop")
         heir = Actor("heir-3")
@@ -649,8 +668,8 @@ def _differences(model: Seen, server: Seen) -> dict[str, tuple[object, object]]:
 
 def test_scripts_stock_arq_and_the_model_agree_and_no_job_is_lost(store: Store) -> None:
     examples = int(os.environ.get("MODEL_EXAMPLES", 0))
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: Histories(store),
+    run_state_machine_as_test(
+        lambda: Histories(store),  # type: ignore[arg-type]  # documented as a factory
         settings=settings(
             max_examples=examples or 150,
             stateful_step_count=40,

@@ -5,7 +5,8 @@
 --       then six for each job:
 --         id, body, ttl (ms the body is kept after it is due), delay (ms, or '@' and the ms it is due at),
 --         priority, 'fresh' if nobody can know the id yet, else ''
--- Gives for each job 1 (added) or 0 (the id has a job or a result already; nothing was changed).
+-- Gives for each job 1 (added) or 0 (the id has a job or a result already; nothing was changed). A job without a body,
+-- which has expired, is one as long as somebody holds it: who does will end it.
 
 local queue, later, mark, abort = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local again = ARGV[1] == 'again'
@@ -25,7 +26,7 @@ for i = 1, (#KEYS - 4) / 2 do
   local fresh = ARGV[a + 5] == 'fresh'
   local job, result = KEYS[3 + 2 * i], KEYS[4 + 2 * i]
   local due = due_of(ARGV[a + 3])
-  if (fresh and not again or redis.call('EXISTS', result) == 0)
+  if (fresh and not again or redis.call('EXISTS', result, IN_PROGRESS .. id) == 0)
       and redis.call('SET', job, body, 'PX', exact(due - now + ttl), 'NX') then
     local queued
     if due > now then
