@@ -48,7 +48,7 @@ def passes(file: str, row: Mutant | None = None) -> bool:
 
 def _pass(*which: str) -> bool:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *which])
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--timeout=60", *which])
     if code not in (pytest.ExitCode.OK, NO_TEST, FAILED):
         raise RuntimeError(f"pytest ended with {code}")
     return code != FAILED

@@ -209,7 +209,7 @@ class Model:
         fresh: bool = False,
         again: bool = False,
     ) -> bool:
-        """Add a job, unless its id has a body or a result, or is held. `again`: the reply of this very call was lost."""
+        """Add a job, unless its id has a body or a result, or is held. `again`: this call's reply was lost."""
         self.expire(now)
         self.marked = True
         known = job_id in self.results or job_id in self.leases
@@ -451,7 +451,7 @@ class Model:
         elif job_id in self.queue:
             self.queue[job_id] = held.place
         if "n" in outcome.flags:
-            self.unknown.setdefault(job_id, outcome.letter)
+            self.unknown[job_id] = outcome.letter
         self.marked = True
 
     def forward(self, job_id: str, now: float) -> bool:

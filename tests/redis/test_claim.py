@@ -165,6 +165,27 @@ def test_r1_a_crash_keeps_the_jobs_history(store: Store) -> None:
     assert job.own == b'1|{"errors": ["x|y"]}'
 
 
+@pytest.mark.parametrize("own", ["garbage", "", "many|x"])
+def test_r1_a_crash_is_counted_beside_an_own_that_cannot_be_read(store: Store, own: str) -> None:
+    store.enqueue("a")
+    job = store.worker("dead-1", lease_ms=1).one("a")
+    store.redis.set(keys.OWN + "a", own, ex=60)
+    store.lapse(job)
+    assert store.worker("b-2").one("a").own == b"1|"
+
+
+def test_r12_entries_that_are_none_or_of_nobody_are_swept_however_many(store: Store) -> None:
+    store.raw.zadd(store.later, {f"1:dead-1:1|5|gone-{n}": 1 for n in range(9000)})
+    store.raw.zadd(store.later, {"nonsense": 5})
+    store.waits_at("", 5)
+    store.waits_at("a", 6)
+    worker, got = store.worker(), list[str]()
+    while len(got) < 2:
+        got += names(worker.claim(1).jobs)
+    assert got == ["", "a"]
+    assert all(entry.startswith("17") for entry in store.redis.zrange(store.later, 0, -1))
+
+
 def test_r1_a_lapsed_job_that_stock_has_finished_leaks_nothing(store: Store) -> None:
     store.enqueue("a")
     job = store.worker("dead-1", lease_ms=1).one("a")
@@ -329,6 +350,7 @@ def test_r4_an_abort_that_came_too_late_leaves_the_result_alone(store: Store) ->
     store.redis.zadd(store.queue, {"a": 1})
     store.redis.zadd(keys.ABORT, {"a": store.now_ms()})
     store.redis.set(keys.RETRY + "a", 1, ex=60)
+    store.redis.set(keys.OWN + "a", "1|", ex=60)
 
     reply = worker.claim(5)
     assert (reply.jobs, store.queued()) == ([], [])
@@ -344,6 +366,14 @@ def test_r4_an_abort_that_came_too_late_makes_no_letter_of_a_job_that_kept_no_re
     store.redis.zadd(keys.ABORT, {"a": store.now_ms()})
     assert (worker.claim(5).jobs, store.queued()) == ([], [])
     assert not store.redis.exists(keys.ABORT)
+
+
+def test_r4_r19_flags_of_a_wrong_type_do_not_stop_it(store: Store) -> None:
+    store.redis.set(keys.RESULT + "a", "GOOD", ex=60)
+    store.redis.zadd(store.queue, {"a": 1})
+    store.spoil(keys.ABORT)
+    assert store.worker().claim().jobs == []
+    assert store.queued() == []
 
 
 def test_r4_ids_behind_one_that_is_settled_are_not_passed_over(store: Store) -> None:
@@ -442,6 +472,19 @@ def test_r10_what_is_due_within_the_present_ms_is_due(store: Store) -> None:
         assert reply.due_in_ms > 0
         assert reply.now_ms < due
     assert reply.now_ms >= due
+
+
+def test_r10_what_is_due_to_the_ms_is_taken(store: Store) -> None:
+    first = round(store.now_ms()) + 20
+    scores = {f"a{n:03}": first + n for n in range(100)}
+    for job_id, score in scores.items():
+        store.waits_at(job_id, score)
+    worker, got = store.worker(), set[str]()
+    while len(got) < 100:
+        reply = worker.claim(200)
+        got.update(names(reply.jobs))
+        assert got == {job_id for job_id, score in scores.items() if score <= reply.now_ms}
+        assert reply.due_in_ms is None or reply.due_in_ms > 0
 
 
 def test_r13_tokens_of_one_claim_differ_and_carry_the_servers_microseconds(store: Store) -> None:
@@ -699,6 +742,26 @@ def test_r21_a_claim_that_is_sent_again_gives_no_other_claims_jobs(store: Store)
     other.take("b")
     worker.claims += 1
     assert names(worker.claim(again=True).jobs) == ["c"]
+
+
+def test_r21_a_claim_that_is_sent_again_knows_its_number_to_the_end(store: Store) -> None:
+    store.enqueue("a")
+    worker = store.worker()
+    worker.claims = 11
+    worker.take("a")
+    store.enqueue("b")
+    worker.claims = 1
+    assert names(worker.claim(5, again=True).jobs) == ["b"]
+
+
+def test_r21_a_claim_that_is_sent_again_puts_nothing_into_the_queue(store: Store) -> None:
+    store.enqueue("a")
+    worker = store.worker()
+    lost = worker.claim()
+    store.redis.zrem(store.queue, "a")
+    store.redis.delete(keys.RETRY + "a")
+    assert worker.claim(again=True).jobs == lost.jobs
+    assert store.queued() == []
 
 
 def test_r21_a_claim_that_is_sent_again_too_late_leaves_what_another_has_taken(store: Store) -> None:

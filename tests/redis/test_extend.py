@@ -24,6 +24,15 @@ def test_l7_an_extended_lease_lives_on_and_its_score_with_it(store: Store) -> No
     assert store.redis.zrange(store.later, 0, -1, withscores=True) == [(f"{job.token}|{job.place}|a", store.score("a"))]
 
 
+def test_r10_a_score_is_never_due_while_its_lease_lives(store: Store) -> None:
+    store.enqueue("a")
+    worker = store.worker()
+    job = worker.one("a")
+    assert worker.keeps(job)
+    lease_ends_ms = store.raw.execute_command("PEXPIRETIME", keys.IN_PROGRESS + "a")
+    assert store.score("a") > lease_ends_ms
+
+
 def test_an_extension_may_be_repeated(store: Store) -> None:
     store.enqueue("a")
     worker = store.worker()
@@ -143,6 +152,16 @@ def test_r5_a_lapsed_job_that_is_no_longer_queued_is_not_ours(store: Store) -> N
     assert not zombie.keeps(job)
     assert store.queued() == []
     assert store.owner("a") is None
+
+
+def test_r5_a_lapsed_job_of_which_nothing_is_left_but_its_starts_is_not_ours(store: Store) -> None:
+    store.enqueue("a")
+    worker = store.worker(lease_ms=1)
+    job = worker.one("a")
+    store.lapse(job)
+    store.redis.delete(store.queue, store.later)
+    assert not worker.keeps(job)
+    assert worker.settle(done(job)).verdicts == "0"
 
 
 def test_l7_a_job_that_stock_finished_is_lost_and_stays_out_of_the_queue(store: Store) -> None:

@@ -74,7 +74,8 @@ def test_r5_a_stale_token_settles_nothing(store: Store) -> None:
     job = old.one("a")
     store.lapse(job)
     taken = new.one("a")
-    assert old.settle(done(job, b"zombie")).verdicts == "0"
+    reply = old.settle(done(job, b"zombie"))
+    assert (reply.verdicts, reply.trouble) == ("0", [])
     assert old.settle(dead(job)).verdicts == "0"
     assert old.settle(again(job)).verdicts == "0"
     assert old.settle(back(job)).verdicts == "0"
@@ -82,6 +83,16 @@ def test_r5_a_stale_token_settles_nothing(store: Store) -> None:
     assert not store.redis.exists(keys.RESULT + "a", keys.LETTER + "a", keys.count(store.queue))
     assert new.settle(done(taken, b"owner")).verdicts == "1"
     assert store.redis.get(keys.RESULT + "a") == "owner"
+
+
+def test_r5_a_stale_token_is_not_asked_for_a_body(store: Store) -> None:
+    store.enqueue("a")
+    old = store.worker("a-1", lease_ms=1)
+    job = old.one("a")
+    store.lapse(job)
+    store.worker("b-2").take("a")
+    store.redis.delete(keys.JOB + "a")
+    assert old.settle(again(job)).verdicts == "0"
 
 
 def test_l5_a_lapsed_job_that_nobody_touched_may_still_be_settled(store: Store) -> None:
@@ -239,6 +250,33 @@ def test_l10_a_job_given_back_has_its_place_and_its_attempt(store: Store) -> Non
     assert job.starts == 1
 
 
+def test_r2_a_job_given_back_that_is_not_queued_stays_out(store: Store) -> None:
+    store.enqueue("a")
+    worker = store.worker()
+    job = worker.one("a")
+    store.redis.zrem(store.queue, "a")
+    assert worker.settle(back(job)).verdicts == "1"
+    assert store.queued() == []
+
+
+def test_starts_are_never_less_than_none(store: Store) -> None:
+    store.enqueue("a")
+    worker = store.worker()
+    worker.settle(again(worker.one("a"), keep=-1))
+    assert store.redis.get(keys.RETRY + "a") == "0"
+
+
+def test_r25_only_a_job_that_runs_again_is_announced(store: Store) -> None:
+    store.enqueue("a", "b")
+    worker = store.worker()
+    ended, retried = worker.take("a", "b")
+    store.redis.delete(store.mark)
+    worker.settle(done(ended))
+    assert not store.redis.exists(store.mark)
+    worker.settle(again(retried, 5000))
+    assert store.redis.exists(store.mark)
+
+
 def test_l10_a_retry_is_due_by_the_servers_clock_with_its_attempts_and_history(store: Store) -> None:
     store.enqueue("a", priority=5)
     worker = store.worker()
@@ -270,6 +308,14 @@ def test_r9_a_job_of_an_unknown_handler_is_put_off_and_shown(store: Store) -> No
     assert store.score("a") > store.now_ms()
     assert store.starts("a") == 0
     assert worker.claim(5).jobs == []
+
+
+def test_r9_a_job_is_shown_by_its_own_handler_not_by_that_of_an_earlier_job_of_the_id(store: Store) -> None:
+    store.enqueue("a")
+    store.redis.hset(keys.unknown(store.queue), "a", "old_one")
+    worker = store.worker()
+    worker.settle(again(worker.one("a"), 1000, letter=b"new_one", flags="n"))
+    assert store.redis.hgetall(keys.unknown(store.queue)) == {"a": "new_one"}
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -373,7 +419,8 @@ def test_l11_a_dead_job_keeps_its_body_and_reason_and_leaves_the_queue(store: St
     assert before <= store.redis.zscore(keys.dead(store.queue), "a") <= store.now_ms() + 1
     assert store.redis.get(keys.RESULT + "a") == "failure"
     assert store.queued() == []
-    assert not store.redis.exists(keys.JOB + "a", keys.RETRY + "a", store.later)
+    assert not store.redis.exists(keys.JOB + "a", keys.RETRY + "a", store.later, keys.LETTER + "a:original")
+    assert store.redis.hgetall(keys.count(store.queue)) == {"failed": "1"}
 
 
 def test_l11_a_job_without_a_body_becomes_a_letter_that_says_so(store: Store) -> None:
@@ -393,6 +440,24 @@ def test_l11_the_oldest_letters_make_room_and_are_named(store: Store) -> None:
         assert reply.dropped == ([f"a{n - 3}"] if n >= 3 else [])
     assert store.redis.zrange(keys.dead(store.queue), 0, -1) == ["a2", "a3", "a4"]
     assert sorted(store.redis.keys(keys.LETTER + "*")) == [keys.LETTER + f"a{n}" for n in (2, 3, 4)]
+
+
+def test_l11_a_letter_that_makes_room_takes_its_body_of_a_wrong_type_along(store: Store) -> None:
+    worker = store.worker()
+    store.enqueue("a")
+    store.spoil(keys.JOB + "a")
+    worker.settle(dead(worker.one("a")))
+    assert store.redis.exists(keys.LETTER + "a:original")
+    store.enqueue("b")
+    assert worker.settle(dead(worker.one("b")), letters_kept=1).dropped == ["a"]
+    assert not store.redis.exists(keys.LETTER + "a", keys.LETTER + "a:original")
+
+
+def test_r12_l11_a_bounded_number_of_letters_makes_room_in_one_call(store: Store) -> None:
+    store.raw.zadd(keys.dead(store.queue), {f"old-{n}": store.now_ms() - 1000 for n in range(700)})
+    store.enqueue("a")
+    worker = store.worker()
+    assert len(worker.settle(dead(worker.one("a")), letters_kept=1).dropped) == 500
 
 
 def test_l11_the_index_forgets_letters_that_have_expired(store: Store) -> None:
@@ -484,6 +549,17 @@ def test_r19_a_time_that_redis_cannot_take_costs_no_job_of_the_batch(store: Stor
     assert store.redis.get(keys.RESULT + "good") == "GOOD"
     assert store.queued() == ["late"]
     assert store.redis.exists(keys.JOB + "late")
+
+
+def test_r19_nor_does_one_that_a_body_cannot_take(store: Store) -> None:
+    for job_id in ("arqs", "gone", "good"):
+        store.run(store.arq.enqueue_job("work", _job_id=job_id))
+    worker = store.worker()
+    arqs, gone, good = worker.take("arqs", "gone", "good")
+    store.redis.delete(keys.JOB + "gone")
+    reply = worker.settle(again(arqs, 10**18), again(gone, 10**18, body=body()), done(good, b"GOOD"))
+    assert (reply.verdicts, bool(reply.trouble)) == ("111", True)
+    assert store.redis.get(keys.RESULT + "good") == "GOOD"
 
 
 def test_r12_a_thousand_outcomes_of_any_kind_settle_in_one_call(store: Store) -> None:

@@ -119,7 +119,7 @@ local function put_back(job)
     defer(queue, later, job.id, now + job.delay, priority(tonumber(job.place)))
   end
   if flagged(job, 'n') then
-    try('HSETNX', unknown, job.id, job.letter)
+    try('HSET', unknown, job.id, job.letter)
   end
   wake = true
 end
