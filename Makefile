@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test check weather bench image lock clean
+.PHONY: run test check weather bench image model mutants lock clean
 
 run: $(VENV)/run.stamp
 	@$(BIN)/python -m tests.standins.demo
@@ -24,9 +24,20 @@ weather: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.benchmarks
 
+<<<<<<< HEAD
 # Builds the Dockerfile and runs what it built, without an engine: as root, with Debian's buildah and mmdebstrap.
 image: $(VENV)/dev.stamp
 	RUNTIME_TEST_IMAGE=1 $(BIN)/python -m pytest -q tests/image
+=======
+# The queue's scripts against their model, over other histories at each run.
+EXAMPLES ?= 5000
+model: $(VENV)/dev.stamp
+	MODEL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q --timeout=0 tests/redis/test_model.py
+
+# Each guard of the scripts taken away: a test must fail.
+mutants: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.mutations
+>>>>>>> dee8ad3 (Every guard of the scripts has a test that fails without it; make model, make mutants)
 
 # Hashed, and without the address of any index. The first is the image's, the second `make run`'s.
 COMPILE := $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate --no-header --allow-unsafe

@@ -433,6 +433,7 @@ def test_r7_a_job_claimed_before_its_promotion_has_its_priority_when_it_is_given
     store.until_due("a")
     worker = store.worker()
     (job,) = worker.claim(10).jobs  # the only one: nothing to promote it past
+    assert float(job.place) % 1 * 1024 == 2
     store.backlog(300)
     assert names(store.worker("b-2").claim(1).jobs) == ["old-00000"]
     assert not any(entry.startswith("|") for entry in store.redis.zrange(store.later, 0, -1))
@@ -739,6 +740,7 @@ def test_r21_a_claim_that_is_sent_again_gives_no_other_claims_jobs(store: Store)
     store.enqueue("a", "b", "c")
     worker, other = store.worker("a-1"), store.worker("b-2")
     worker.take("a")
+    other.claims += 1
     other.take("b")
     worker.claims += 1
     assert names(worker.claim(again=True).jobs) == ["c"]
@@ -762,6 +764,14 @@ def test_r21_a_claim_that_is_sent_again_puts_nothing_into_the_queue(store: Store
     store.redis.delete(keys.RETRY + "a")
     assert worker.claim(again=True).jobs == lost.jobs
     assert store.queued() == []
+
+
+def test_r21_r19_a_later_of_a_wrong_type_does_not_stop_a_claim_that_is_sent_again(store: Store) -> None:
+    store.enqueue("a")
+    store.spoil(store.later)
+    worker = store.worker()
+    worker.claims += 1
+    assert names(worker.claim(again=True).jobs) == ["a"]
 
 
 def test_r21_a_claim_that_is_sent_again_too_late_leaves_what_another_has_taken(store: Store) -> None:

@@ -55,6 +55,17 @@ def test_the_next_attempt_finds_the_steps_of_the_last_one(store: Store) -> None:
     assert begin(store, job, "done") == ("done", b"7")
 
 
+def test_only_the_claim_that_began_a_step_may_have_lost_the_reply(store: Store) -> None:
+    store.enqueue("a")
+    worker = store.worker()
+    job = worker.one("a")
+    begin(store, job)
+    assert store.run(scripts.begin_step(store.scripts, "a", job.token, "pay", again=True)) == ("new", None)
+    worker.settle(back(job))
+    later = store.worker("b-2").one("a")
+    assert store.run(scripts.begin_step(store.scripts, "a", later.token, "pay", again=True)) == ("begun", None)
+
+
 def test_a_stale_token_can_neither_begin_nor_finish_a_step(store: Store) -> None:
     store.enqueue("a")
     zombie = store.worker("a-1", lease_ms=1)

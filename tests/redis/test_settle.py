@@ -85,6 +85,15 @@ def test_r5_a_stale_token_settles_nothing(store: Store) -> None:
     assert store.redis.get(keys.RESULT + "a") == "owner"
 
 
+def test_r19_r20_a_stale_token_beside_a_batch_of_a_wrong_type_is_refused(store: Store) -> None:
+    store.enqueue("a")
+    worker = store.worker()
+    job = worker.one("a")
+    store.redis.set(keys.IN_PROGRESS + "a", "1", ex=60)
+    store.spoil(keys.batch(store.queue, "a-1"))
+    assert worker.settle(done(job)).verdicts == "0"
+
+
 def test_r5_a_stale_token_is_not_asked_for_a_body(store: Store) -> None:
     store.enqueue("a")
     old = store.worker("a-1", lease_ms=1)
@@ -295,9 +304,9 @@ def test_l10_a_retry_is_due_by_the_servers_clock_with_its_attempts_and_history(s
 def test_l10_the_attempts_of_a_job_that_waits_longer_than_arq_counts_them_are_kept(store: Store) -> None:
     store.enqueue("a", keep_ms=90 * DAY_MS)
     worker = store.worker()
-    worker.settle(again(worker.one("a"), 5 * DAY_MS))
-    assert store.redis.ttl(keys.RETRY + "a") > 5 * 86400
-    assert store.redis.ttl(keys.OWN + "a") > 5 * 86400
+    worker.settle(again(worker.one("a"), 30 * DAY_MS))
+    assert store.redis.ttl(keys.RETRY + "a") > 30 * 86400
+    assert store.redis.ttl(keys.OWN + "a") > 30 * 86400
 
 
 def test_r9_a_job_of_an_unknown_handler_is_put_off_and_shown(store: Store) -> None:
@@ -360,6 +369,13 @@ def test_r22_the_body_of_a_stock_job_outlives_a_retry_past_its_day(store: Store)
     assert abs(store.raw.pttl(keys.JOB + "a") - 4 * DAY_MS) < 5000
 
 
+def test_r22_so_it_does_with_a_priority(store: Store) -> None:
+    store.enqueue("a", priority=5, keep_ms=DAY_MS)
+    worker = store.worker()
+    worker.settle(again(worker.one("a"), 3 * DAY_MS))
+    assert abs(store.raw.pttl(keys.JOB + "a") - 4 * DAY_MS) < 5000
+
+
 def test_r22_so_it_does_at_the_second_retry(store: Store) -> None:
     store.run(store.arq.enqueue_job("work", _job_id="a"))
     worker = store.worker()
@@ -395,6 +411,14 @@ def test_r22_a_retry_whose_body_has_expired_is_asked_for_it_and_takes_it(store: 
     assert store.raw.get(keys.JOB + "a") == body()
     assert abs(store.raw.pttl(keys.JOB + "a") - DAY_MS - 5000) < 1000
     assert store.owner("a") is None
+
+
+def test_r22_a_body_that_is_sent_along_does_not_take_the_place_of_one_that_is_there(store: Store) -> None:
+    store.enqueue("a", keep_ms=90 * DAY_MS)
+    worker = store.worker()
+    worker.settle(again(worker.one("a"), 5000, body=body("sent along")))
+    assert store.raw.get(keys.JOB + "a") == body()
+    assert store.raw.pttl(keys.JOB + "a") > 89 * DAY_MS
 
 
 def test_r22_an_end_needs_no_body(store: Store) -> None:
@@ -501,11 +525,11 @@ def test_r19_l4_no_key_of_a_wrong_type_costs_a_job_of_the_batch_its_outcome(stor
 
 @pytest.mark.parametrize("key", [keys.RETRY + "lapsed", "rt:arq:queue:later", "arq:queue"])
 def test_r19_a_lapsed_job_beside_a_spoiled_key_is_refused_and_the_others_settle(store: Store, key: str) -> None:
+    worker = store.worker("b-2")
+    store.enqueue("live")
+    live = worker.one("live")
     store.enqueue("lapsed")
     lapsed = store.worker("a-1", lease_ms=1).one("lapsed")
-    store.enqueue("live", priority=1)
-    worker = store.worker("b-2")
-    live = worker.one("live")
     store.lapse(lapsed)
     store.spoil(key)
     assert worker.settle(done(lapsed), done(live)).verdicts == "01"
@@ -543,7 +567,7 @@ def test_r19_a_time_that_redis_cannot_take_costs_no_job_of_the_batch(store: Stor
     store.enqueue("good", "long", "late")
     worker = store.worker()
     good, long, late = worker.take("good", "long", "late")
-    reply = worker.settle(done(long, result_ms=10**22), again(late, 10**18, body=body()), done(good, b"GOOD"))
+    reply = worker.settle(done(long, result_ms=10**22), again(late, 10**22, body=body()), done(good, b"GOOD"))
     assert reply.verdicts == "111"
     assert reply.trouble
     assert store.redis.get(keys.RESULT + "good") == "GOOD"
@@ -557,7 +581,7 @@ def test_r19_nor_does_one_that_a_body_cannot_take(store: Store) -> None:
     worker = store.worker()
     arqs, gone, good = worker.take("arqs", "gone", "good")
     store.redis.delete(keys.JOB + "gone")
-    reply = worker.settle(again(arqs, 10**18), again(gone, 10**18, body=body()), done(good, b"GOOD"))
+    reply = worker.settle(again(arqs, 10**22), again(gone, 10**22, body=body()), done(good, b"GOOD"))
     assert (reply.verdicts, bool(reply.trouble)) == ("111", True)
     assert store.redis.get(keys.RESULT + "good") == "GOOD"
 
