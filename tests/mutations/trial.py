@@ -25,6 +25,7 @@ TESTS = {
     "extend": ("extend",),
     "settle": ("settle", "claim", "commands"),
     "once": ("once", "source"),
+    "cancel": ("cancel",),
 }
 QUICKLY = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--assert=plain"]
 NO_TEST, FAILED = pytest.ExitCode.NO_TESTS_COLLECTED, pytest.ExitCode.TESTS_FAILED

@@ -24,6 +24,8 @@ REVIVED_MS = 90 * DAY_MS
 BATCH_MS = 600 * SECOND_MS
 CRASH_DELAY_MS = {2: 10_000}
 
+ABORTED = 1.0
+"""The score that stock arq's abort gives to a job which it takes for deferred."""
 STOCK = "1"
 """What stock arq writes into a lease."""
 STOCK_RESULT = b"stock"
@@ -184,7 +186,7 @@ class Model:
             kept.age(ms)
         for times in (self.queue, self.dead, self.aborts):
             for key in times:
-                times[key] -= ms
+                times[key] -= ms if times[key] != ABORTED else 0
         self.later = {
             entry if entry.token else replace(entry, place=entry.place - ms): when - ms
             for entry, when in self.later.items()
@@ -220,6 +222,8 @@ class Model:
             self._defer(job_id, now + delay_ms, priority)
         else:
             self.queue[job_id] = place(now, priority)
+        if not fresh:
+            self.aborts.pop(job_id, None)
         return True
 
     def revive(self, job_id: str, p: int, now: float) -> str:
@@ -239,8 +243,29 @@ class Model:
         for kept in (self.letters, self.results, self.starts, self.own):
             kept.drop(job_id)
         self.dead.pop(job_id, None)
+        self.aborts.pop(job_id, None)
         self.marked = True
         return "done"
+
+    def cancel(self, job_id: str, result: bytes, now: float, *, result_ms: float) -> str:
+        """Take a job out that nobody holds, or ask its holder to stop it."""
+        self.expire(now)
+        if job_id not in self.queue:
+            return "gone"
+        if job_id in self.leases:
+            self.aborts[job_id] = now
+            return "asked"
+        if job_id not in self.bodies:
+            return "gone"
+        score = self.queue.pop(job_id)
+        self.later = {entry: when for entry, when in self.later.items() if entry.id != job_id or when != score}
+        for kept in (self.bodies, self.starts, self.own):
+            kept.drop(job_id)
+        self.results.keep(job_id, result, now + result_ms)
+        self.aborts.pop(job_id, None)
+        self.unknown.pop(job_id, None)
+        self.failed += 1
+        return "cancelled"
 
     def _defer(self, job_id: str, due: float, p: int) -> None:
         self.queue[job_id] = due + p / 1024
@@ -331,7 +356,8 @@ class Model:
 
     def _take(self, job_id: str, now: float) -> Handed | None:
         body = self.bodies.get(job_id)
-        if body is None and job_id in self.results:  # settled, and put back by an abort that came too late
+        aborted = self.queue[job_id] == ABORTED and job_id in self.aborts
+        if body is None and (job_id in self.results or aborted):  # settled, and put back by an abort that came too late
             self._forget(job_id)
             return None
         if job_id not in self.starts:  # what is left is of an earlier job of the id
@@ -398,9 +424,15 @@ class Model:
         for outcome, verdict in zip(batch, verdicts, strict=True):
             if verdict == "1":
                 self._record(outcome, now)
+        if any("a" in outcome.flags for outcome, verdict in zip(batch, verdicts, strict=True) if verdict == "1"):
+            self._trim_aborts(now)
         if "1" in verdicts:
             self.batches.keep(incarnation, (seq, verdicts), now + BATCH_MS)
         return verdicts
+
+    def _trim_aborts(self, now: float) -> None:
+        """One that nobody has obeyed for a day was for a job that is no more."""
+        self.aborts = {job_id: since for job_id, since in self.aborts.items() if since > now - DAY_MS}
 
     def _verdict(self, outcome: Outcome, ours: bool) -> str:
         if not ours:
@@ -457,6 +489,7 @@ class Model:
     def forward(self, job_id: str, now: float) -> bool:
         """Bring a job forward whose handler is known at last."""
         self.expire(now)
+        self._trim_aborts(now)
         if job_id not in self.queue or job_id not in self.starts:
             self.unknown.pop(job_id, None)
         elif job_id not in self.leases:
@@ -511,5 +544,5 @@ class Model:
         self.expire(now)
         known = job_id in self.bodies or job_id in self.results
         if known and job_id in self.queue and int(self.queue[job_id]) > now:
-            self.queue[job_id] = 1.0  # it takes whatever is not due for deferred
+            self.queue[job_id] = ABORTED  # it takes whatever is not due for deferred
         self.aborts[job_id] = now

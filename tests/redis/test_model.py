@@ -73,7 +73,9 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
         redis.call('ZREM', key, member)
         member = string.format('|%.17g|%s', place - ms, id)
       end
-      redis.call('ZADD', key, string.format('%.17g', flat[i + 1] - ms), member)
+      if flat[i + 1] ~= '1' then -- what arq writes to abort a job is no time
+        redis.call('ZADD', key, string.format('%.17g', flat[i + 1] - ms), member)
+      end
     end
   end
 end
@@ -252,13 +254,13 @@ class Ledger:
         if outcome.what == "end":
             self.alive.pop(outcome.held.id, None)
 
-    def ended_by_stock(self, job_id: str) -> None:
+    def ended_by_others(self, job_id: str) -> None:
         self.alive.pop(job_id, None)
 
 
 RULES = (
     "delays", "priorities", "two rooms", "lost claims", "lost settles", "resends", "zombies", "stock", "stock aborts",
-    "stock enqueues", "long times", "letters", "unknown", "batches", "renews",
+    "stock enqueues", "long times", "letters", "unknown", "batches", "renews", "cancels",
 )  # fmt: skip
 numbers = st.integers(0, 7)
 
@@ -362,6 +364,22 @@ class Histories(RuleBasedStateMachine):
         )
         if answer == "done":
             self.ledger.added(job_id)
+
+    @precondition(lambda self: "cancels" not in self.off)
+    @rule(n=numbers)
+    def cancel(self, n: int) -> None:
+        job_id = self._id(n)
+        result = result_of(Held(job_id, "cancelled", 0, 0), self.store.queue)
+
+        def act() -> str:
+            call = partial(scripts.cancel, self.store.scripts, self.store.queue, job_id)
+            first = self.store.run(call())
+            if first.said != "changed":
+                return first.said
+            return self.store.run(call(body=first.body, result=result, result_ms=RESULT_MS)).said
+
+        if self._do(act, lambda model, now, _: model.cancel(job_id, result, now, result_ms=RESULT_MS)) == "cancelled":
+            self.ledger.ended_by_others(job_id)
 
     @precondition(lambda self: "unknown" not in self.off)
     @rule(n=numbers)
@@ -544,7 +562,7 @@ class Histories(RuleBasedStateMachine):
             self.runs.append((run[0], stock))
         elif results != (self.seen.values.get(keys.RESULT + job_id), self.seen.until.get(keys.RESULT + job_id)):
             self.ledger.claimed(job_id, stock)
-            self.ledger.ended_by_stock(job_id)
+            self.ledger.ended_by_others(job_id)
 
     @precondition(lambda self: self.runs)
     @rule(n=numbers, ends=st.sampled_from(["result", "retry", "later", "stop"]))
@@ -559,7 +577,7 @@ class Histories(RuleBasedStateMachine):
             self._do(stock.is_stopped, lambda model, now, _: model.stock_retry(run, 0, now))
         elif ends == "result":
             self._do(stock.finishes, lambda model, now, _: model.stock_end(run.id, now))
-            self.ledger.ended_by_stock(run.id)
+            self.ledger.ended_by_others(run.id)
         else:
             defer_ms = DELAYS_MS[1] if ends == "later" else 0
             stock.ends = Retry(defer=defer_ms / 1000 or None)
