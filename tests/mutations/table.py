@@ -87,7 +87,7 @@ ENQUEUE = _of(
     ("G9 a flag is of an earlier job", "    if not fresh then\n", "    if false then\n"),
     ("a fresh id has no flag", "    if not fresh then\n", "    if true then\n", "it only saves work"),
     ("G9 only of an id that was added", "    reused[#reused + 1] = id\n    end\n  else\n", "    reused[#reused + 1] = id\n    end\n  else\n    reused[#reused + 1] = id\n"),
-    ("no id reused clears no flag", "if #reused > 0 then", "if true then"),
+    ("no id reused clears no flag", "if #reused > 0 then", "if true then", "it only saves a call"),
     ("R19 flags of a wrong type stop no job", "try('ZREM', abort, unpack(reused))", "redis.call('ZREM', abort, unpack(reused))"),
     ("R25 a job is announced", "try('ZADD', mark, 0, 0)", ""),
     ("R19 a mark of a wrong type stops no job", "try('ZADD', mark, 0, 0)", "redis.call('ZADD', mark, 0, 0)"),

@@ -114,6 +114,35 @@ def test_a_call_whose_reply_was_lost_is_told_the_same_again(store: Store) -> Non
     assert cancel(store, "a") == "gone", "by another call"
 
 
+def test_another_result_of_a_job_that_is_gone_is_not_that_of_this_call(store: Store) -> None:
+    store.redis.set(keys.RESULT + "a", "of another", ex=60)
+    assert call(store, "a", body(), b"result").said == "gone"
+    store.spoil(keys.RESULT + "a")
+    assert call(store, "a", body(), b"result").said == "gone"
+
+
+def test_a_flag_that_nobody_has_seen_goes_with_the_job(store: Store) -> None:
+    store.enqueue("a")
+    store.redis.zadd(keys.ABORT, {"a": 5})
+    assert call(store, "a", body(), b"result").said == "cancelled"
+    is_over(store, "a")
+
+
+INDEXES = ["rt:arq:queue:later", "rt:arq:queue:unknown", "rt:arq:queue:count", keys.ABORT, keys.RETRY + "a"]
+
+
+@pytest.mark.parametrize("key", INDEXES)
+def test_r19_a_key_of_a_wrong_type_does_not_stop_it(store: Store, key: str) -> None:
+    store.enqueue("a")
+    worker = store.worker()
+    worker.settle(again(worker.one("a"), 60_000))
+    store.spoil(key)
+    assert call(store, "a", body(), b"result").said == "cancelled"
+    assert (store.queued(), store.raw.get(keys.RESULT + "a")) == ([], b"result")
+    if key.startswith("rt:arq:queue"):
+        assert store.is_spoiled(key)
+
+
 # -- somebody holds it
 
 

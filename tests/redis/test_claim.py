@@ -376,6 +376,18 @@ def test_r4_r19_flags_of_a_wrong_type_do_not_stop_it(store: Store) -> None:
     assert store.queued() == []
 
 
+def test_r4_a_job_whose_body_has_expired_is_given_out_though_it_was_to_be_aborted(store: Store) -> None:
+    store.redis.zadd(store.queue, {"a": 5})
+    store.redis.zadd(keys.ABORT, {"a": 5})
+    assert store.worker().one("a").kind == "none"
+
+
+def test_r4_r19_so_it_is_where_nobody_can_tell(store: Store) -> None:
+    store.redis.zadd(store.queue, {"a": 1})
+    store.spoil(keys.ABORT)
+    assert store.worker().one("a").kind == "none"
+
+
 def test_r4_ids_behind_one_that_is_settled_are_not_passed_over(store: Store) -> None:
     for n in range(3):
         store.redis.set(f"{keys.RESULT}gone-{n}", "GOOD", ex=60)

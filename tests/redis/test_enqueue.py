@@ -190,6 +190,21 @@ def test_r19_a_queue_of_a_wrong_type_is_an_error_and_leaves_no_body(store: Store
     assert not store.redis.exists(keys.JOB + "a")
 
 
+def test_a_flag_that_was_for_an_earlier_job_of_the_id_goes_and_that_of_a_job_stays(store: Store) -> None:
+    store.redis.zadd(keys.ABORT, {"a": 5, "b": 5})
+    store.enqueue("a")
+    assert store.redis.zrange(keys.ABORT, 0, -1) == ["b"]
+    store.redis.zadd(keys.ABORT, {"a": 5})
+    assert store.enqueue("a") == [False]
+    assert store.redis.zrange(keys.ABORT, 0, -1) == ["a", "b"]
+
+
+def test_r19_flags_of_a_wrong_type_do_not_stop_a_job(store: Store) -> None:
+    store.spoil(keys.ABORT)
+    assert store.enqueue("a") == [True]
+    assert store.queued() == ["a"]
+
+
 @pytest.mark.parametrize("what", ["later", "mark"])
 def test_r19_an_index_of_a_wrong_type_does_not_stop_a_job(store: Store, what: str) -> None:
     store.spoil(f"rt:{store.queue}:{what}")
