@@ -347,6 +347,15 @@ def test_r3_a_flag_is_cleared_only_where_asked(store: Store) -> None:
     assert store.redis.zrange(keys.ABORT, 0, -1) == ["b"]
 
 
+def test_flags_that_nobody_has_obeyed_for_a_day_go_along_with_one_that_is_cleared(store: Store) -> None:
+    store.enqueue("a")
+    now = store.now_ms()
+    store.redis.zadd(keys.ABORT, {"a": now, "old": now - 2 * DAY_MS, "young": now - DAY_MS / 2})
+    worker = store.worker()
+    worker.settle(done(worker.one("a"), flags="fa"))
+    assert store.redis.zrange(keys.ABORT, 0, -1) == ["young"]
+
+
 def test_the_steps_of_a_job_are_forgotten_when_it_is_done_and_kept_when_it_died(store: Store) -> None:
     store.enqueue("done", "dead")
     worker = store.worker()
