@@ -24,11 +24,10 @@ weather: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.benchmarks
 
-<<<<<<< HEAD
 # Builds the Dockerfile and runs what it built, without an engine: as root, with Debian's buildah and mmdebstrap.
 image: $(VENV)/dev.stamp
 	RUNTIME_TEST_IMAGE=1 $(BIN)/python -m pytest -q tests/image
-=======
+
 # The queue's scripts against their model, over other histories at each run.
 EXAMPLES ?= 5000
 model: $(VENV)/dev.stamp
@@ -37,7 +36,6 @@ model: $(VENV)/dev.stamp
 # Each guard of the scripts taken away: a test must fail.
 mutants: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.mutations
->>>>>>> dee8ad3 (Every guard of the scripts has a test that fails without it; make model, make mutants)
 
 # Hashed, and without the address of any index. The first is the image's, the second `make run`'s.
 COMPILE := $(BIN)/pip-compile --quiet --strip-extras --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate --no-header --allow-unsafe
