@@ -316,7 +316,6 @@ def test_r2_a_job_that_stock_put_off_meanwhile_is_not_brought_forward(store: Sto
     assert store.own("a") is None
 
 
-@pytest.mark.xfail(strict=True, reason="arq's late Retry adds to whatever the score is: with a priority, years")
 def test_r2_a_stock_worker_that_comes_late_with_a_retry_does_not_put_off_our_job_for_years(store: Store) -> None:
     store.enqueue("a", priority=5)
     stock = Stock(store, ends=Retry(defer=1))
@@ -324,7 +323,23 @@ def test_r2_a_stock_worker_that_comes_late_with_a_retry_does_not_put_off_our_job
     store.redis.delete(keys.IN_PROGRESS + "a")  # it stood still for longer than its lease
     job = store.worker("b-2").one("a")
     stock.finishes()
-    assert store.worker("b-2").keeps(job) or store.score("a") < store.now_ms() + DAY_MS
+    assert store.worker("b-2").keeps(job)
+    assert store.score("a") < store.now_ms() + DAY_MS
+
+
+def test_r2_nor_one_whose_worker_has_died_since(store: Store) -> None:
+    store.enqueue("a", priority=5)
+    place = store.score("a")
+    stock = Stock(store, ends=Retry(defer=1))
+    assert stock.claims("a")
+    store.redis.delete(keys.IN_PROGRESS + "a")
+    store.enqueue("b")
+    jobs = store.worker("b-2", lease_ms=30).claim(2).jobs
+    stock.finishes()
+    assert store.score("a") > store.now_ms() + DAY_MS
+    store.lapse(*(job for job in jobs if job.id == b"b"))
+    reply = store.worker("c-3").claim(5)
+    assert {job.id: (float(job.place), job.own) for job in reply.jobs}[b"a"] == (place, b"1|")
 
 
 def test_r3_a_flagged_job_is_claimed_with_its_flag(store: Store) -> None:

@@ -157,8 +157,9 @@ def test_r5_a_lapsed_job_that_stock_started_and_let_go_is_not_settled(store: Sto
     assert store.queued() == ["a"]
 
 
-def test_r5_a_lapsed_job_that_was_put_off_meanwhile_is_not_settled(store: Store) -> None:
-    store.enqueue("a")
+@pytest.mark.parametrize("priority", [0, 5])
+def test_r5_a_lapsed_job_that_was_put_off_meanwhile_is_not_settled(store: Store, priority: int) -> None:
+    store.enqueue("a", priority=priority)
     zombie = store.worker("a-1", lease_ms=1)
     job = zombie.one("a")
     store.lapse(job)

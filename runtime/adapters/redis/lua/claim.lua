@@ -72,7 +72,7 @@ local function sweep()
     local entry, when = due[2 * n - 1], tonumber(due[2 * n])
     local token, at = parse(entry)
     local leave = held[n] == token
-    if token and not held[n] and scores[n] and tonumber(scores[n]) == when then -- nobody touched it meanwhile
+    if token and not held[n] and scores[n] and left_there(tonumber(scores[n]), when, priority(tonumber(at))) then
       if incarnation_of(token) == incarnation and not disowned[token] then
         -- Still run by this very worker: its keeper takes the lease again.
         leave = true

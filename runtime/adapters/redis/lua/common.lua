@@ -61,9 +61,16 @@ local function defer(queue, later, id, due, p)
   return try('ZADD', queue, score, id)
 end
 
+-- The score is where the lease has left it; or a stock worker, whose own lease had lapsed, came late with a Retry. That
+-- adds to whatever the score is what would have been right for its place: p * 2^33 too much, which would be years.
+local function left_there(score, when, p)
+  return score == when or (p > 0 and math.floor((score - when) / 8589934592) == p)
+end
+
 -- Lapsed, and yet nobody has touched it since its last extension: neither its score, nor its count of starts.
 local function untouched(queue, later, job)
   local score = try('ZSCORE', queue, job.id)
   local when = try('ZSCORE', later, member(job.token, job.place, job.id))
-  return score and when and tonumber(score) == tonumber(when) and try('GET', RETRY .. job.id) == job.starts
+  return score and when and left_there(tonumber(score), tonumber(when), priority(tonumber(job.place)))
+    and try('GET', RETRY .. job.id) == job.starts
 end
