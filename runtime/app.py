@@ -208,6 +208,7 @@ class Worker:
             self._log,
             serializer=self._serializer,
         )
+        self._looking = anyio.CancelScope()
         self._listen_to_signals()
         self._heartbeats = Heartbeats(self._source.redis, self._source.incarnation, self._heartbeat)
         await self._look()
@@ -320,6 +321,7 @@ class Worker:
     def _signalled(self, number: int) -> None:
         self._told.append(number)
         self._health.stopping = True
+        self._looking.cancel()
         if len(self._told) > 2:
             os._exit(128 + number)
         self._signals.put_nowait(number)
@@ -351,8 +353,9 @@ class Worker:
                     )
 
     async def _look(self) -> None:
-        """Learn whether Redis answers, without waiting for long."""
-        with anyio.move_on_after(LOOK_S), suppress(Away):
+        """Learn whether Redis answers, without waiting for long, or when there is no use in it any more."""
+        self._looking.deadline = anyio.current_time() + LOOK_S
+        with self._looking, suppress(Away):
             await self._source.ping()
 
     async def _beat(self) -> None:

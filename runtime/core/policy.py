@@ -206,7 +206,7 @@ def redacted(outcome: Outcome, redact: Redactor) -> Outcome:
     if not isinstance(outcome, Retried | Dead):
         return outcome
     failure = outcome.failure
-    text = redact.text(failure.text, TEXT_LIMIT)
+    text = redact.text(failure.text, TEXT_LIMIT - 1)  # and a mark where it was cut
     return outcome if text == failure.text else replace(outcome, failure=replace(failure, text=text))
 
 

@@ -78,6 +78,7 @@ class Heartbeats:
         self._redis = redis
         self._incarnation = incarnation
         self._report = report
+        self._sent = False
 
     async def run(self) -> None:
         """Send one at once and then every 30 s: one command each. Cancel it to stop; it may be run again.
@@ -94,11 +95,14 @@ class Heartbeats:
 
     async def beat(self) -> None:
         """Send one. Raises `Away`."""
+        self._sent = True
         with away_when_lost("heartbeat"):
             await self._redis.hset(keys.WORKERS, self._incarnation, to_json(self._report()))
 
     async def leave(self) -> None:
         """Take back what was sent: this worker has stopped in good order. Gives up after a second."""
+        if not self._sent:
+            return
         with anyio.move_on_after(LEAVE_S), suppress(Away), away_when_lost("heartbeat"):
             await self._redis.hdel(keys.WORKERS, self._incarnation)
 
