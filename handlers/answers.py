@@ -1,6 +1,6 @@
 """What an HTTP answer of a paid API means for the job: its JSON, or the right exception."""
 
-from typing import Any
+from typing import Any, cast
 
 from runtime import Permanent, Snooze, Transient
 
@@ -26,7 +26,7 @@ async def read_json(response: Any, provider: str) -> dict[str, Any]:
         raise Permanent(f"{provider} answered {response.status}: {_message(answer)}")
     if not isinstance(answer, dict):
         raise Transient(f"{provider} answered {response.status} with something that is no JSON object")
-    return answer
+    return cast("dict[str, Any]", answer)
 
 
 def _wait_s(response: Any) -> float:
@@ -39,7 +39,8 @@ def _wait_s(response: Any) -> float:
 
 
 def _message(answer: Any) -> str:
-    error = answer.get("error") if isinstance(answer, dict) else None
-    if not isinstance(error, dict):
-        return "no reason given"
-    return " ".join(str(error[name]) for name in ("code", "name", "message") if error.get(name))[:500]
+    match answer:
+        case {"error": {**error}}:
+            return " ".join(str(error[name]) for name in ("code", "name", "message") if error.get(name))[:500]
+        case _:
+            return "no reason given"

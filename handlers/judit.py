@@ -37,7 +37,7 @@ async def onboard(ctx: Context, cnj: str) -> Case:
     for response in responses:
         # JUDIT tells the errors of a search inside an answer of 200.
         if response["response_type"] == "application_error":
-            data = response.get("response_data") or {}
+            data: dict[str, Any] = response.get("response_data") or {}
             raise Permanent(f"JUDIT: {data.get('code')}: {data.get('message')}")
     lawsuits = [response["response_data"] for response in responses if response["response_type"] == "lawsuit"]
     return {"cnj": cnj, "requestId": request_id, "lawsuits": lawsuits}

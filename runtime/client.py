@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -371,7 +371,7 @@ def redis_url(config: settings.Settings) -> tuple[str, embedded.Embedded | None]
 
 
 @asynccontextmanager
-async def connect(url: str | None = None) -> AsyncIterator[Client]:
+async def connect(url: str | None = None) -> AsyncGenerator[Client]:
     """A client for the block, which `Handler.enqueue` uses meanwhile; without `url`, the Redis of the environment."""
     found, server = (url, None) if url else await asyncio.to_thread(redis_url, settings.read())
     client = Client(found)

@@ -38,18 +38,22 @@ class Source(Protocol):
 
     async def claim(self, queue: str, room: int) -> Pulled:
         """Up to `room` due jobs of `queue`, leased to this worker. Not to be cancelled: a lost answer strands jobs."""
+        ...
 
     async def settle(self, queue: str, batch: Sequence[Settlement]) -> Sequence[Verdict]:
         """Record outcomes, one verdict each. After `Away` the same batch may be sent again: it settles once."""
+        ...
 
     async def wait(self, queues: Sequence[str], timeout_s: float) -> str | None:
         """The queue in which something was announced; None when the time is over. May be cancelled."""
+        ...
 
     async def announce(self, queue: str) -> None:
         """Wake one idle worker of `queue`."""
 
     async def due_in(self, queue: str) -> float | None:
         """Seconds until the first job of `queue` is due (0 where one is); None for an empty queue."""
+        ...
 
     async def ping(self) -> None:
         """Return when the store answers, and takes what is written to it."""
@@ -90,6 +94,7 @@ class Runner(Protocol):
 
         `stuck` is called if it goes on for long after it was asked to stop; `ended` may still follow.
         """
+        ...
 
 
 class Ledger(Protocol):
@@ -97,6 +102,7 @@ class Ledger(Protocol):
 
     async def begin(self, claim: Claim, step: str) -> "Step":
         """Note that `step` begins. Raises `LeaseLost` when the job is no longer ours."""
+        ...
 
     async def finish(self, claim: Claim, step: str, value: object) -> None:
         """Note what `step` gave. Raises `LeaseLost` likewise, `TypeError` for a value that cannot be kept."""
@@ -115,6 +121,7 @@ class Sessions(Protocol):
 
     def session(self, name: str) -> Any:
         """An `aiohttp.ClientSession`, opened when first asked for and closed with the worker."""
+        ...
 
 
 class Entry(Protocol):
@@ -125,6 +132,7 @@ class Entry(Protocol):
 
     async def run(self, context: Any, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
         """Check the arguments against the signature (raising `Invalid`) and call the function."""
+        ...
 
 
 class Journal(Protocol):
@@ -135,6 +143,7 @@ class Journal(Protocol):
 
         Gives what the job is to remember of the run (`History.trace`). The first block of a claim begins its run.
         """
+        ...
 
     def started(self, claim: Claim, running: int) -> None:
         """A run begins; told within its block."""

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from runtime.core.errors import HandlerInvalid, HandlerUnknown
 from runtime.core.policy import describe
@@ -33,7 +33,7 @@ def collect(modules: Sequence[str] = (), folder: Path | None = None) -> Handlers
         for module in _import(name):
             for value in vars(module).values():
                 if isinstance(value, Handler):
-                    _add(found, value)
+                    _add(found, cast("Handler[..., Any]", value))
     if not found:
         raise HandlerInvalid(
             f"no handler in {', '.join(names)}", hint="declare one with @handler, or name another module"
@@ -67,12 +67,15 @@ def _configured(folder: Path) -> list[str]:
         return ["handlers"]
     except (OSError, ValueError) as error:
         raise HandlerInvalid(f"pyproject.toml cannot be read: {error}") from None
-    names: Any = project
-    for key, default in (("tool", {}), ("runtime", {}), ("handlers", ["handlers"])):
-        names = names.get(key, default) if isinstance(names, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise HandlerInvalid("[tool.runtime] handlers in pyproject.toml is not a list of module names")
-    return names
+    said: Any = project
+    defaults: Mapping[str, Any] = {"tool": {}, "runtime": {}, "handlers": ["handlers"]}
+    for key, default in defaults.items():
+        said = cast("dict[str, Any]", said).get(key, default) if isinstance(said, dict) else None
+    match said:
+        case [*names] if all(isinstance(name, str) for name in names):
+            return names
+        case _:
+            raise HandlerInvalid("[tool.runtime] handlers in pyproject.toml is not a list of module names")
 
 
 def _add(found: dict[str, Handler[..., Any]], new: Handler[..., Any]) -> None:

@@ -356,7 +356,7 @@ def _without_credentials(text: str) -> str:
 
 def _unknown_names(env: Mapping[str, str]) -> list[str]:
     known = [name for setting in TABLE for name in setting.names]
-    wrong = []
+    wrong: list[str] = []
     for name in sorted(env):
         if name.startswith("RUNTIME_") and not name.startswith("RUNTIME_TEST_") and name not in known:
             near = difflib.get_close_matches(name, known, 1)

@@ -25,7 +25,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -216,7 +216,7 @@ def _address(data: Path) -> Path:
 
 
 @contextmanager
-def _alone(place: _Place, until: float) -> Iterator[None]:
+def _alone(place: _Place, until: float) -> Generator[None]:
     """One starter at a time, over all processes. Waits no longer than `until` for one that is stuck."""
     while (lock := _try_lock(place.starting)) is None:
         if time.monotonic() > until:

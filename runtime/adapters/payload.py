@@ -8,10 +8,10 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import msgspec
@@ -134,7 +134,7 @@ def _put_together(value: Any, kind: Any, name: str) -> Any:
 
 def _first_that_fits(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
     """For unions that msgspec cannot tell apart by itself, such as of two dataclasses."""
-    refusals = []
+    refusals: list[str] = []
     for kind in kinds:
         try:
             return _put_together(value, kind, name)
@@ -151,7 +151,7 @@ def _load_model(kind: Any, value: Any) -> Any:
     if not isinstance(origin, type) or isinstance(value, origin):
         return value
     if issubclass(origin, dict) and isinstance(value, dict):  # OrderedDict, Counter: taken apart on their way
-        return origin(value)
+        return cast("dict[object, Any]", origin(value))
     raise ValueError(f"Expected `{origin.__name__}`, got `{type(value).__name__}`")
 
 
@@ -163,7 +163,7 @@ def _validated(load: Callable[[Any], Any], value: Any) -> Any:
         if not callable(details):
             raise
         # pydantic's text quotes what it was given, and an argument is not to be seen in a log.
-        said = details(include_url=False, include_context=False, include_input=False)
+        said = cast("list[dict[str, Any]]", details(include_url=False, include_context=False, include_input=False))
         raise ValueError("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in said)) from None
 
 
@@ -184,8 +184,10 @@ def _encodable(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
-        return {_encodable(key): _encodable(item) for key, item in value.items()}
-    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
+        return {_encodable(key): _encodable(item) for key, item in cast("dict[object, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(item) for item in cast("Sequence[Any]", value)]
+    return value
 
 
 def from_json(data: bytes | str, kind: type[T]) -> T:

@@ -98,7 +98,7 @@ class Watchdog:
 
     def _look(self, for_s: float) -> Standstill:
         task = asyncio.current_task(self._loop)
-        frame = sys._current_frames().get(self._loop_thread)
+        frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]  # it is documented
         calls = traceback.extract_stack(frame)[-FRAMES:] if frame else []
         last = calls[-1] if calls else None
         where = f"{last.filename}:{last.lineno} in {last.name}" if last else "unknown"

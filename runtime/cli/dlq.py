@@ -57,7 +57,7 @@ async def _chosen(redis: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The letters that were named; a name without a letter is told."""
     if args.all:
         return await _matching(redis, args)
-    chosen = []
+    chosen: list[dict[str, Any]] = []
     for job_id in args.id:
         letter = await letters.find(redis, job_id)
         if letter is None:

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from typing import Any
+from typing import Any, cast
 
 from runtime import registry
 from runtime.cli import without_secrets
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     handler = registry.find(registry.collect(args.module), args.handler)
     positional, named = _arguments(args.arguments)
     given = {name: getattr(args, name) for name in Options.__annotations__ if getattr(args, name, None) is not None}
-    options: Options = given  # type: ignore[assignment]  # checked by options()
+    options = cast("Options", given)  # checked by options()
     request = handler.options(**options).request(*positional, **named)
 
     longest_s = timeout_s(args.timeout)
@@ -66,6 +66,10 @@ def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
             f"the arguments are not JSON: {error}",
             hint='quote them for the shell, e.g. \'{"text": "hello"}\' or \'"hello"\'',
         ) from None
-    if isinstance(value, dict):
-        return [], value
-    return (value, {}) if isinstance(value, list) else ([value], {})
+    match value:
+        case {**named}:
+            return [], cast("dict[str, Any]", named)
+        case [*positional]:
+            return positional, {}
+        case _:
+            return [value], {}

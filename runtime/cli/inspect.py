@@ -332,7 +332,7 @@ def _workers_page(document: Document) -> list[str]:
 
 def _jobs_page(document: Document) -> list[str]:
     rows: list[Sequence[object]] = [("QUEUE", "STATE", "ID", "HANDLER", "ATTEMPT", "WHEN", " ")]
-    notes = []
+    notes: list[str] = []
     for queue in document["queues"]:
         if "trouble" in queue:
             notes.append(plain(f"{queue['queue']}: {queue['trouble']}"))

@@ -9,7 +9,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, cast
 
 REDACTED = "[redacted]"
 LEAST = 8
@@ -78,7 +78,8 @@ class Redactor:
 
     def _cut(self, text: str, limit: int) -> str:
         # Cut first, and a secret that lies across the cut would no longer be known; its first half would stay.
-        parts, at = [], 0
+        parts: list[str] = []
+        at = 0
         for found in self._find.finditer(text, 0, limit + _OVERHANG):
             if found.start() >= limit:
                 break
@@ -98,7 +99,7 @@ class Redactor:
 
     def _are_clean(self, fields: Mapping[str, Any]) -> bool:
         """The common case at the price of one look: short texts and numbers, and no sign of a secret in any."""
-        texts = []
+        texts: list[str] = []
         for name, value in fields.items():
             if _names_a_secret(name):
                 return False
@@ -128,9 +129,10 @@ class Redactor:
             return "…"
         try:
             if isinstance(value, Mapping):
-                return {self._name(name): self._under(name, item, deep - 1) for name, item in value.items()}
+                pairs = cast("Mapping[object, object]", value)
+                return {self._name(name): self._under(name, item, deep - 1) for name, item in pairs.items()}
             if isinstance(value, list | tuple | set | frozenset):
-                return [self._value(item, deep - 1) for item in value]
+                return [self._value(item, deep - 1) for item in cast("Iterable[object]", value)]
         except Exception:  # a mapping of the user's
             return "…"
         return self._shown(value)
@@ -232,7 +234,7 @@ def _in_base64(data: bytes) -> set[str]:
 
     The characters at its edges that hold bits of its neighbours are not matched; they are not enough to go by.
     """
-    found = set()
+    found: set[str] = set()
     for before, skip in ((0, 0), (1, 2), (2, 3)):
         whole = b64encode(bytes(before) + data).decode().rstrip("=")
         core = whole[skip : len(whole) - (1 if (before + len(data)) % 3 else 0)]

@@ -1,9 +1,9 @@
 """Values from outside, fit to be shown to people and programs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time, timedelta
-from typing import Any
+from typing import Any, cast
 
 DEEPEST = 100
 """Levels of a value that are shown."""
@@ -35,11 +35,11 @@ def presentable(value: Any, depth: int = 0) -> Any:
     if depth == DEEPEST:
         return "…"
     if isinstance(value, Mapping):
-        return {_key(key): presentable(item, depth + 1) for key, item in value.items()}
+        return {_key(key): presentable(item, depth + 1) for key, item in cast("Mapping[object, Any]", value).items()}
     if isinstance(value, set | frozenset):
-        return [presentable(item, depth + 1) for item in sorted(value, key=repr)]
+        return [presentable(item, depth + 1) for item in sorted(cast("Iterable[Any]", value), key=repr)]
     if isinstance(value, list | tuple):
-        return [presentable(item, depth + 1) for item in value]
+        return [presentable(item, depth + 1) for item in cast("Iterable[Any]", value)]
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     return value.total_seconds() if isinstance(value, timedelta) else presentable(str(value), depth)

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from runtime.core.job import Call, Claim
 from runtime.ports import Journal, Ledger, Sessions
@@ -24,6 +24,11 @@ class Checked(Generic[P, T]):
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._step(*args, **kwargs)
+
+
+async def _look_up(step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """The value of a step that was taken, as far as it can tell."""
+    return await cast("Checked[P, T]", step).check(*args, **kwargs) if isinstance(step, Checked) else None
 
 
 class Context(Mapping[str, Any]):
@@ -78,10 +83,8 @@ class Context(Mapping[str, Any]):
         with self._journal.within(self._claim, step):
             known = await self._ledger.begin(self._claim, step)
             if known.state == "done":
-                return known.value  # type: ignore[return-value]  # it was this step's value when it was noted
-            value: T | None = None
-            if known.state == "begun" and isinstance(take, Checked):
-                value = await take.check(*args, **kwargs)
+                return cast("T", known.value)  # it was this step's value when it was noted
+            value = await _look_up(take, *args, **kwargs) if known.state == "begun" else None
             if value is None:
                 value = await take(*args, **kwargs)
             await self._ledger.finish(self._claim, step, value)

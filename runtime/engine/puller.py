@@ -124,9 +124,10 @@ class Puller:
         self._queues.remove(queue)
         self._queues.append(queue)
         # Jobs whose claim is not heard of would wait for their lease to lapse.
+        pulled: Pulled | None = None
         with anyio.CancelScope(shield=True) as self._claiming:
             pulled = await self._source.claim(queue.name, room)
-        if self._claiming.cancelled_caught:
+        if pulled is None:  # cancelled
             return
         # A claim whose reply was lost brings its jobs again, when another queue may have taken the slots.
         free = self._slots.free

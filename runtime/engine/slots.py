@@ -206,7 +206,7 @@ class Slots:
         Changes nothing; may be called from another thread, as the event loop stands still.
         """
         now_ms = _wall_ms()
-        settlements = []
+        settlements: list[Settlement] = []
         for slot in self._busy.values():
             claim = slot.claim
             outcome, history = (

@@ -3,6 +3,7 @@
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import anyio
 
@@ -19,9 +20,10 @@ PERIOD_S = 30.0
 
 def bug_of(error: Exception) -> Exception:
     """The exception itself, where task groups have wrapped it and nothing else."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+    if not isinstance(error, ExceptionGroup):
+        return error
+    group = cast("ExceptionGroup[Exception]", error)
+    return bug_of(group.exceptions[0]) if len(group.exceptions) == 1 else group
 
 
 class Supervisor:

@@ -8,7 +8,7 @@ silent peers keeps anybody out.
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -66,7 +66,7 @@ class Connection(web.RequestHandler):
             keepalive_timeout=3600.0,  # ours goes first
             lingering_time=LINGER_S,
             logger=_silent,
-            access_log=None,  # type: ignore[arg-type]  # as aiohttp's own runners pass it
+            access_log=None,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # as aiohttp's own runners pass it
             auto_decompress=False,
         )
         self._connections = connections
@@ -170,7 +170,7 @@ async def limited(request: web.Request, handler: Any) -> web.StreamResponse:
 
 
 @contextmanager
-def waiting(request: web.Request, longest_s: float) -> Iterator[None]:
+def waiting(request: web.Request, longest_s: float) -> Generator[None]:
     """The connection may give way to another meanwhile."""
     connection = _of(request)
     connection.wait(2 * longest_s)  # whoever waits here answers in time

@@ -36,12 +36,16 @@ class Jobs(Protocol):
 
     async def add(self, order: Order) -> Receipt:
         """Raises `HandlerUnknown`, `PayloadInvalid`, `OptionInvalid`; then nothing was written."""
+        ...
 
     async def show(self, job_id: str, queue: str | None) -> Mapping[str, Any]:
         """Where a job is, in `queue` or wherever this worker serves: at least `jobId` and `status`. Fit for JSON."""
+        ...
 
     async def cancel(self, job_id: str, queue: str | None) -> tuple[Ending, str]:
         """End a job that has not ended; and its status, after that."""
+        ...
 
     async def count(self) -> Mapping[str, Mapping[str, Any]]:
         """The jobs of each queue that this worker serves, by status."""
+        ...

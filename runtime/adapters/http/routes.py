@@ -92,7 +92,7 @@ async def _json_of(request: web.Request) -> dict[str, Any]:
         raise Refused(415, "not-json", "a body is sent as JSON", "Content-Type: application/json")
     body = await body_of(request, MOST_BODY)
     try:
-        return from_json(body, dict)
+        return from_json(body, dict[str, Any])
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise Refused(400, "bad-body", f"the body is not a JSON object: {why}") from None

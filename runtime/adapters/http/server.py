@@ -30,6 +30,7 @@ class Health(Protocol):
     @property
     def probe(self) -> Callable[[], Awaitable[object]]:
         """Bring what is known of Redis up to date; at most a second."""
+        ...
 
     def document(self) -> Mapping[str, Any]: ...
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 from runtime.adapters.redis import documents, pickles
 from runtime.adapters.redis.pickles import MAX_BYTES, Undecodable
@@ -127,8 +127,9 @@ def _load_custom(data: bytes, serializer: Serializer) -> object:
     else:
         if type(value) is not dict:
             refuse(f"a {type(value).__name__}, not a dict")
-        check_tree(value)
-        return value
+        fields = cast("dict[object, Any]", value)
+        check_tree(fields)
+        return fields
     raise Undecodable(reason)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -97,7 +97,7 @@ _PROMPT: dict[type[AbstractConnection], type[AbstractConnection]] = {
 
 def connect(url: str, *, connections: int = CONNECTIONS, reply_s: float = REPLY_S) -> Any:
     """A client of at most `connections` connections; a further caller waits for a free one."""
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
+    pool = redis.asyncio.BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # in redis-py
         url,
         max_connections=connections,
         timeout=reply_s,
@@ -111,7 +111,7 @@ def connect(url: str, *, connections: int = CONNECTIONS, reply_s: float = REPLY_
 
 def connect_blocking(url: str, *, reply_s: float) -> Any:
     """A client with one connection, for a thread of its own; no call of it takes longer than about `reply_s`."""
-    return redis.Redis.from_url(
+    return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]  # in redis-py
         url,
         max_connections=1,
         retry=Retry(NoBackoff(), 0),
@@ -120,7 +120,7 @@ def connect_blocking(url: str, *, reply_s: float) -> Any:
 
 
 @contextmanager
-def away_when_lost(what: str) -> Iterator[None]:
+def away_when_lost(what: str) -> Generator[None]:
     """Turns every Redis error into `Away`. redis-py's own texts may hold a whole command, and so a job's arguments."""
     try:
         yield

@@ -18,7 +18,7 @@ async def queues(redis: Any) -> list[str]:
     prefix, suffix = keys.dead("\0").split("\0")
     names = [name.decode("utf-8", "surrogateescape") async for name in redis.scan_iter(match=keys.dead("*"), count=500)]
     found = [name.removeprefix(prefix).removesuffix(suffix) for name in names if name.endswith(suffix)]
-    kept = []
+    kept: list[str] = []
     for queue in sorted(found):
         if await redis.type(keys.dead(queue)) == b"zset":
             kept.append(queue)
@@ -41,7 +41,7 @@ async def find(redis: Any, job_id: str, serializer: Serializer | None = None) ->
     data, body = await redis.hmget(keys.of(keys.LETTER, job_id), "letter", "body")
     if data is None:
         return None
-    letter: dict[str, Any] = from_json(data, dict)
+    letter = from_json(data, dict[str, Any])
     letter["id"] = job_id
     letter["body_bytes"] = len(body or b"")
     call = wire.decode_call(body, serializer) if body else None

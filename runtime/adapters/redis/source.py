@@ -5,7 +5,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -89,7 +89,7 @@ class RedisSource:
         return self._weather.away
 
     @contextmanager
-    def _asking(self, what: str, queue: str = "") -> Iterator[None]:
+    def _asking(self, what: str, queue: str = "") -> Generator[None]:
         try:
             with away_when_lost(what):
                 yield
@@ -137,7 +137,7 @@ class RedisSource:
         """Before the first claim: a server that has just come up may hold leases whose owners are on their way."""
         with self._asking("look", queue):
             leases = await self.redis.exists(keys.later(queue))
-            info = await self.redis.info("server") if leases else {}
+            info: dict[str, Any] = await self.redis.info("server") if leases else {}
         if info.get("uptime_in_seconds", math.inf) * 1000 < self._lease_ms:
             await asyncio.sleep(self._lease_ms / 4000)
 

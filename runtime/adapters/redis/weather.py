@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from runtime.ports import Away
@@ -72,7 +72,7 @@ class Weather:
                 wait.reschedule(asyncio.get_running_loop().time())
 
     @asynccontextmanager
-    async def waiting(self, longest_s: float) -> AsyncIterator[None]:
+    async def waiting(self, longest_s: float) -> AsyncGenerator[None]:
         """The block raises `Away` when it takes longer, or when others find out meanwhile that nothing can be done."""
         ended: Away | None = None
         try:

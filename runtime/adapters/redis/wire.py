@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any
+from typing import Any, cast
 
 from runtime.adapters.redis import codecs, pickles
 from runtime.adapters.redis.codecs import Serializer, Undecodable
@@ -60,34 +60,36 @@ def decode_call(body: bytes, serializer: Serializer | None = None) -> Call | Unr
         return Unreadable(error.reason)
     if not isinstance(fields, dict):
         return Unreadable(f"the body is a {type(fields).__name__}, not a dict")
+    said = cast("dict[object, Any]", fields)
     for key, kinds in _SHAPE.items():
-        if type(fields.get(key, ...)) not in kinds:
-            what = f"is of type {type(fields[key]).__name__}" if key in fields else "is missing"
+        if type(said.get(key, ...)) not in kinds:
+            what = f"is of type {type(said[key]).__name__}" if key in said else "is missing"
             return Unreadable(f"the body's {key!r} {what}")
-    if not _TEXT.issuperset(map(type, fields["k"])):
+    if not _TEXT.issuperset(map(type, said["k"])):
         return Unreadable("the body's 'k' has a key that is no text")
-    own = fields.get("rt")
-    expires_ms = own.get("x") if isinstance(own, dict) else None
+    rt = said.get("rt")
+    own = cast("dict[object, Any]", rt) if isinstance(rt, dict) else {}
+    expires_ms = own.get("x")
     return Call(
-        handler=fields["f"],
-        args=tuple(fields["a"]),
-        kwargs=fields["k"],
-        enqueued_ms=fields["et"],
-        job_try=fields["t"],
-        foreign=own is None,
+        handler=said["f"],
+        args=tuple(said["a"]),
+        kwargs=said["k"],
+        enqueued_ms=said["et"],
+        job_try=said["t"],
+        foreign=rt is None,
         expires_ms=expires_ms if type(expires_ms) is int else None,
         codec=codec,
-        trace=_trace_of(own),
+        trace=_trace_of(own.get("trace")),
     )
 
 
-def _trace_of(own: object) -> dict[str, str] | None:
-    """The W3C trace context in `rt`, as `{trace: {traceparent, tracestate}}`; whether it is one, its reader checks."""
-    found = own.get("trace") if isinstance(own, dict) else None
+def _trace_of(found: object) -> dict[str, str] | None:
+    """The W3C trace context in `rt`, as `{traceparent, tracestate}`; whether it is one, its reader checks."""
     if not isinstance(found, dict):
         return None
+    said = cast("dict[object, object]", found)
     return {
-        name: value for name in _TRACE if isinstance(value := found.get(name), str) and len(value) <= MAX_TRACE
+        name: value for name in _TRACE if isinstance(value := said.get(name), str) and len(value) <= MAX_TRACE
     } or None
 
 
@@ -153,7 +155,7 @@ def _result_fields(settlement: Settlement) -> dict[str, object]:
     claim = settlement.claim
     call = claim.call
     # arq's own stand-ins for a body that cannot be read (`worker.py`, "job expired").
-    said = (
+    said: dict[str, object] = (
         {"f": call.handler, "a": call.args, "k": call.kwargs, "et": call.enqueued_ms}
         if isinstance(call, Call)
         else {"f": "<unknown>", "a": (), "k": {}, "et": 0}
@@ -209,9 +211,10 @@ class Result:
 
 def decode_result(data: bytes, serializer: Serializer | None = None) -> Result:
     """A result, ours or stock arq's. Raises `Undecodable`."""
-    fields: Any = codecs.loads(data, serializer, any_error=True)[0]
-    if not isinstance(fields, dict) or not {"s", "r", "f", "t", "st", "ft"} <= fields.keys():
+    found = codecs.loads(data, serializer, any_error=True)[0]
+    if not isinstance(found, dict) or not {"s", "r", "f", "t", "st", "ft"} <= found.keys():
         raise Undecodable("it is not a result as arq writes it")
+    fields = cast("dict[object, Any]", found)
     if any(type(fields[key]) not in (int, NoneType) for key in ("t", "st", "ft")):
         raise Undecodable("it is not a result as arq writes it")
     ok, value = bool(fields["s"]), fields["r"]

@@ -16,7 +16,7 @@ import asyncio
 import importlib.util
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ def ids() -> Mapping[str, str]:
 
 
 @contextmanager
-def continued(headers: Mapping[str, str]) -> Iterator[None]:
+def continued(headers: Mapping[str, str]) -> Generator[None]:
     """What is enqueued in the block continues the trace that these headers of a request name, if they do.
 
     Also where nothing is traced: then their context travels on as it is. `headers` know their names in lower case.
@@ -388,7 +388,7 @@ class Traces(Journal):
         return told if run is None else _Within(told, run)
 
     @contextmanager
-    def _step(self, claim: Claim, step: str) -> Iterator[None]:
+    def _step(self, claim: Claim, step: str) -> Generator[None]:
         with ExitStack() as stack:
             stack.enter_context(self._told.within(claim, step))
             span = stack.enter_context(

@@ -24,7 +24,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from datetime import datetime, time, timezone
 from types import NoneType
-from typing import Final
+from typing import Final, cast
 
 from runtime.adapters.redis.pickles.machine import CONSTRUCTORS, Machine
 from runtime.adapters.redis.pickles.proof import PROTO, proven
@@ -164,7 +164,7 @@ def _culprit(value: object) -> str:
 def _strange_type(item: object) -> type | None:
     kind = type(item)
     if kind in (datetime, time):
-        zone = type(getattr(item, "tzinfo", None))  # ZoneInfo is the usual stranger
+        zone = cast("type[object]", type(getattr(item, "tzinfo", None)))  # ZoneInfo is the usual stranger
         return None if zone in (NoneType, timezone) else zone
     return None if (kind.__module__, kind.__qualname__) in CONSTRUCTORS or kind in BARE else kind
 

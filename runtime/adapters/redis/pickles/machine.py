@@ -1,5 +1,8 @@
 """An unpickler for what is not proven: its only classes are a table, and it counts what it does."""
 
+# `type(x) is list` tells pyright nothing of the members, and a cast would cost time for each value that is read.
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import builtins

@@ -1,5 +1,8 @@
 """What a body may hold, in whatever codec: the limits, the types, the tree they form; how a refusal says so."""
 
+# `type(x) is list` tells pyright nothing of the members, and a cast would cost time for each value that is read.
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
