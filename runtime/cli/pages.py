@@ -1,0 +1,162 @@
+"""What `runtime inspect` has found, as lines for people."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runtime.cli.display import columns, roughly
+from runtime.core.text import plain, presentable
+
+Document = Mapping[str, Any]
+
+
+def settings_page(document: Document) -> list[str]:
+    rows = [("SETTING", "VALUE", "SOURCE", " ")]
+    rows += [
+        (row["name"], row["value"], row["source"], "wrong" if row["wrong"] else " ") for row in document["settings"]
+    ]
+    notes = [f"wrong: {plain(text)}" for text in document["wrong"]]
+    return columns(rows) + notes + [f"warning: {plain(text)}" for text in document["warnings"]]
+
+
+def overview(document: Document) -> list[str]:
+    live = [worker for worker in document["workers"] if worker["live"]]
+    queues = document["queues"]
+
+    def total(name: str) -> int:
+        return sum(queue.get(name, 0) for queue in queues)
+
+    slots = sum(worker["slots"] for worker in live)
+    summary = (
+        f"{document['redis']}  workers: {len(live)} live, {slots} slots  "
+        f"jobs: {total('active')} active, {total('waiting')} waiting  dead letters: {total('dead')}"
+    )
+    return [plain(summary), "", *queues_page(document), "", *workers_page(document)]
+
+
+def queues_page(document: Document) -> list[str]:
+    counts = ("waiting", "active", "deferred", "unknown", "dead", "completed", "failed")
+    rows: list[Sequence[object]] = [("QUEUE", *(name.upper() for name in counts), "OLDEST", "WORKERS", " ")]
+    for queue in document["queues"]:
+        numbers = [queue.get(name) for name in counts]
+        note = queue.get("trouble") or ("nobody serves it" if queue["waiting"] and not queue["workers"] else " ")
+        rows.append((queue["queue"], *numbers, roughly(queue.get("oldest_age_s")), queue["workers"], note))
+    return columns(rows)
+
+
+def workers_page(document: Document) -> list[str]:
+    if not document["workers"]:
+        return ["no worker has sent a heartbeat"]
+    head = "WORKER LIVE STATE VERSION HOST PID UP BUSY DONE FAILED MEMORY BEAT QUEUES"
+    rows: list[Sequence[object]] = [head.split()]
+    for worker in document["workers"]:
+        done = worker["statistics"]
+        memory = worker["rss_bytes"]
+        rows.append(
+            (
+                worker["worker_id"],
+                "yes" if worker["live"] else "no",
+                worker["state"],
+                worker["version"][:12],
+                worker["host"],
+                worker["pid"],
+                roughly(worker["up_s"]),
+                f"{worker['running']}/{worker['slots']}",
+                done.get("succeeded"),
+                done.get("failed"),
+                memory and f"{memory / 2**20:.0f} MB",
+                f"{roughly(worker['age_s'])} ago",
+                ", ".join(queue for group in worker["groups"] for queue in group["queues"]),
+            )
+        )
+    return columns(rows)
+
+
+def jobs_page(document: Document) -> list[str]:
+    rows: list[Sequence[object]] = [("QUEUE", "STATE", "ID", "HANDLER", "ATTEMPT", "WHEN", " ")]
+    notes: list[str] = []
+    for queue in document["queues"]:
+        if "trouble" in queue:
+            notes.append(plain(f"{queue['queue']}: {queue['trouble']}"))
+        for job in queue["jobs"]:
+            told = _held(job["held_by"]) or job["reason"] or " "
+            told = f"{told} ({job['trouble']})" if job["trouble"] else told
+            rows.append((queue["queue"], job["state"], job["id"], job["handler"], job["attempt"], _when(job), told))
+    return (columns(rows) if len(rows) > 1 else ["no jobs"]) + notes
+
+
+def _when(job: Mapping[str, Any]) -> str | None:
+    if job["state"] == "dead":
+        return str(job["died_at"])[:19]
+    in_s = job["due_in_s"]
+    if in_s is None:
+        return None
+    return f"in {roughly(in_s)}" if in_s > 0 else f"due {roughly(-in_s)} ago"
+
+
+def _held(held: Mapping[str, Any] | None) -> str | None:
+    if held is None:
+        return None
+    name = "a stock worker" if held["stock"] else held["worker_id"] or held["incarnation"]
+    left = "for good" if held["left_s"] is None else f"{held['left_s']:.0f} s left"
+    return f"held by {name}, {left}"
+
+
+def job_page(document: Document) -> list[str]:
+    job = document["job"]
+    rows = [*_standing(job), *_kept(job), *_ending(job)]
+    rows += [(name, json.dumps(presentable(job[name]))) for name in ("args", "kwargs", "value") if name in job]
+    return [f"{name:<8}  {plain(str(value))}" for name, value in rows if value not in (None, "", False)]
+
+
+Row = tuple[str, object]
+
+
+def _standing(job: Mapping[str, Any]) -> list[Row]:
+    """Which job it is, and where it stands."""
+    return [
+        ("job", job["id"]),
+        ("state", job["state"]),
+        ("queue", job["queue"]),
+        ("handler", job["handler"]),
+        ("attempt", f"{job['attempt']}, {job['crashes']} crashes"),
+        ("priority", job["priority"]),
+        ("enqueued", job["enqueued_at"]),
+        ("due", job["state"] != "dead" and (_when(job) or "").removeprefix("due ")),
+        ("lease", _held(job["held_by"])),
+        ("place", job["place"] and f"{job['place']:.17g}, {job['ahead']} before it"),
+    ]
+
+
+def _kept(job: Mapping[str, Any]) -> list[Row]:
+    """What is kept with it."""
+    return [
+        ("body", f"{job['body_bytes']} bytes"),
+        ("snoozed", job["snoozed_since"] and f"since {job['snoozed_since']}"),
+        ("unknown", job["unknown_since"] and f"its handler, since {job['unknown_since']}"),
+        ("steps", ", ".join(job["steps"])),
+        ("abort", job["abort_asked_at"] and f"asked for at {job['abort_asked_at']}"),
+    ]
+
+
+def _ending(job: Mapping[str, Any]) -> list[Row]:
+    """How it ended, and what went wrong on its way."""
+    letter, result = job["letter"], job["result"]
+    return [
+        ("letter", letter and f"{letter['reason']} at {job['died_at']}: {letter['error']}: {letter['text']}"),
+        ("result", result and _result(result)),
+        ("trouble", "; ".join(job["trouble"])),
+        *(
+            ("error", f"attempt {error['attempt']} at {error['at']}: {error['error']}: {error['text']}")
+            for error in job["errors"]
+        ),
+    ]
+
+
+def _result(result: Mapping[str, Any]) -> str:
+    how = "well" if result["ok"] else f"{result['error']}: {result['text']}"
+    kept = "for good" if result["kept_s"] is None else f"for {roughly(result['kept_s'])}"
+    return f"{how}; finished {result['finished_at']} after {roughly(result['took_s'])}, kept {kept}"
+
+
+PAGES = {None: overview, "queues": queues_page, "jobs": jobs_page, "job": job_page, "workers": workers_page}

@@ -1,0 +1,149 @@
+"""What `runtime inspect` asks the store, as documents."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from runtime.adapters.redis import inspector
+from runtime.adapters.redis.heartbeats import Heartbeat
+from runtime.adapters.redis.inspector import Holder, Letter, Listed, Sheet, Trouble
+from runtime.adapters.redis.wire import Result
+from runtime.cli.display import moment
+from runtime.core.spec import DEFAULT_QUEUE
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A look at the store, begun at `now_ms` by its clock."""
+
+    redis: Any
+    now_ms: int
+    beats: Sequence[Heartbeat]
+    names: Sequence[str]
+    """The queues looked at."""
+
+    async def queues(self) -> list[Document]:
+        found: list[Document] = []
+        for queue in self.names:
+            census = await inspector.census(self.redis, queue)
+            serve = sum(queue in beat.queues for beat in self.beats if beat.live(self.now_ms))
+            counted = {"trouble": census.text} if isinstance(census, Trouble) else asdict(census)
+            found.append({"queue": queue, "workers": serve, **counted})
+        return found
+
+    def workers(self) -> list[Document]:
+        return [_worker(beat, self.now_ms) for beat in self.beats]
+
+    async def jobs(self, most: int) -> list[Document]:
+        found: list[Document] = []
+        for queue in self.names:
+            jobs = await inspector.jobs(self.redis, queue, most)
+            if isinstance(jobs, Trouble):
+                found.append({"queue": queue, "jobs": [], "trouble": jobs.text})
+            else:
+                found.append({"queue": queue, "jobs": [self._listed(job, self.now_ms) for job in jobs]})
+        return found
+
+    async def job(self, job_id: str, *, with_args: bool) -> Document:
+        sheet = await inspector.job(self.redis, job_id, self.names)
+        found = {
+            **self._listed(sheet.job, sheet.now_ms),
+            "queue": sheet.job.queue or None,
+            "crashes": sheet.history.crashes,
+            "errors": [{**asdict(error), "at": moment(error.at_ms)} for error in sheet.history.errors],
+            "snoozed_since": moment(sheet.history.snoozed_since_ms),
+            "unknown_since": moment(sheet.history.unknown_since_ms),
+            "place": sheet.place,
+            "ahead": sheet.ahead,
+            "body_bytes": sheet.body_bytes,
+            "steps": sheet.steps,
+            "abort_asked_at": moment(sheet.abort_ms),
+            "letter": sheet.letter and _letter(sheet.letter),
+            "result": sheet.result and _result(sheet.result, sheet.result_left_s),
+            "trouble": sheet.trouble,
+        }
+        return {**found, **_values(sheet)} if with_args else found
+
+    def _listed(self, job: Listed, now_ms: int) -> Document:
+        return {
+            "id": job.id,
+            "state": job.state,
+            "handler": job.handler,
+            "attempt": job.attempt,
+            "priority": job.priority,
+            "enqueued_at": moment(job.enqueued_ms),
+            "due_at": moment(job.due_ms),
+            "due_in_s": None if job.due_ms is None else (job.due_ms - now_ms) / 1000,
+            "held_by": job.holder and self._holder(job.holder),
+            "reason": job.reason,
+            "died_at": moment(job.died_ms),
+            "trouble": job.trouble,
+        }
+
+    def _holder(self, holder: Holder) -> Document:
+        names = [beat.worker_id for beat in self.beats if beat.incarnation == holder.incarnation]
+        return {
+            "stock": holder.incarnation is None,
+            "worker_id": names[0] if names else None,
+            "incarnation": holder.incarnation,
+            "left_s": holder.left_s,
+        }
+
+
+async def begin(redis: Any, named: Sequence[str], *, ask_workers: bool) -> Survey:
+    """A survey of the queues that are named, and of those of live workers if `ask_workers`."""
+    now_ms, beats = await inspector.workers(redis)
+    names = {*named}
+    if ask_workers:
+        names.update(queue for beat in beats if beat.live(now_ms) for queue in beat.queues)
+    return Survey(redis, now_ms, beats, sorted(names) or [DEFAULT_QUEUE])
+
+
+def _worker(beat: Heartbeat, now_ms: int) -> Document:
+    return {
+        "worker_id": beat.worker_id,
+        "incarnation": beat.incarnation,
+        "live": beat.live(now_ms),
+        "age_s": max(beat.age_s(now_ms), 0.0),
+        "state": beat.state,
+        "version": beat.version,
+        "host": beat.host,
+        "pid": beat.pid,
+        "started_at": moment(beat.started_ms),
+        "up_s": max(beat.at_ms - beat.started_ms, 0) / 1000,
+        "groups": [{"queues": group.queues, "slots": group.slots} for group in beat.groups],
+        "slots": beat.slots,
+        "running": beat.running,
+        "statistics": beat.statistics,
+        "rss_bytes": beat.rss_bytes,
+        "redis": beat.redis,
+        "handlers": beat.handlers,
+    }
+
+
+def _letter(letter: Letter) -> Document:
+    return {"reason": letter.reason, "category": letter.category, "error": letter.error, "text": letter.text}
+
+
+def _result(result: Result, kept_s: float | None) -> Document:
+    return {
+        "ok": result.ok,
+        "error": result.error,
+        "text": result.text,
+        "started_at": moment(result.started_ms),
+        "finished_at": moment(result.finished_ms),
+        "took_s": (result.finished_ms - result.started_ms) / 1000,
+        "kept_s": kept_s,
+    }
+
+
+def _values(sheet: Sheet) -> Document:
+    """What a job was given, and what it gave."""
+    call, result = sheet.call, sheet.result
+    return {
+        "args": call.args if call else None,
+        "kwargs": call.kwargs if call else None,
+        "value": result.value if result else None,
+    }
