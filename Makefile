@@ -16,6 +16,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 
 # Everything that Redis may do to a worker; `make test` tries the commonest.
 weather: $(VENV)/dev.stamp

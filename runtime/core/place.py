@@ -8,14 +8,18 @@ _STEP_MS = 2.0**33
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A score `due - p*2^33 + p/1024`, taken apart (as `common.lua` puts it together)."""
+    """A score `due - p*2^33 + p/1024` of a job that is due, taken apart (as `common.lua` puts it together)."""
 
     due_ms: float
     priority: int
 
 
-def place(score: str) -> Place | None:
-    """What the score of a claimed job says; None for one that says no moment (anybody may have written it)."""
+def place(score: str | float, now_ms: float = math.inf) -> Place | None:
+    """What a job's score says; None for one that says no moment (anybody may have written it).
+
+    A job that is deferred, or has come due and was not claimed since, does not yet have the place of its priority: its
+    score is `due + p/1024`. `now_ms`, by the server's clock, tells these apart; a claimed job is none of them.
+    """
     try:
         value = float(score)
     except ValueError:
@@ -25,4 +29,5 @@ def place(score: str) -> Place | None:
     priority = (value % 1) * 1024
     if priority != int(priority):
         return Place(value, 0)  # somebody else's fraction
-    return Place(value + priority * _STEP_MS - priority / 1024, int(priority))
+    moved = now_ms - value >= _STEP_MS
+    return Place(value + moved * priority * _STEP_MS - priority / 1024, int(priority))
