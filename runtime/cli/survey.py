@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from runtime.adapters.redis import inspector
+from runtime import settings
+from runtime.adapters.redis import codecs, inspector
+from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.heartbeats import Heartbeat
 from runtime.adapters.redis.inspector import Holder, Letter, Listed, Sheet, Trouble
 from runtime.adapters.redis.wire import Result
@@ -23,6 +25,7 @@ class Survey:
     beats: Sequence[Heartbeat]
     names: Sequence[str]
     """The queues looked at."""
+    serializer: Serializer | None
 
     async def queues(self) -> list[Document]:
         found: list[Document] = []
@@ -39,7 +42,7 @@ class Survey:
     async def jobs(self, most: int) -> list[Document]:
         found: list[Document] = []
         for queue in self.names:
-            jobs = await inspector.jobs(self.redis, queue, most)
+            jobs = await inspector.jobs(self.redis, queue, most, self.serializer)
             if isinstance(jobs, Trouble):
                 found.append({"queue": queue, "jobs": [], "trouble": jobs.text})
             else:
@@ -47,7 +50,7 @@ class Survey:
         return found
 
     async def job(self, job_id: str, *, with_args: bool) -> Document:
-        sheet = await inspector.job(self.redis, job_id, self.names)
+        sheet = await inspector.job(self.redis, job_id, self.names, self.serializer)
         found = {
             **self._listed(sheet.job, sheet.now_ms),
             "queue": sheet.job.queue or None,
@@ -98,7 +101,8 @@ async def begin(redis: Any, named: Sequence[str], *, ask_workers: bool) -> Surve
     names = {*named}
     if ask_workers:
         names.update(queue for beat in beats if beat.live(now_ms) for queue in beat.queues)
-    return Survey(redis, now_ms, beats, sorted(names) or [DEFAULT_QUEUE])
+    serializer = codecs.named(settings.serializer())
+    return Survey(redis, now_ms, beats, sorted(names) or [DEFAULT_QUEUE], serializer)
 
 
 def _worker(beat: Heartbeat, now_ms: int) -> Document:

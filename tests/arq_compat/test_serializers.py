@@ -199,6 +199,7 @@ def test_commands_use_the_serializer_of_the_environment(tcp_url: str, tmp_path: 
         worker.up()
         done = command("enqueue", "sell", "7", "-m", "shop", "--wait", folder=tmp_path, **at)
         assert (done.returncode, done.stdout.strip()) == (0, "7"), done.stderr
+        sold = done.stderr.split()[1]
         dead = command("enqueue", "sell", "[-7]", "-m", "shop", "--key", "x", folder=tmp_path, **at)
         assert dead.returncode == 0, dead.stderr
         worker.wait_for("JOB_DEAD")
@@ -209,7 +210,17 @@ def test_commands_use_the_serializer_of_the_environment(tcp_url: str, tmp_path: 
     )
     letter = json.loads(command("dlq", "show", "sell:x", folder=tmp_path, **at).stdout)
     assert letter["args"] == [-7]
+
+    def inspect(*arguments: str) -> dict[str, Any]:
+        done = command("inspect", *arguments, "-m", "shop", "--json", folder=tmp_path, **at)
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    assert inspect("job", sold, "--args")["job"]["value"] == 7
+    assert inspect("job", "sell:x", "--args")["job"]["args"] == [-7]
     assert command("dlq", "replay", "sell:x", folder=tmp_path, **at).returncode == 0
+    (listed,) = inspect("jobs")["queues"][0]["jobs"]
+    assert (listed["handler"], listed["trouble"]) == ("sell", None)
 
 
 @pytest.mark.parametrize("name", ["no_such.module", "math", "not a name"])

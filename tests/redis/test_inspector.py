@@ -9,8 +9,8 @@ import pytest
 
 from runtime.adapters.payload import to_json
 from runtime.adapters.redis import inspector, keys
-from runtime.adapters.redis.inspector import Listed, Sheet, Trouble, due_ms
-from tests.redis.store import BAND_MS, Stock, Store, again, dead, done
+from runtime.adapters.redis.inspector import Listed, Sheet, Trouble
+from tests.redis.store import Stock, Store, again, dead, done
 
 
 def listed(store: Store, most: int = 50) -> dict[str, Listed]:
@@ -25,28 +25,6 @@ def sheet(store: Store, job_id: str, *queues: str) -> Sheet:
 
 def changes(store: Store) -> int:
     return int(store.redis.info("persistence")["rdb_changes_since_last_save"])
-
-
-NOW = 1_800_000_000_000.0
-
-
-@pytest.mark.parametrize(
-    ("score", "due"),
-    [
-        (NOW - 5000, NOW - 5000),
-        (NOW + 5000, NOW + 5000),
-        (NOW - 5000 - 7 * BAND_MS + 7 / 1024, NOW - 5000),
-        (NOW + 5000 + 7 / 1024, NOW + 5000),
-        (NOW - 5000 + 7 / 1024, NOW - 5000),  # deferred with a priority, come due, not yet moved
-    ],
-)
-def test_a_score_says_when_the_job_is_due(score: float, due: float) -> None:
-    assert due_ms(score, NOW) == pytest.approx(due, abs=0.01)
-
-
-@pytest.mark.parametrize("score", [math.inf, -math.inf])
-def test_any_score_is_borne(score: float) -> None:
-    assert not math.isfinite(due_ms(score, NOW))
 
 
 def test_jobs_of_every_state_are_listed(store: Store) -> None:

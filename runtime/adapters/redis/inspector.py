@@ -14,16 +14,16 @@ from redis.exceptions import ResponseError
 
 from runtime.adapters.payload import from_json
 from runtime.adapters.redis import heartbeats, keys, pickles, scripts, wire
+from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.heartbeats import LARGEST, Heartbeat
 from runtime.adapters.redis.source import history_of
 from runtime.core.job import Call, ErrorRecord, History
+from runtime.core.place import place
 
 SEEN = 1000
 """As many due jobs, and as many that are not yet due, are looked at in a queue."""
 MOST_READ = 256 * 1024
 """Larger bodies are not read for a list; their handlers stay unnamed there."""
-BAND_MS = 2**33
-"""What one step of priority is worth in a score (`common.lua`)."""
 
 State = Literal["waiting", "active", "deferred", "dead", "completed", "failed", "cancelled", "unknown"]
 
@@ -124,7 +124,7 @@ async def census(redis: Any, queue: str) -> scripts.Census | Trouble:
         return _trouble(error)
 
 
-async def jobs(redis: Any, queue: str, most: int) -> list[Listed] | Trouble:
+async def jobs(redis: Any, queue: str, most: int, serializer: Serializer | None = None) -> list[Listed] | Trouble:
     """Up to `most` jobs of each state: active, waiting in their order, deferred by their times, dead newest first."""
     try:
         now_ms = _ms(await redis.time())
@@ -143,7 +143,7 @@ async def jobs(redis: Any, queue: str, most: int) -> list[Listed] | Trouble:
         state = job.state(now_ms)
         if len(chosen[state]) < most:
             chosen[state].append(job)
-    listed = await _describe(redis, queue, chosen, now_ms)
+    listed = await _describe(redis, queue, chosen, now_ms, serializer)
     return listed + await _letters(redis, queue, dead or [])
 
 
@@ -168,8 +168,14 @@ async def _leases(redis: Any, scores: Sequence[tuple[bytes, float]]) -> list[_Qu
     return [_Queued(job_id, score, owner) for (job_id, score), owner in zip(scores, owners, strict=True)]
 
 
-async def _describe(redis: Any, queue: str, chosen: Mapping[State, Sequence[_Queued]], now_ms: float) -> list[Listed]:
-    all_of_them = [(state, job) for state, some in chosen.items() for job in some]
+async def _describe(
+    redis: Any,
+    queue: str,
+    chosen: Mapping[State, Sequence[_Queued]],
+    now_ms: float,
+    serializer: Serializer | None,
+) -> list[Listed]:
+    all_of_them: list[tuple[State, _Queued]] = [(state, job) for state, some in chosen.items() for job in some]
     if not all_of_them:
         return []
     async with redis.pipeline(transaction=False) as pipe:
@@ -181,11 +187,11 @@ async def _describe(redis: Any, queue: str, chosen: Mapping[State, Sequence[_Que
         answers = await _answers(pipe)
     facts = [answers[at : at + 4] for at in range(0, len(answers), 4)]
     small = [job.id for (_, job), (size, *_) in zip(all_of_them, facts, strict=True) if 0 < (size or 0) <= MOST_READ]
-    read = await redis.mget([keys.JOB.encode() + job_id for job_id in small]) if small else []
-    bodies = dict(zip(small, read, strict=True))
-    listed = []
+    bodies = await _bodies(redis, small)
+    listed: list[Listed] = []
     for (state, job), (size, starts, left_ms, unknown) in zip(all_of_them, facts, strict=True):
-        call, trouble = _call(size, bodies.get(job.id))
+        call, trouble = _call(size, bodies.get(job.id), serializer)
+        where = place(job.score, now_ms)
         name = unknown.decode("utf-8", "backslashreplace") if unknown else None
         listed.append(
             Listed(
@@ -194,8 +200,8 @@ async def _describe(redis: Any, queue: str, chosen: Mapping[State, Sequence[_Que
                 state=state,
                 handler=call.handler if call else name,
                 attempt=_count(starts),
-                priority=_priority(job.score),
-                due_ms=None if job.owner is not None else _finite(due_ms(job.score, now_ms)),
+                priority=where.priority if where else 0,
+                due_ms=where.due_ms if where and job.owner is None else None,
                 enqueued_ms=call.enqueued_ms if call else None,
                 holder=_holder(job.owner, left_ms),
                 reason="unknown-handler" if unknown else None,
@@ -205,13 +211,19 @@ async def _describe(redis: Any, queue: str, chosen: Mapping[State, Sequence[_Que
     return listed
 
 
-def _call(size: int | None, body: bytes | None) -> tuple[Call | None, str | None]:
+async def _bodies(redis: Any, ids: Sequence[bytes]) -> dict[bytes, bytes | None]:
+    if not ids:
+        return {}
+    return dict(zip(ids, await redis.mget([keys.JOB.encode() + job_id for job_id in ids]), strict=True))
+
+
+def _call(size: int | None, body: bytes | None, serializer: Serializer | None) -> tuple[Call | None, str | None]:
     """The call in a body, or why there is none to show."""
     if size is None:
         return None, "its body's key is of a wrong type"
     if body is None:
         return None, f"its body has {size} bytes" if size else "its body is missing"
-    call = wire.decode_call(body)
+    call = wire.decode_call(body, serializer)
     return (call, None) if isinstance(call, Call) else (None, call.reason)
 
 
@@ -237,34 +249,19 @@ async def _letters(redis: Any, queue: str, dead: Sequence[tuple[bytes, float]]) 
     ]
 
 
-async def job(redis: Any, job_id: str, queues: Sequence[str]) -> Sheet:
+async def job(redis: Any, job_id: str, queues: Sequence[str], serializer: Serializer | None = None) -> Sheet:
     """Everything that is known of a job. It is looked for in `queues`, and in the one that its letter names."""
     found = await _found(redis, job_id)
-    letter, result = _letter(found.letter), _result(found.result)
+    letter, result = _letter(found.letter), _result(found.result, serializer)
     spot = await _spot(redis, job_id, [*queues, letter.queue] if letter else queues)
-    call, why = _call(found.body_bytes, found.body) if found.body_bytes else (None, None)
-    history = history_of(found.own)
-    if letter:
-        history = History(letter.crashes, letter.errors)
+    call, why = _call(found.body_bytes, found.body, serializer) if found.body_bytes else (None, None)
     return Sheet(
-        job=Listed(
-            id=job_id,
-            queue=spot.queue if spot else letter.queue if letter else "",
-            state=_state(found, spot, letter, result),
-            handler=call.handler if call else letter.handler if letter else result.handler if result else None,
-            attempt=_count(found.starts) or (letter.attempt if letter else result.attempt if result else 0),
-            priority=_priority(spot.score) if spot else 0,
-            due_ms=_finite(due_ms(spot.score, found.now_ms)) if spot and not found.owner else None,
-            enqueued_ms=call.enqueued_ms if call else None,
-            holder=_holder(found.owner, found.lease_left_ms),
-            reason=letter.reason if letter else None,
-            died_ms=letter.died_ms if letter else None,
-        ),
+        job=_summary(job_id, found, spot, call, letter, result),
         now_ms=found.now_ms,
         place=spot.place if spot else None,
         ahead=spot.ahead if spot else None,
         body_bytes=found.body_bytes,
-        history=history,
+        history=History(letter.crashes, letter.errors) if letter else history_of(found.own),
         steps=[step.decode("utf-8", "backslashreplace") for step in found.steps],
         abort_ms=_finite(found.abort_ms),
         letter=letter,
@@ -272,6 +269,33 @@ async def job(redis: Any, job_id: str, queues: Sequence[str]) -> Sheet:
         result_left_s=max(found.result_left_ms, 0) / 1000 if result else None,
         call=call,
         trouble=[*found.trouble, *([why] if why else [])],
+    )
+
+
+def _summary(
+    job_id: str,
+    found: "_Found",
+    spot: "_Spot | None",
+    call: Call | None,
+    letter: Letter | None,
+    result: wire.Result | None,
+) -> Listed:
+    """The job as it would be listed: what its body does not say, its letter does, or its result."""
+    ended = letter or result
+    where = place(spot.score, found.now_ms) if spot else None
+    source = call or ended
+    return Listed(
+        id=job_id,
+        queue=spot.queue if spot else letter.queue if letter else "",
+        state=_state(found, spot, letter, result),
+        handler=source.handler if source else None,
+        attempt=_count(found.starts) or (ended.attempt if ended else 0),
+        priority=where.priority if where else 0,
+        due_ms=where.due_ms if where and not found.owner else None,
+        enqueued_ms=call.enqueued_ms if call else None,
+        holder=_holder(found.owner, found.lease_left_ms),
+        reason=letter.reason if letter else None,
+        died_ms=letter.died_ms if letter else None,
     )
 
 
@@ -368,10 +392,10 @@ async def _place(redis: Any, queue: str, raw: bytes, score: float) -> float:
         pipe.zrangebyscore(keys.later(queue), score, score, start=0, num=SEEN)
         (entries,) = await _answers(pipe)
     for entry in entries or ():
-        _, place, job_id = (*entry.split(b"|", 2), b"", b"")[:3]
+        _, was, job_id = (*entry.split(b"|", 2), b"", b"")[:3]
         if job_id == raw:
             try:
-                return float(place)
+                return float(was)
             except ValueError:
                 break
     return score
@@ -386,22 +410,6 @@ def _state(found: _Found, spot: _Spot | None, letter: Letter | None, result: wir
     if result is None:
         return "unknown" if found.result is None else "completed"
     return "completed" if result.ok else "cancelled" if result.cancelled else "failed"
-
-
-def due_ms(score: float, now_ms: float) -> float:
-    """When a job of this score was or will be due (`common.lua` says how scores are made)."""
-    priority = _priority(score)
-    if score > now_ms or now_ms - score < BAND_MS:  # deferred, or come due and not yet moved to its place
-        return score - priority / 1024
-    return score + priority * BAND_MS - priority / 1024
-
-
-def _priority(score: float) -> int:
-    """The priority in a score: its fraction, in 1024ths. Somebody else's may have any."""
-    if not math.isfinite(score):
-        return 0
-    priority = (score % 1) * 1024
-    return int(priority) if priority == int(priority) else 0
 
 
 def _holder(owner: bytes | None, left_ms: int | None) -> Holder | None:
@@ -420,9 +428,9 @@ def _letter(data: bytes | None) -> Letter | None:
         return None
 
 
-def _result(data: bytes | None) -> wire.Result | None:
+def _result(data: bytes | None, serializer: Serializer | None) -> wire.Result | None:
     try:
-        result = None if data is None else wire.decode_result(data)
+        result = None if data is None else wire.decode_result(data, serializer)
     except (pickles.Undecodable, ValueError, TypeError, OverflowError):
         return None
     possible = result and all(0 <= ms < LARGEST for ms in (result.started_ms, result.finished_ms))

@@ -1,6 +1,5 @@
 """Dead letters: jobs that will not run again by themselves, with their bodies and the reasons."""
 
-import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ from runtime.adapters.payload import from_json
 from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
 from runtime.core.job import Call
+from runtime.core.place import place
 from runtime.core.spec import PRIORITIES
 
 PAGE = 100
@@ -68,8 +68,6 @@ async def discard(redis: Any, letters: Sequence[dict[str, Any]]) -> int:
     return count
 
 
-def _priority(place: str) -> int:
-    """The priority in a score: its fraction, in 1024ths."""
-    fraction = math.modf(float(place))[0] % 1  # 0 also for infinity
-    priority = round(fraction * 1024)
-    return priority if priority in PRIORITIES else 0
+def _priority(score: str) -> int:
+    was = place(score)
+    return was.priority if was and was.priority in PRIORITIES else 0
