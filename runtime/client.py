@@ -172,18 +172,27 @@ class Client:
 
     async def status(self, job_id: str, queue: str) -> Status:
         """Where a job is. Raises `RedisUnreachable`."""
-        result, running, score, letter, now = await self._read(
+        return (await self.find(job_id, [queue]))[1]
+
+    async def find(self, job_id: str, queues: Sequence[str]) -> tuple[str, Status]:
+        """The first of `queues` in which a job waits or runs; else the last, for results and letters have no queue.
+
+        Raises `RedisUnreachable`.
+        """
+        result, running, letter, now, *scores = await self._read(
             ["GET", keys.of(keys.RESULT, job_id)],
             ["EXISTS", keys.of(keys.IN_PROGRESS, job_id)],
-            ["ZSCORE", queue, keys.id_bytes(job_id)],
             ["EXISTS", keys.of(keys.LETTER, job_id)],
             ["TIME"],
+            *(["ZSCORE", queue, keys.id_bytes(job_id)] for queue in queues),
         )
-        if score is not None:
-            now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-            return "active" if running else "deferred" if float(score) > now_ms + 1 else "waiting"
-        if letter:
-            return "dead"
+        for queue, score in zip(queues, scores, strict=True):
+            if score is not None:
+                now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+                return queue, "active" if running else "deferred" if float(score) > now_ms + 1 else "waiting"
+        return queues[-1], "dead" if letter else self._ending(result)
+
+    def _ending(self, result: bytes | None) -> Status:
         if result is None:
             return "unknown"
         try:

@@ -29,11 +29,11 @@ class Desk:
         (job,) = await self._client.send([request])
         if job.created:
             return Receipt(job.id, "queued", created=True)
-        _, status = await self._find(job.id, [job.queue, *self._queues])
+        _, status = await self._client.find(job.id, [job.queue, *self._queues])
         return Receipt(job.id, status, created=False)
 
     async def show(self, job_id: str, queue: str | None) -> Mapping[str, Any]:
-        place, status = await self._find(job_id, self._asked(queue))
+        place, status = await self._client.find(job_id, self._asked(queue))
         found = {"jobId": job_id, "status": status}
         if status in LIVE:
             return {**found, "queue": place, "attempt": await self._starts(job_id)}
@@ -42,11 +42,11 @@ class Desk:
         return found if status == "unknown" else {**found, **await self._result(job_id, place)}
 
     async def cancel(self, job_id: str, queue: str | None) -> tuple[Ending, Status]:
-        place, status = await self._find(job_id, self._asked(queue))
+        place, status = await self._client.find(job_id, self._asked(queue))
         if status not in LIVE:
             return "gone", status
         ending = await self._client.cancel(job_id, place)
-        _, status = await self._find(job_id, [place])
+        _, status = await self._client.find(job_id, [place])
         return ending, status
 
     async def count(self) -> Mapping[str, Mapping[str, Any]]:
@@ -54,15 +54,6 @@ class Desk:
 
     def _asked(self, queue: str | None) -> Sequence[str]:
         return self._queues if queue is None else [queue]
-
-    async def _find(self, job_id: str, queues: Sequence[str]) -> tuple[str, Status]:
-        """The queue in which a job waits or runs; else any, for results and letters have no queue."""
-        status: Status = "unknown"
-        for queue in queues:
-            status = await self._client.status(job_id, queue)
-            if status in LIVE:
-                return queue, status
-        return queues[-1], status
 
     async def _starts(self, job_id: str) -> int:
         starts = await self._client.ask(lambda redis: redis.get(keys.of(keys.RETRY, job_id)))
