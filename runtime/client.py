@@ -16,13 +16,14 @@ from runtime import settings
 from runtime.adapters import embedded
 from runtime.adapters.redis import codecs, keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
-from runtime.adapters.redis.connection import away_when_lost, shown
+from runtime.adapters.redis.connection import TROUBLE, away_of, concerns_the_server, shown
 from runtime.adapters.redis.connection import connect as open_redis
 from runtime.adapters.telemetry import traces
 from runtime.core.errors import (
     JobCancelled,
     JobFailed,
     PayloadInvalid,
+    RedisRefused,
     RedisUnreachable,
     ResultUnknown,
     SettingsInvalid,
@@ -31,7 +32,6 @@ from runtime.core.errors import (
 from runtime.core.request import Options, Request, check_name, check_options
 from runtime.core.span import Span, seconds
 from runtime.core.spec import DEFAULT_QUEUE
-from runtime.ports import Away
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Job(Generic[R]):
         self._read = read
 
     async def status(self) -> Status:
-        """Where the job is now. Raises `RedisUnreachable`."""
+        """Where the job is now. Raises `RedisUnreachable` and `RedisRefused`."""
         return await self._client.status(self.id, self.queue)
 
     async def result(self, timeout: Span | None = None) -> R:
@@ -162,22 +162,21 @@ class Client:
         """The answer to `ask`, which is told whether it was asked before and its reply lost."""
         for tried in range(TRIES):
             try:
-                with away_when_lost(what):
-                    return await ask(tried > 0)
-            except Away as cause:
-                if tried == TRIES - 1:
-                    raise self._unreachable(cause) from None
+                return await ask(tried > 0)
+            except TROUBLE as error:
+                if tried == TRIES - 1 or not concerns_the_server(error):
+                    raise self._problem(what, error) from None
                 await asyncio.sleep(TRY_AGAIN_S)
         raise AssertionError("unreachable")
 
     async def status(self, job_id: str, queue: str) -> Status:
-        """Where a job is. Raises `RedisUnreachable`."""
+        """Where a job is. Raises `RedisUnreachable` and `RedisRefused`."""
         return (await self.find(job_id, [queue]))[1]
 
     async def find(self, job_id: str, queues: Sequence[str]) -> tuple[str, Status]:
         """The first of `queues` in which a job waits or runs; else the last, for results and letters have no queue.
 
-        Raises `RedisUnreachable`.
+        Raises `RedisUnreachable` and `RedisRefused`.
         """
         result, running, letter, now, *scores = await self._read(
             ["GET", keys.of(keys.RESULT, job_id)],
@@ -209,7 +208,7 @@ class Client:
         cancel its run within a quarter of its lease (2.5 s), or at its next poll if it is a stock arq worker with
         `allow_abort_jobs`; another one never does. A handler that returns all the same has done its work: how the job
         ended, its result says. `gone`: `queue` has no such job to be stopped; nothing was written, and a later job of
-        the id runs. Safe to call again. Raises `RedisUnreachable`.
+        the id runs. Safe to call again. Raises `RedisUnreachable` and `RedisRefused`.
         """
         body = result = b""
         for _ in range(BODIES):
@@ -256,25 +255,28 @@ class Client:
 
     async def _read(self, *commands: list[Any]) -> list[Any]:
         try:
-            with away_when_lost("read"):
-                async with self._redis.pipeline(transaction=True) as pipe:
-                    for command in commands:
-                        pipe.execute_command(*command)
-                    answers: list[Any] = await pipe.execute()
-                    return answers
-        except Away as cause:
-            raise self._unreachable(cause) from None
+            async with self._redis.pipeline(transaction=True) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                answers: list[Any] = await pipe.execute()
+                return answers
+        except TROUBLE as error:
+            raise self._problem("read", error) from None
 
     async def ask(self, use: Callable[[Any], Awaitable[R]]) -> R:
-        """Let `use` work with this client's connection. Raises `RedisUnreachable`."""
+        """Let `use` work with this client's connection. Raises `RedisUnreachable` and `RedisRefused`."""
         try:
-            with away_when_lost("look"):
-                return await use(self._redis)
-        except Away as cause:
-            raise self._unreachable(cause) from None
+            return await use(self._redis)
+        except TROUBLE as error:
+            raise self._problem("look", error) from None
 
-    def _unreachable(self, cause: Away) -> RedisUnreachable:
-        return unreachable(self.url, str(cause))
+    def _problem(self, what: str, error: Exception) -> RedisUnreachable | RedisRefused:
+        cause = str(away_of(error, what))
+        if concerns_the_server(error):
+            return unreachable(self.url, cause)
+        wrong = "a key of the queue or the job is of a wrong type"
+        message = wrong if "WRONGTYPE" in cause else "Redis refused what it was asked"
+        return RedisRefused(message, cause=cause, hint="see what is wrong with: runtime inspect job ID")
 
 
 def unreachable(url: str, cause: str) -> RedisUnreachable:

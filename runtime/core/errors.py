@@ -38,6 +38,10 @@ class RedisUnreachable(Problem):
     exit_code = 69
 
 
+class RedisRefused(Problem):
+    """Redis is well and refused this alone: something else stands under a key of the queue or the job, say."""
+
+
 class WaitTimedOut(Problem):
     """The time given was over first; what was waited for may still come."""
 

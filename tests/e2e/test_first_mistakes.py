@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from runtime.adapters.redis import keys
 from tests.e2e.jobs import add
 from tests.processes import Worker, command, enqueue
 from tests.servers import Server
@@ -223,6 +224,14 @@ def test_a_job_that_does_not_exist(redis_url: str) -> None:
     done = command("job", "never-heard-of", REDIS_URL=redis_url)
     assert done.returncode == 1
     assert json.loads(done.stdout) == {"jobId": "never-heard-of", "status": "unknown"}
+
+
+def test_a_key_of_a_wrong_type_is_no_outage(redis_url: str) -> None:
+    with Redis.from_url(redis_url) as redis:
+        redis.lpush(keys.RESULT + "x", "no result")
+        redis.set(keys.LETTER + "x", "no letter")
+    for arguments in (("job", "x"), ("dlq", "show", "x")):
+        assert_told(command(*arguments, REDIS_URL=redis_url), 1, "of a wrong type", "WRONGTYPE", "runtime inspect job")
 
 
 def test_the_password_of_redis_is_never_shown(redis_url: str, server: Server) -> None:

@@ -39,6 +39,7 @@ SAID = {
     "ERR DB capacity quota exceeded": "quota of memory",
     # No weather, or none that is known: the code, and nothing of the rest.
     "WRONGTYPE Operation against a key holding the wrong kind of value": "the server answered WRONGTYPE",
+    "Command # 1 (GET A) of pipeline caused error: WRONGTYPE Operation against a key": "the server answered WRONGTYPE",
     "ERR unknown command 'BZPOPMIN', with args beginning with: OOM secret ": "the server refused a command",
     "no code at all: secret": "the server refused a command",
 }

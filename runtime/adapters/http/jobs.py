@@ -32,7 +32,7 @@ Ending = Literal["cancelled", "asked", "gone"]
 
 
 class Jobs(Protocol):
-    """The jobs, as this API wants them. Every call raises `RedisUnreachable`."""
+    """The jobs, as this API wants them. Every call raises `RedisUnreachable` and `RedisRefused`."""
 
     async def add(self, order: Order) -> Receipt:
         """Raises `HandlerUnknown`, `PayloadInvalid`, `OptionInvalid`; then nothing was written."""

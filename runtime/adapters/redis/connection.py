@@ -119,12 +119,16 @@ def connect_blocking(url: str, *, reply_s: float) -> Any:
     )
 
 
+TROUBLE = (RedisError, OSError)
+"""What a call of redis-py raises for a server that is lost, or refuses. The texts may hold a job's arguments."""
+
+
 @contextmanager
 def away_when_lost(what: str) -> Generator[None]:
-    """Turns every Redis error into `Away`. redis-py's own texts may hold a whole command, and so a job's arguments."""
+    """Turns every Redis error into `Away`, and so hides redis-py's own texts."""
     try:
         yield
-    except (RedisError, OSError) as error:
+    except TROUBLE as error:
         raise away_of(error, what) from None
 
 
@@ -145,7 +149,7 @@ def cause_of(error: BaseException) -> str:
         return cause
     text = str(error)
     if isinstance(error, redis.ResponseError):
-        code = text.split(" ", 1)[0].rstrip(":,.")
+        code = text.rpartition("caused error: ")[2].split(" ", 1)[0].rstrip(":,.")
         return f"the server answered {code}" if code.isupper() and code.isalpha() else "the server refused a command"
     number = re.search(r"(?:^Error |Errno |: \()(\d+)\b", text)
     if number:
