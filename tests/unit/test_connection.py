@@ -40,6 +40,10 @@ SAID = {
     # No weather, or none that is known: the code, and nothing of the rest.
     "WRONGTYPE Operation against a key holding the wrong kind of value": "the server answered WRONGTYPE",
     "Command # 1 (GET A) of pipeline caused error: WRONGTYPE Operation against a key": "the server answered WRONGTYPE",
+    "Command # 1 (GET A) of pipeline caused error: ('WRONGTYPE Operation against',)": "the server answered WRONGTYPE",
+    "Command # 1 (SET A) of pipeline caused error: ('MISCONF Redis is configured',)": (
+        "the server cannot save its data, and takes none (MISCONF)"
+    ),
     "ERR unknown command 'BZPOPMIN', with args beginning with: OOM secret ": "the server refused a command",
     "no code at all: secret": "the server refused a command",
 }

@@ -149,7 +149,7 @@ def cause_of(error: BaseException) -> str:
         return cause
     text = str(error)
     if isinstance(error, redis.ResponseError):
-        code = text.rpartition("caused error: ")[2].split(" ", 1)[0].rstrip(":,.")
+        code = re.split(_IN_A_PIPELINE, text)[-1].split(" ", 1)[0].rstrip(":,.")
         return f"the server answered {code}" if code.isupper() and code.isalpha() else "the server refused a command"
     number = re.search(r"(?:^Error |Errno |: \()(\d+)\b", text)
     if number:
@@ -191,7 +191,8 @@ _CAUSES: tuple[tuple[type[BaseException] | None, str | None, str], ...] = (
     (None, "MISCONF ", "the server cannot save its data, and takes none (MISCONF)"),
     (None, "NOREPLICAS ", "the server has too few replicas to take data (NOREPLICAS)"),
 )
-_BEFORE = r"(?:^|^ERR |: -| -|caused error: )"
+_IN_A_PIPELINE = r"caused error: (?:\(['\"])?"  # redis-py 5 shows the error's tuple of arguments
+_BEFORE = rf"(?:^|^ERR |: -| -|{_IN_A_PIPELINE})"
 """What may come before the code or the text of an answer."""
 
 
