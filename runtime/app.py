@@ -289,6 +289,7 @@ class Worker:
             url=self._url,
             worker_id=settings.worker_id,
             resource={name: value for name, value in about.items() if value is not None},
+            warn=lambda text: self._log.warning(text, event_name="SETTING_WARNING"),
         )
 
     async def _close(self) -> None:

@@ -18,7 +18,7 @@ import pytest
 from runtime import Client
 from runtime.adapters.telemetry.traces import SCHEMA
 from tests.e2e.traced import QUEUE, crash_once, fail_twice, fetch, linger_once, modules, nothing, own_span, snooze_once
-from tests.processes import ROOT, Worker, enqueue, environment, wait_until
+from tests.processes import ROOT, Worker, command, enqueue, environment, wait_until
 from tests.standins.process import Running, running
 
 SECRET = "an-argument-that-nobody-may-see"
@@ -422,3 +422,43 @@ def test_a_killed_worker_leaves_the_next_one_no_riddle(tcp_url: str, collector: 
     with Worker("tests.e2e.traced", redis=tcp_url, RUNTIME_LEASE="1s") as plain:
         plain.up()
         plain.wait_for("JOB_COMPLETED", handler="crash_once")
+
+
+BROKEN = """
+import sys
+from runtime import Context, handler
+
+if {broken}:
+    sys.modules["opentelemetry.sdk.trace"] = None  # its import raises
+
+async def step() -> int:
+    return 7
+
+@handler(queue="broken")
+async def first(ctx: Context) -> int:
+    await second.enqueue()
+    return await ctx.once("step", step)
+
+@handler(queue="broken")
+async def second(ctx: Context) -> None:
+    ctx.http("web")
+"""
+
+
+@pytest.mark.parametrize("what", ["import", "set-up"])
+def test_an_opentelemetry_that_is_broken_costs_no_job_and_is_told_once(
+    tcp_url: str, collector: Running, tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "shop.py").write_text(BROKEN.format(broken=what == "import"))
+    refused = {} if what == "import" else {"OTEL_BSP_MAX_QUEUE_SIZE": "1"}  # smaller than a batch
+    settings: dict[str, Any] = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, **refused}
+    with Worker("shop", redis=tcp_url, folder=tmp_path, **settings) as worker:
+        worker.up()
+        done = command("enqueue", "first", "[]", "-m", "shop", "--wait", folder=tmp_path, REDIS_URL=tcp_url)
+        assert (done.returncode, done.stdout.strip()) == (0, "7"), done.stderr
+        worker.wait_for("JOB_COMPLETED", handler="second")
+        assert worker.stop() == 0
+        (told,) = worker.events("SETTING_WARNING")
+        assert "no traces" in told["message"]
+        assert not worker.events("ACTOR_CRASH")
+    assert spans(collector) == []

@@ -20,25 +20,20 @@ _CHATTY = (
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.sdk.trace.export",
 )
-_log = logging.getLogger(__name__)
 
 
 def set_up(resource: Mapping[str, str]) -> Callable[[], object]:
     """Make OpenTelemetry's global provider, unless a handler module has; what sends the rest and stops (it blocks).
 
-    Tracing that cannot be set up is told, and costs no job.
+    Raises whatever the SDK does, for a variable with a value that it refuses.
     """
     theirs = trace.get_tracer_provider()
     if isinstance(theirs, TracerProvider):
         return theirs.force_flush
     _quieten()
-    try:
-        outlet = _Outlet()
-        provider = TracerProvider(resource=_resource(resource), shutdown_on_exit=False)
-        provider.add_span_processor(outlet)
-    except Exception as error:  # a variable with a value that the SDK refuses
-        _log.warning("there will be no traces: %s", type(error).__name__)
-        return lambda: None
+    outlet = _Outlet()
+    provider = TracerProvider(resource=_resource(resource), shutdown_on_exit=False)
+    provider.add_span_processor(outlet)
     trace.set_tracer_provider(provider)
     return outlet.stop
 

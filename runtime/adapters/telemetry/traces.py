@@ -281,10 +281,18 @@ class Traces(Journal):
     """Makes spans of what the engine tells, and tells it to the journal that writes it down.
 
     `handlers` by name, as declared; `resource`: who this process is, unless OTEL_RESOURCE_ATTRIBUTES says otherwise.
+    `warn` is told once if OpenTelemetry cannot be imported or set up; then no span is made, and nothing else changes.
     """
 
     def __init__(
-        self, told: Journal, handlers: Mapping[str, Any], *, url: str, worker_id: str, resource: Mapping[str, str]
+        self,
+        told: Journal,
+        handlers: Mapping[str, Any],
+        *,
+        url: str,
+        worker_id: str,
+        resource: Mapping[str, str],
+        warn: Callable[[str], object],
     ) -> None:
         global _worker
         self._told = told
@@ -293,17 +301,24 @@ class Traces(Journal):
         self._common = {"messaging.client.id": worker_id, **_store(url)}
         self._runs: dict[str, _Run] = {}
         self._settling: dict[str, _Run] = {}
+        self._warn = warn
+        self._broken = False
         self._tracer: Tracer | None = None
         self._flush: Callable[[], object] = lambda: None
         _worker = self
 
-    def start(self) -> "Tracer":
-        """Import OpenTelemetry and set it up, the first time. The first span does it; it need not be called."""
-        if self._tracer is None:
-            from runtime.adapters.telemetry import otlp
+    def start(self) -> "Tracer | None":
+        """Import OpenTelemetry and set it up, the first time; None if it is broken. The first span does it."""
+        if self._tracer is None and not self._broken:
+            try:
+                from runtime.adapters.telemetry import otlp
 
-            self._flush = otlp.set_up(self._resource)
-            self._tracer = _global_tracer()
+                _w3c()  # what is imported for a span later is imported with it
+                self._flush = otlp.set_up(self._resource)
+                self._tracer = _global_tracer()
+            except Exception as error:  # half an installation, or a variable with a value that the SDK refuses
+                self._broken = True
+                self._warn(f"There will be no traces, as OpenTelemetry cannot be set up: {type(error).__name__}")
         return self._tracer
 
     async def flush_and_stop(self) -> None:
@@ -337,7 +352,10 @@ class Traces(Journal):
             return self._step(claim, step)
         run = self._runs.get(claim.token)
         if run is None:
-            run = self._runs[claim.token] = self._begin(claim)
+            tracer = self.start()
+            if tracer is None:
+                return self._told.within(claim)
+            run = self._runs[claim.token] = self._begin(tracer, claim)
         return _Within(self._told.within(claim), run)
 
     def started(self, claim: Claim, running: int) -> None:
@@ -350,7 +368,9 @@ class Traces(Journal):
             return
         with self.within(claim):
             self._told.ended(settlement, running)
-        run = self._runs.pop(claim.token)
+        run = self._runs.pop(claim.token, None)
+        if run is None:
+            return
         _say(run.span, outcome)
         run.span.end()
         run.settle = self._begin_settle(claim, run)
@@ -391,8 +411,12 @@ class Traces(Journal):
     def _step(self, claim: Claim, step: str) -> Generator[None]:
         with ExitStack() as stack:
             stack.enter_context(self._told.within(claim, step))
+            tracer = self.start()
+            if tracer is None:
+                yield
+                return
             span = stack.enter_context(
-                self.start().start_as_current_span(
+                tracer.start_as_current_span(
                     f"once {_plain(step)}",
                     attributes={"runtime.handler": _handler(claim), "runtime.step": _plain(step)},
                     record_exception=False,  # exceptions are logged
@@ -406,9 +430,8 @@ class Traces(Journal):
                     _fail(span, describe(error).error)
                 raise
 
-    def _begin(self, claim: Claim) -> _Run:
+    def _begin(self, tracer: "Tracer", claim: Claim) -> _Run:
         """A run. Its span is the child of the producer's, or for want of one of the first run's that is remembered."""
-        tracer = self.start()
         from opentelemetry.trace import Link, SpanKind
 
         call, past = claim.call, claim.history
@@ -445,12 +468,13 @@ class Traces(Journal):
         return about
 
     def _begin_settle(self, claim: Claim, run: _Run) -> "Span | None":
-        if not run.span.get_span_context().trace_flags.sampled:
+        tracer = self.start()
+        if tracer is None or not run.span.get_span_context().trace_flags.sampled:
             return None
         from opentelemetry.trace import SpanKind
 
         attributes = {**_message("settle", "settle", claim.queue, claim.id), **self._common}
-        return self.start().start_span(f"settle {_plain(claim.queue)}", run.inside, SpanKind.CLIENT, attributes)
+        return tracer.start_span(f"settle {_plain(claim.queue)}", run.inside, SpanKind.CLIENT, attributes)
 
 
 def _handler(claim: Claim) -> str:
