@@ -101,11 +101,11 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _take_apart(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
-    if callable(dump) and not isinstance(value, type):
-        return dump()
     try:
+        if callable(dump) and not isinstance(value, type):
+            return dump()
         return msgspec.to_builtins(value, builtin_types=_PLAIN, enc_hook=_dump_model)
-    except (TypeError, ValueError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError, RecursionError):
         return value  # left to the codec, which names the type
 
 

@@ -373,6 +373,22 @@ def test_a_result_that_nobody_can_take_apart_is_left_to_the_codec() -> None:
     assert Signature(takes_anything).pack_result(value) is value
 
 
+class Unwilling(Model):
+    def model_dump(self) -> dict[str, Any]:
+        raise ValueError("a circular reference")
+
+
+def endless() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize("value", [endless(), Unwilling("m", 1)], ids=["endless", "unwilling"])
+def test_a_result_whose_taking_apart_fails_makes_no_failure_of_a_success(value: Any) -> None:
+    assert Signature(takes_anything).pack_result(value) is value
+
+
 def test_a_result_of_another_kind_than_announced_is_refused() -> None:
     with pytest.raises(ValueError, match="number"):
         Signature(takes_order).unpack_result({"number": "one"})

@@ -10,6 +10,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
 from urllib.parse import unquote
@@ -117,7 +118,7 @@ def _order(document: Mapping[str, Any], header_keys: Sequence[str]) -> Order:
         raise Refused(400, "bad-body", "the field handler is missing", "it names the handler that is to run")
     for name, (kind, called) in _SHAPE.items():
         if name in given and not isinstance(given[name], kind):
-            raise Refused(400, "bad-body", f"the field {name} is {called}")
+            raise Refused(400, "bad-body", f"the field {name} must be {called}")
     options = {name: given[name] for name in _OPTIONS if name in given}
     keys = {*header_keys, *([options["key"]] if isinstance(options.get("key"), str) else [])}
     if len(keys) > 1:
@@ -130,10 +131,11 @@ def _order(document: Mapping[str, Any], header_keys: Sequence[str]) -> Order:
 
 
 def _moment(text: object) -> datetime:
-    try:
-        return datetime.fromisoformat(cast(str, text))
-    except (TypeError, ValueError):
-        raise OptionInvalid("at: it is a moment in ISO 8601, such as 2027-01-31T09:30:00Z") from None
+    with suppress(TypeError, ValueError):
+        moment = datetime.fromisoformat(cast(str, text))
+        if moment.tzinfo is not None:
+            return moment
+    raise OptionInvalid("at: it must be a moment in ISO 8601 with its time zone, such as 2027-01-31T09:30:00Z")
 
 
 def _id(request: web.Request) -> str:
