@@ -114,7 +114,7 @@ class Redactor:
         return len(together) <= LIMIT and self._clean(together)
 
     def _name(self, name: object) -> str:
-        return self.text(name if isinstance(name, str) else self._shown(name))
+        return self.text(str.__str__(name)) if isinstance(name, str) else self._shown(name)
 
     def _under(self, name: object, value: object, deep: int) -> Any:
         return REDACTED if isinstance(name, str) and _names_a_secret(name) else self._value(value, deep)
@@ -122,7 +122,7 @@ class Redactor:
     def _value(self, value: object, deep: int) -> Any:
         kind = type(value)
         if isinstance(value, str):
-            return self.text(value)
+            return self.text(str.__str__(value))  # a plain one: no encoder of JSON takes a class of the user's
         if value is None or kind is bool or kind is float or (kind is int and self._harmless(value)):
             return value
         if not deep:

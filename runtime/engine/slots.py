@@ -64,7 +64,7 @@ class Slots:
     @property
     def claims(self) -> Sequence[Claim]:
         """What is running now."""
-        return [slot.claim for slot in self._busy.values()]
+        return [slot.claim for slot in list(self._busy.values())]  # in one step: the watchdog's thread asks too
 
     async def changed(self) -> None:
         """Return when a slot becomes free, or an outcome is settled."""
@@ -109,15 +109,20 @@ class Slots:
         self._statistics.entered()
         context: Context = Context(claim, call, self._ports.ledger, self._ports.sessions, self._ports.journal)
         timeout_s = self._timeout_s if entry.spec.timeout_s is None else entry.spec.timeout_s
-        with self._ports.journal.within(claim) as slot.trace:
-            self._ports.journal.started(claim, len(self._busy))
-            slot.run = self._ports.runner.start(
-                claim.token,
-                lambda: entry.run(context, call.args, call.kwargs),
-                timeout_s,
-                lambda ended: self._ended(claim.token, ended),
-                lambda: self._will_not_stop(claim.token),
-            )
+        try:
+            with self._ports.journal.within(claim) as slot.trace:
+                self._ports.journal.started(claim, len(self._busy))
+                slot.run = self._ports.runner.start(
+                    claim.token,
+                    lambda: entry.run(context, call.args, call.kwargs),
+                    timeout_s,
+                    lambda ended: self._ended(claim.token, ended),
+                    lambda: self._will_not_stop(claim.token),
+                )
+        finally:
+            if slot.run is None:  # a bug of ours: what never ran is not to be taken for a run that does not stop
+                del self._busy[claim.token]
+                self._statistics.left()
 
     def _ended(self, token: str, ended: Ended) -> None:
         slot = self._busy.pop(token, None)
@@ -150,18 +155,18 @@ class Slots:
         keep_s = spec.keep_result_s if spec else 3600.0
         history = remember(claim, outcome, now_ms, trace)
         settlement = Settlement(claim, outcome, started_ms, now_ms, history, keep_s)
+        self._put(settlement)  # first: whatever comes of telling it, a job without an outcome is held for ever
         self._ports.journal.ended(settlement, len(self._busy))
-        self._put(settlement)
 
     def _noticed(self, token: str, notice: Notice) -> None:
         slot = self._busy.get(token)
         if slot is None:
             return
-        if notice == "lost":
-            self._ports.journal.lost(slot.claim)
-        else:
+        if notice == "abort":
             slot.claim = replace(slot.claim, abort_ms=_wall_ms())  # the flag goes with the job, however that ends
         self._stop(slot, notice)
+        if notice == "lost":
+            self._ports.journal.lost(slot.claim)
 
     def stop(self, why: Stop) -> None:
         """Ask every run to stop."""
@@ -175,30 +180,30 @@ class Slots:
 
     def _will_not_stop(self, token: str) -> None:
         """The job gets its outcome now. It is not to run again while this run goes on, so it is a dead letter."""
-        slot = self._set_aside(token)
-        if slot is not None and slot.stop != "lost":
-            text = "it was cancelled and did not stop: the handler swallows cancellations"
-            self._settle_run(slot, Dead("stuck", Failure("Stuck", text, "permanent")))
+        text = "it was cancelled and did not stop: the handler swallows cancellations"
+        self._set_aside(token, Dead("stuck", Failure("Stuck", text, "permanent")))
 
     def abandon(self) -> None:
         """Give back every job whose run would not end. The runs are left to the end of the process, which is near."""
         for token in list(self._busy):
-            slot = self._set_aside(token)
-            if slot is not None and slot.stop != "lost":
-                self._settle_run(slot, Released("shutdown"))
+            self._set_aside(token, Released("shutdown"))
 
     def bury(self) -> None:
         """Make dead letters of them: this process goes on, and so do the runs."""
         for token in list(self._busy):
             self._will_not_stop(token)
 
-    def _set_aside(self, token: str) -> _Slot | None:
+    def _set_aside(self, token: str, outcome: Outcome) -> None:
         slot = self._busy.pop(token, None)
-        if slot is not None:
-            self._stuck.add(token)
-            self._changed.set()
+        if slot is None:
+            return
+        self._stuck.add(token)
+        self._changed.set()
+        try:
             self._ports.journal.stuck(slot.claim)
-        return slot
+        finally:
+            if slot.stop != "lost":
+                self._settle_run(slot, outcome)
 
     def outcomes_at_standstill(self, blamed: str, where: str, for_s: float) -> list[Settlement]:
         """What is to become of everything that runs, in a process that is ended because the run `blamed` blocks it.
@@ -207,7 +212,7 @@ class Slots:
         """
         now_ms = _wall_ms()
         settlements: list[Settlement] = []
-        for slot in self._busy.values():
+        for slot in list(self._busy.values()):
             claim = slot.claim
             outcome, history = (
                 after_standstill(claim, where, for_s, now_ms)

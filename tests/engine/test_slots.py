@@ -457,6 +457,52 @@ async def test_a_stuck_run_whose_lease_was_lost_settles_nothing(world: World) ->
     assert actor.slots.stuck == 1
 
 
+# A journal with a bug of ours: what is told is lost, but no job.
+
+
+def break_journal(world: World, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def told(*_: object) -> None:
+        raise RuntimeError("of ours")
+
+    monkeypatch.setattr(world.diary, name, told)
+
+
+async def test_an_outcome_that_cannot_be_told_is_settled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_journal(world, monkeypatch, "ended")
+    row = world.store.add("nobody-knows-it")
+    with pytest.raises(ExceptionGroup):
+        await world.actor().run()
+    assert isinstance(world.store.outcomes(row.id)[0], Released)
+    assert world.keeper.held == {}
+
+
+async def test_a_lost_lease_that_cannot_be_told_stops_its_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_journal(world, monkeypatch, "lost")
+    world.handle_taking(HOUR_S)
+    row = world.store.add()
+    actor = world.actor()
+    world.serve(actor)
+    await world.at(5)
+    world.store.take_from(row)
+    with suppress(RuntimeError):
+        world.keeper.notify(row, "lost")
+    await world.at(6)
+    assert actor.slots.claims == []
+
+
+async def test_a_run_whose_begin_cannot_be_told_is_left_to_lapse(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never began: it is not to be taken for one that does not stop."""
+    break_journal(world, monkeypatch, "started")
+    world.handle_taking(1)
+    row = world.store.add()
+    actor = world.actor()
+    with pytest.raises(ExceptionGroup):
+        await actor.run()
+    assert (actor.slots.free, actor.slots.stuck, world.keeper.held) == (3, 0, {})
+    assert row.outcome is None
+    assert world.statistics.running == 0
+
+
 # What is told and remembered.
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Never
 
+import structlog
+
 from runtime import Context, Retry, handler
 from tests.faults.ledger import Ledger
 
@@ -64,6 +66,16 @@ async def block(ctx: Context, length_s: float) -> int:
     with noted(ctx):
         time.sleep(length_s)
     return os.getpid()
+
+
+class Name(str):
+    """As numpy and markupsafe have them."""
+
+
+@handler
+async def bind_a_strange_text(ctx: Context) -> None:
+    """To every log line of its run; the line of its end is one of them."""
+    structlog.contextvars.bind_contextvars(user=Name("somebody"))
 
 
 @handler

@@ -58,6 +58,15 @@ def test_too_many_crashes_give_everything_back_and_end_the_worker(
         assert campaign.attempts_kept(redis_url) == {}
 
 
+def test_what_a_handler_binds_to_its_log_lines_costs_no_job(redis_url: str, ledger: Ledger) -> None:
+    with campaign.worker(redis_url, ledger, slots=1).up() as worker:
+        (job,) = enqueue(redis_url, jobs.bind_a_strange_text.request())
+        wait_until(lambda: job in campaign.results(redis_url))
+        (told,) = worker.wait_for("JOB_COMPLETED")
+        assert told["user"] == "somebody"
+        assert worker.stop() == 0
+
+
 def test_a_blocked_event_loop_is_told_with_its_stack_while_its_leases_are_kept(redis_url: str, ledger: Ledger) -> None:
     with campaign.worker(redis_url, ledger, slots=2, lease="2s").up() as worker:
         (job,) = enqueue(redis_url, jobs.block.request(5))
