@@ -71,6 +71,24 @@ def test_what_a_job_remembers_comes_back(history: History) -> None:
     assert history_of(_own_of(history)) == history
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        b"",
+        b"2|{",
+        b"x|{}",
+        b'2|{"later":' + 50_000 * b"[",
+        b'2|{"unknown_since_ms":' + 400 * b"9" + b"}",
+        b'2|{"snoozed_since_ms":-' + 400 * b"9" + b"}",
+        b'2|{"snoozes":18446744073709551616}',
+        400 * b"9" + b"|{}",
+        b"-1|{}",
+    ],
+)
+def test_what_is_no_memory_of_ours_costs_no_job(own: bytes) -> None:
+    assert history_of(own) == NEW
+
+
 def test_what_says_nothing_is_not_written() -> None:
     assert _own_of(History(crashes=1)) == b"1|{}"
 

@@ -292,19 +292,22 @@ def history_of(own: bytes | None) -> History:
         return NEW
     crashes, _, rest = own.partition(b"|")
     try:
-        past = from_json(rest, History) if rest else NEW
-        return replace(past, crashes=int(crashes))
-    except ValueError:  # not as we write it: a job is not to be lost for the memory of its errors
+        past = replace(from_json(rest, History) if rest else NEW, crashes=int(crashes))
+    except (ValueError, RecursionError):  # not as we write it: a job is not to be lost for the memory of its errors
         return NEW
+    numbers = (past.crashes, past.snoozes, past.snoozed_since_ms or 0, past.unknown_since_ms or 0)
+    return past if all(0 <= number < LARGEST for number in numbers) else NEW
 
 
 def _own_of(history: History) -> bytes:
-    """As `_history_of` reads it. What says nothing is left out."""
+    """As `history_of` reads it. What says nothing is left out."""
     names = [one.name for one in fields(History) if one.name != "crashes"]
     said = {name: getattr(history, name) for name in names if getattr(history, name) != getattr(NEW, name)}
     return f"{history.crashes}|".encode() + to_json(said)
 
 
+LARGEST = 2**53
+"""A number beyond it is none that we have counted, nor a moment."""
 LONGEST_S = 10 * 365 * keys.DAY_S
 MOST_BYTES = 8 * 2**20
 """About the most that goes to the server in one call, if a single outcome is not more."""
