@@ -462,3 +462,18 @@ def test_an_opentelemetry_that_is_broken_costs_no_job_and_is_told_once(
         assert "no traces" in told["message"]
         assert not worker.events("ACTOR_CRASH")
     assert spans(collector) == []
+
+
+@pytest.mark.parametrize("job_id", ["begin", "end"])
+def test_a_processor_that_raises_costs_spans_and_no_job(tcp_url: str, job_id: str) -> None:
+    async def add() -> None:
+        client = Client(tcp_url)
+        await client.enqueue("work", job_id=job_id, options={"queue": "traced-badly"})
+        assert await client.job(job_id, "traced-badly").result(timeout=20) == "done"
+        await client.close()
+
+    with Worker("tests.e2e.traced_badly", redis=tcp_url).up() as worker:
+        asyncio.run(add())
+        assert worker.events("ACTOR_CRASH") == []
+        assert len(worker.events("JOB_STARTED")) == 1
+        assert worker.stop() == 0

@@ -14,6 +14,7 @@ of the SDK (some 50 ms) in the event loop; the exporter, which is twice as dear,
 
 import asyncio
 import importlib.util
+import logging
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
@@ -114,6 +115,21 @@ def _global_tracer() -> "Tracer":
     return trace.get_tracer(SCOPE, schema_url=SCHEMA)
 
 
+@contextmanager
+def _spared() -> Generator[None]:
+    """What OpenTelemetry raises here, or a processor that a handler module has put into it, costs a span and no job."""
+    try:
+        yield
+    except Exception as error:
+        _tell(type(error).__name__)
+
+
+@cache
+def _tell(error: str) -> None:
+    """Once for each kind of error."""
+    logging.getLogger(__name__).warning("spans are lost: OpenTelemetry, or a processor in it, raises %s", error)
+
+
 # ── contexts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -146,6 +162,13 @@ def _under(parent: "Span | None") -> "Context":
     from opentelemetry.context import Context
 
     return Context() if parent is None else trace.set_span_in_context(parent, Context())
+
+
+def _current(span: "Span") -> AbstractContextManager[object]:
+    """A block in which this span is the current one. Exceptions that leave it are logged elsewhere."""
+    from opentelemetry import trace
+
+    return trace.use_span(span, record_exception=False, set_status_on_exception=False)
 
 
 def _fail(span: "Span", error: str) -> None:
@@ -200,38 +223,43 @@ class Enqueueing:
         from opentelemetry import trace
         from opentelemetry.trace import SpanKind
 
-        current = trace.get_current_span()
-        if not current.get_span_context().is_valid and above is not None:
-            current = _read(above) or current
-        span = self._tracer.start_span(
-            f"enqueue {_plain(queue)}",
-            trace.set_span_in_context(current),
-            SpanKind.PRODUCER,
-            {
-                **_message("enqueue", "send", queue, job_id),
-                **_store(self._url),
-                "runtime.handler": _plain(handler),
-                "runtime.priority": priority,
-            },
-        )
-        self._open[job_id] = span
-        return _written(trace.set_span_in_context(span)) or above
+        carrier = above
+        with _spared():
+            current = trace.get_current_span()
+            if not current.get_span_context().is_valid and above is not None:
+                current = _read(above) or current
+            span = self._tracer.start_span(
+                f"enqueue {_plain(queue)}",
+                trace.set_span_in_context(current),
+                SpanKind.PRODUCER,
+                {
+                    **_message("enqueue", "send", queue, job_id),
+                    **_store(self._url),
+                    "runtime.handler": _plain(handler),
+                    "runtime.priority": priority,
+                },
+            )
+            self._open[job_id] = span
+            carrier = _written(trace.set_span_in_context(span)) or above
+        return carrier
 
     def end(self, job_id: str, *, created: bool) -> None:
         """The store has answered."""
         span = self._open.pop(job_id, None)
         if span is not None:
-            span.set_attribute("runtime.created", created)
-            span.end()
+            with _spared():
+                span.set_attribute("runtime.created", created)
+                span.end()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
         for span in self._open.values():
-            if error is not None:
-                _fail(span, describe(error).error)
-            span.end()
+            with _spared():
+                if error is not None:
+                    _fail(span, describe(error).error)
+                span.end()
 
 
 def enqueueing(url: str) -> Enqueueing:
@@ -328,8 +356,9 @@ class Traces(Journal):
         """
         for run in self._settling.values():
             if run.settle is not None:
-                _fail(run.settle, "unanswered")
-                run.settle.end()
+                with _spared():
+                    _fail(run.settle, "unanswered")
+                    run.settle.end()
         self._settling.clear()
         if self._tracer is None:
             return
@@ -355,8 +384,9 @@ class Traces(Journal):
             tracer = self.start()
             if tracer is None:
                 return self._told.within(claim)
-            run = self._runs[claim.token] = self._begin(tracer, claim)
-        return _Within(self._told.within(claim), run)
+            with _spared():
+                run = self._runs[claim.token] = self._begin(tracer, claim)
+        return self._known(claim, run)
 
     def started(self, claim: Claim, running: int) -> None:
         self._told.started(claim, running)
@@ -371,10 +401,11 @@ class Traces(Journal):
         run = self._runs.pop(claim.token, None)
         if run is None:
             return
-        _say(run.span, outcome)
-        run.span.end()
-        run.settle = self._begin_settle(claim, run)
-        self._settling[claim.token] = run
+        with _spared():
+            _say(run.span, outcome)
+            run.span.end()
+            run.settle = self._begin_settle(claim, run)
+            self._settling[claim.token] = run
 
     def settled(self, settlement: Settlement, verdict: Verdict) -> None:
         claim = settlement.claim
@@ -382,16 +413,18 @@ class Traces(Journal):
         with self._known(claim, run):
             self._told.settled(settlement, verdict)
         if run is not None and run.settle is not None:
-            run.settle.set_attribute("runtime.verdict", verdict)
-            run.settle.end()
+            with _spared():
+                run.settle.set_attribute("runtime.verdict", verdict)
+                run.settle.end()
 
     def lost(self, claim: Claim) -> None:
         run = self._runs.pop(claim.token, None)
         with self._known(claim, run):
             self._told.lost(claim)
         if run is not None:
-            _fail(run.span, "runtime.LeaseLost")
-            run.span.end()
+            with _spared():
+                _fail(run.span, "runtime.LeaseLost")
+                run.span.end()
 
     def stuck(self, claim: Claim) -> None:
         with self._known(claim, self._runs.get(claim.token)):
@@ -403,32 +436,29 @@ class Traces(Journal):
     def crashed(self, actor: str, error: BaseException, restart_in_s: float) -> None:
         self._told.crashed(actor, error, restart_in_s)
 
-    def _known(self, claim: Claim, run: _Run | None) -> AbstractContextManager[object]:
+    def _known(self, claim: Claim, run: _Run | None) -> AbstractContextManager[str | None]:
         told = self._told.within(claim)
         return told if run is None else _Within(told, run)
 
     @contextmanager
     def _step(self, claim: Claim, step: str) -> Generator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(self._told.within(claim, step))
-            tracer = self.start()
-            if tracer is None:
-                yield
-                return
-            span = stack.enter_context(
-                tracer.start_as_current_span(
-                    f"once {_plain(step)}",
-                    attributes={"runtime.handler": _handler(claim), "runtime.step": _plain(step)},
-                    record_exception=False,  # exceptions are logged
-                    set_status_on_exception=False,
-                )
-            )
+        with self._told.within(claim, step), ExitStack() as stack:
+            tracer, span = self.start(), None
+            with _spared():
+                if tracer is not None:
+                    attributes = {"runtime.handler": _handler(claim), "runtime.step": _plain(step)}
+                    span = tracer.start_span(f"once {_plain(step)}", attributes=attributes)
+                    stack.enter_context(_current(span))
             try:
                 yield
             except Exception as error:
-                if not isinstance(error, Snooze):
+                if span is not None and not isinstance(error, Snooze):
                     _fail(span, describe(error).error)
                 raise
+            finally:
+                if span is not None:
+                    with _spared():
+                        span.end()
 
     def _begin(self, tracer: "Tracer", claim: Claim) -> _Run:
         """A run. Its span is the child of the producer's, or for want of one of the first run's that is remembered."""
@@ -526,19 +556,27 @@ def of_requests() -> list[Any]:
         }
         if url.port is not None:
             attributes["server.port"] = url.port
-        request.span = tracer.start_span(params.method, None, SpanKind.CLIENT, attributes)
-        params.headers.update(_written(trace.set_span_in_context(request.span)))
+        request.span = None
+        with _spared():
+            request.span = tracer.start_span(params.method, None, SpanKind.CLIENT, attributes)
+            params.headers.update(_written(trace.set_span_in_context(request.span)))
 
     async def ended(session: Any, request: Any, params: Any) -> None:
-        status = params.response.status
-        request.span.set_attribute("http.response.status_code", status)
-        if status >= 400:
-            _fail(request.span, str(status))
-        request.span.end()
+        if request.span is None:
+            return
+        with _spared():
+            status = params.response.status
+            request.span.set_attribute("http.response.status_code", status)
+            if status >= 400:
+                _fail(request.span, str(status))
+            request.span.end()
 
     async def failed(session: Any, request: Any, params: Any) -> None:
-        _fail(request.span, describe(params.exception).error)
-        request.span.end()
+        if request.span is None:
+            return
+        with _spared():
+            _fail(request.span, describe(params.exception).error)
+            request.span.end()
 
     config = aiohttp.TraceConfig()
     config.on_request_start.append(started)
