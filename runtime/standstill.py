@@ -9,10 +9,10 @@ from typing import Any
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.watchdog import Standstill, Watchdog
-from runtime.core.job import Call, Claim, Settlement
+from runtime.core.job import Call, Claim, Settlement, Verdict
 from runtime.core.span import spell
 from runtime.engine.actor import Actor
-from runtime.ports import Away
+from runtime.engine.settler import BATCH
 
 LAST_WORDS_S = 5.0
 """How long recording what can be recorded may take, before the process is ended."""
@@ -35,6 +35,7 @@ class Standstills:
         serializer: Serializer | None,
     ) -> None:
         self._actors = actors
+        self._loop = asyncio.get_running_loop()
         self._url = url
         self._lease_s = lease_s
         self._log = log
@@ -73,10 +74,12 @@ class Standstills:
         last = threading.Timer(LAST_WORDS_S + 1, os._exit, [1])  # whatever hangs here, too
         last.daemon = True
         last.start()
+        # Should the handler end after all: what is given back here may run elsewhere by then, and is not to go on.
+        self._loop.call_soon_threadsafe(threading.Event().wait)
         blamed = self._to_blame(standstill)
         try:
             recorded = asyncio.run(self._settle(self._outcomes(standstill, blamed)))
-        except (Away, TimeoutError):
+        except Exception:  # `Away`, no time left, or a bug of ours: the process ends in any case, and says why
             recorded = 0
         self._log.error(
             f"Worker crashed: its event loop was blocked for {spell(standstill.for_s)} at {standstill.where}. "
@@ -90,9 +93,10 @@ class Standstills:
 
     def _outcomes(self, standstill: Standstill, blamed: Claim | None) -> list[Settlement]:
         outcomes = [settlement for actor in self._actors for settlement in actor.unsettled]
-        if blamed is not None:
+        token = blamed.token if blamed is not None else standstill.token
+        if token is not None:  # it may be of a run that would not stop, and has its outcome
             for actor in self._actors:
-                outcomes += actor.slots.outcomes_at_standstill(blamed.token, standstill.where, standstill.for_s)
+                outcomes += actor.slots.outcomes_at_standstill(token, standstill.where, standstill.for_s)
         # Where nobody can be named all leases lapse: that is a crash for each, and three make a dead letter.
         return outcomes
 
@@ -101,8 +105,11 @@ class Standstills:
         by_queue: dict[str, list[Settlement]] = {}
         for settlement in outcomes:
             by_queue.setdefault(settlement.claim.queue, []).append(settlement)
+        verdicts: list[Verdict] = []
         async with asyncio.timeout(LAST_WORDS_S):
-            verdicts = [verdict for queue, batch in by_queue.items() for verdict in await source.settle(queue, batch)]
+            for queue, all_of_it in by_queue.items():
+                for at in range(0, len(all_of_it), BATCH):
+                    verdicts += await source.settle(queue, all_of_it[at : at + BATCH])
         await source.close()
         return verdicts.count("settled")
 

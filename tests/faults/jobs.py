@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Never
 
 import structlog
@@ -76,6 +76,16 @@ class Name(str):
 async def bind_a_strange_text(ctx: Context) -> None:
     """To every log line of its run; the line of its end is one of them."""
     structlog.contextvars.bind_contextvars(user=Name("somebody"))
+
+
+@handler(timeout="1s")
+async def block_after_its_cancelling(ctx: Context, timeout_s: float, after_s: float) -> None:
+    """It swallows every cancellation for so long after its timeout, and then blocks."""
+    until = time.monotonic() + timeout_s + after_s
+    while time.monotonic() < until:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(until - time.monotonic())
+    time.sleep(3600)
 
 
 @handler

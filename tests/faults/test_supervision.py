@@ -16,6 +16,8 @@ from runtime.core.spec import DEFAULT_QUEUE
 from tests.faults import bugs, campaign, jobs
 from tests.faults.ledger import Ledger
 from tests.processes import Worker, enqueue, wait_until
+from tests.relay import Relay
+from tests.servers import Server
 
 
 def worker_with_bug(redis: str, ledger: Ledger, bug: Path) -> Worker:
@@ -122,6 +124,34 @@ def test_what_was_finished_before_the_process_stood_still_is_not_lost(redis_url:
         assert worker.wait(20) == 1
         assert campaign.results(redis_url)[done].ok
         assert len(ledger.starts(done)) == 1
+
+
+def test_a_process_that_is_being_ended_does_not_go_on_when_its_handler_does(server: Server, ledger: Ledger) -> None:
+    """What it gives back may run elsewhere by then."""
+    server.flush()
+    with (
+        Relay(server.url.removeprefix("unix://")) as relay,
+        campaign.worker(relay.url, ledger, slots=3, RUNTIME_BLOCK_LIMIT="2s").up() as worker,
+    ):
+        _, blocking = enqueue(server.url, jobs.work.request(3.0), jobs.block.request(5.0))
+        wait_until(lambda: ledger.starts(blocking))
+        relay.swallow()  # so that it has not ended yet when the handler does
+        assert worker.wait(30) == 1
+        assert len(worker.events("WORKER_CRASH")) == 1
+        assert [line.job for line in ledger.lines() if line.what == "end"] == [blocking]
+
+
+def test_a_run_that_would_not_stop_and_then_blocks_is_no_crash_of_the_others(redis_url: str, ledger: Ledger) -> None:
+    """It has its outcome, and nobody else is to blame."""
+    settings = {"RUNTIME_BLOCK_LIMIT": "2s"}
+    with campaign.worker(redis_url, ledger, slots=3, **settings).up() as worker:
+        (stubborn,) = enqueue(redis_url, jobs.block_after_its_cancelling.request(1.0, 14.0))
+        wait_until(lambda: stubborn in campaign.letters(redis_url), 40)
+        others = enqueue(redis_url, jobs.work.request(3600.0), jobs.work.request(3600.0))
+        wait_until(lambda: all(ledger.starts(other) for other in others))
+        assert worker.wait(30) == 1
+        assert campaign.attempts_kept(redis_url) == {}
+        assert campaign.stranded(redis_url) == []
 
 
 def test_a_block_in_a_task_that_a_handler_started_is_found_out_too(redis_url: str, ledger: Ledger) -> None:
