@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -233,12 +233,20 @@ class Worker:
     async def _serve(self) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._obey_signals)
-            group.start_soon(self._bring_forward)
-            group.start_soon(self._beat)
+            group.start_soon(self._beside, "bringing jobs forward", self._bring_forward)
+            group.start_soon(self._beside, "the heartbeat", self._beat)
             if self._listener is not None:
                 group.start_soon(self._serve_http, self._listener)
             await self._supervisor.run()
             group.cancel_scope.cancel()
+
+    async def _beside(self, what: str, part: Callable[[], Awaitable[object]]) -> None:
+        """Do what no job needs: a bug of ours in it, or a connection that will not close, ends nothing else."""
+        try:
+            await part()
+        except Exception as error:
+            failure = describe(error)
+            self._log.error(f"{what} failed: {failure.error}: {failure.text}", event_name="PART_FAILED", exc_info=error)
 
     @property
     def leaves_runs_behind(self) -> bool:
@@ -295,12 +303,12 @@ class Worker:
     async def _close(self) -> None:
         self._standstills.close()
         self._keeper.close()
-        await self._heartbeats.leave()
-        await self._sessions.close()
-        await self._client.close()
-        await self._source.close()
+        await self._beside("leaving", self._heartbeats.leave)
+        await self._beside("closing the HTTP sessions", self._sessions.close)
+        await self._beside("closing the client", self._client.close)
+        await self._beside("closing the connections to Redis", self._source.close)
         if self._traces is not None:
-            await self._traces.flush_and_stop()
+            await self._beside("sending the last spans", self._traces.flush_and_stop)
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -60,6 +60,17 @@ def test_too_many_crashes_give_everything_back_and_end_the_worker(
         assert campaign.attempts_kept(redis_url) == {}
 
 
+def test_what_fails_beside_the_actors_ends_no_worker(redis_url: str, ledger: Ledger) -> None:
+    settings: dict[str, Any] = {jobs.LEDGER: ledger.path}
+    with Worker(campaign.MODULE, "tests.faults.bugs_beside", redis=redis_url, **settings).up() as worker:
+        (job,) = enqueue(redis_url, jobs.work.request(2.0))
+        worker.wait_for("JOB_COMPLETED")
+        assert campaign.results(redis_url)[job].ok
+        assert {line["level"] for line in worker.wait_for("PART_FAILED", 2)} == {"error"}
+        assert worker.stop() == 0
+        assert len(worker.events("WORKER_SHUTDOWN")) == 1
+
+
 def test_what_a_handler_binds_to_its_log_lines_costs_no_job(redis_url: str, ledger: Ledger) -> None:
     with campaign.worker(redis_url, ledger, slots=1).up() as worker:
         (job,) = enqueue(redis_url, jobs.bind_a_strange_text.request())

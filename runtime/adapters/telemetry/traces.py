@@ -223,7 +223,7 @@ class Enqueueing:
         from opentelemetry import trace
         from opentelemetry.trace import SpanKind
 
-        carrier = above
+        carrier: Carrier = {}
         with _spared():
             current = trace.get_current_span()
             if not current.get_span_context().is_valid and above is not None:
@@ -240,8 +240,8 @@ class Enqueueing:
                 },
             )
             self._open[job_id] = span
-            carrier = _written(trace.set_span_in_context(span)) or above
-        return carrier
+            carrier = _written(trace.set_span_in_context(span))
+        return carrier or above
 
     def end(self, job_id: str, *, created: bool) -> None:
         """The store has answered."""
