@@ -10,7 +10,7 @@ from arq.jobs import JobStatus
 from runtime.adapters.redis import keys, scripts
 from runtime.adapters.redis.scripts import CancelReply
 from runtime.client import Cancel, Client
-from tests.redis.store import Stock, Store, again, body, done
+from tests.redis.store import DAY_MS, Stock, Store, again, body, done
 
 
 def cancel(store: Store, job_id: str) -> Cancel:
@@ -96,6 +96,15 @@ def test_a_body_that_cannot_be_read_is_cancelled_like_any_other(store: Store) ->
     store.raw.set(keys.JOB + "a", b"no pickle", px=60_000)
     assert cancel(store, "a") == "cancelled"
     is_over(store, "a")
+
+
+def test_an_empty_body_and_odd_starts_leave_a_result_too(store: Store) -> None:
+    store.waits_at("a", store.now_ms() - 1000)
+    store.raw.set(keys.JOB + "a", b"", px=DAY_MS)
+    store.raw.set(keys.RETRY + "a", "many")
+    assert cancel(store, "a") == "cancelled"
+    is_over(store, "a")
+    assert store.redis.exists(keys.RESULT + "a")
 
 
 def test_a_job_is_cancelled_only_with_the_body_its_result_was_made_of(store: Store) -> None:

@@ -26,8 +26,8 @@ if not body then
   return { 'gone' }
 end
 local starts = try('GET', retry)
-if body ~= seen then
-  return { 'changed', body, starts or '0' }
+if body ~= seen or outcome == '' then -- a body may be empty
+  return { 'changed', body, tonumber(starts or '') or 0 }
 end
 
 -- Its entries in `later` have its score: one that waits for its priority, and of one that was started, lapsed leases.
