@@ -286,11 +286,21 @@ def test_an_enqueue_of_ours_forgets_a_flag_for_an_earlier_job_of_the_id(store: S
     assert store.redis.zscore(keys.ABORT, "a") is not None, "the job that has the id is to be aborted"
 
 
-def test_flags_older_than_a_day_are_forgotten_when_another_is_obeyed_and_when_a_worker_starts(store: Store) -> None:
-    day = 86_400_000
+def test_an_aborted_job_is_cancelled_also_if_no_worker_was_awake_for_days(store: Store) -> None:
+    three_days_ago = store.now_ms() - 3 * DAY_MS
+    store.waits_at("a", 1)  # where stock arq's abort puts a deferred job
+    store.redis.zadd(keys.ABORT, {"a": three_days_ago})
+    _start(store)
+    assert store.worker().one("a").abort_ms == round(three_days_ago)
+
+
+def test_flags_older_than_eight_days_are_forgotten_when_another_is_obeyed_and_when_a_worker_starts(
+    store: Store,
+) -> None:
+    long = 8 * DAY_MS
     for forget in (_settle_an_aborted_job, _start):
         now = store.now_ms()
-        store.redis.zadd(keys.ABORT, {"old": now - day - 60_000, "young": now - day + 60_000, "ahead": now + day})
+        store.redis.zadd(keys.ABORT, {"old": now - long - 60_000, "young": now - long + 60_000, "ahead": now + long})
         forget(store)
         assert store.redis.zrange(keys.ABORT, 0, -1) == ["young", "ahead"]
 

@@ -9,7 +9,7 @@ arq's keys (arq 0.28 `constants.py`): ids are global over all queues of a databa
 | `arq:in-progress:<id>` | string: token | the lease |
 | `arq:retry:<id>` | string: starts | 8 days (arq keeps it for 88 400 s) |
 | `arq:result:<id>` | string: result | 1 h, or as the handler says |
-| `arq:abort` | zset: id → ms | as long as it holds flags: until their jobs end, or for a day |
+| `arq:abort` | zset: id → ms | as long as it holds flags: until their jobs end, or for 8 days |
 
 Ours, all under `rt:`:
 

@@ -256,7 +256,7 @@ async def revive(redis: Any, queue: str, job_id: str, *, priority: int) -> str:
 
 
 async def forward(redis: Any, queue: str, ids: Sequence[str | bytes]) -> int:
-    """Bring jobs forward whose handler is known now; how many were. Abort flags older than a day are forgotten."""
+    """Bring jobs forward whose handler is known now; how many were. Abort flags older than 8 days are forgotten."""
     names = [queue, keys.unknown(queue), keys.mark(queue), keys.ABORT]
     moved: int = await script("forward")(redis, names, list(ids))
     return moved

@@ -9,8 +9,9 @@ local OWN, ONCE, LETTER = 'rt:own:', 'rt:once:', 'rt:dead:'
 -- What a job remembers: its starts, and beside them `own`. Without starts an `own` is of an earlier job of the id: stock
 -- arq, which knows nothing of it, has finished that one. (arq itself keeps starts for 88400 s.)
 local REMEMBER_S = 691200
--- A flag in `arq:abort` that nobody has obeyed for a day was for a job that is no more.
-local FLAG_MS = 86400000
+-- A flag in `arq:abort` that nobody has obeyed for so long was for a job that is no more. Not sooner: workers may have
+-- been asleep, and without its flag a deferred job that stock arq has aborted would run at once.
+local FLAG_MS = 1000 * REMEMBER_S
 
 local function clock()
   local t = redis.call('TIME')
