@@ -294,7 +294,7 @@ def test_an_aborted_job_is_cancelled_also_if_no_worker_was_awake_for_days(store:
     assert store.worker().one("a").abort_ms == round(three_days_ago)
 
 
-def test_flags_older_than_eight_days_are_forgotten_when_another_is_obeyed_and_when_a_worker_starts(
+def test_flags_older_than_8_days_are_forgotten_when_another_is_obeyed_and_when_a_worker_starts(
     store: Store,
 ) -> None:
     long = 8 * DAY_MS
