@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from runtime.adapters.redis import keys
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
 from runtime.ports import Away
@@ -49,6 +50,24 @@ def test_a_refusal_is_got_over_by_what_was_refused_and_by_nothing_else(what: str
     weather.answered("claim", "q")
     assert cause(weather) is None
     assert len(backs) == 1
+
+
+def test_a_refused_wait_is_got_over_in_whatever_order_the_queues_are_named(redis_url: str) -> None:
+    """A puller names first the queue that it has not asked for longest."""
+
+    async def wait_twice() -> str | None:
+        source = RedisSource(redis_url, lease_s=10.0)
+        try:
+            await source.redis.rpush(keys.mark("a"), "spoiled")
+            with pytest.raises(Away):
+                await source.wait(["a", "b"], 0.05)
+            await source.redis.delete(keys.mark("a"))
+            await source.wait(["b", "a"], 0.05)
+            return source.away
+        finally:
+            await source.close()
+
+    assert asyncio.run(wait_twice()) is None
 
 
 def test_the_latest_trouble_is_told_and_it_is_over_when_all_is() -> None:

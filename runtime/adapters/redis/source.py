@@ -190,9 +190,10 @@ class RedisSource:
     async def wait(self, queues: Sequence[str], timeout_s: float) -> str | None:
         names = [keys.mark(queue) for queue in queues]
         timeout_s = min(timeout_s, LONGEST_WAIT_S)
-        let_in = asyncio.get_running_loop().call_later(LET_IN_S, self._weather.granted, "wait", queues[0])
+        group = ",".join(sorted(queues))  # in whatever order they are named
+        let_in = asyncio.get_running_loop().call_later(LET_IN_S, self._weather.granted, "wait", group)
         try:
-            with self._asking("wait", queues[0]):
+            with self._asking("wait", group):
                 async with self._weather.waiting(timeout_s + WAIT_REPLY_S):
                     popped = await self._bell.execute_command("BZPOPMIN", *names, timeout_s)
         finally:
