@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -66,6 +67,11 @@ async def block(ctx: Context, length_s: float) -> int:
     with noted(ctx):
         time.sleep(length_s)
     return os.getpid()
+
+
+@handler
+async def close_stdout(ctx: Context) -> None:
+    sys.stdout.close()
 
 
 class Name(str):

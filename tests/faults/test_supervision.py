@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from runtime import connect
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.source import RedisSource
 from runtime.core.spec import DEFAULT_QUEUE
@@ -77,6 +78,28 @@ def test_what_a_handler_binds_to_its_log_lines_costs_no_job(redis_url: str, ledg
         wait_until(lambda: job in campaign.results(redis_url))
         (told,) = worker.wait_for("JOB_COMPLETED")
         assert told["user"] == "somebody"
+        assert worker.stop() == 0
+
+
+def test_a_stream_that_cannot_take_every_character_costs_no_job(redis_url: str, ledger: Ledger) -> None:
+    async def add() -> None:
+        async with connect(redis_url) as client:
+            job = await client.enqueue("work", [0.0], job_id="größe-日本")
+            assert await job.result(timeout=20)
+
+    with campaign.worker(redis_url, ledger, slots=1, PYTHONIOENCODING="ascii").up() as worker:
+        asyncio.run(add())
+        assert worker.events("ACTOR_CRASH") == []
+        (told,) = worker.wait_for("JOB_COMPLETED")
+        assert told["job_id"] == "größe-日本"
+        assert worker.stop() == 0
+
+
+def test_a_handler_that_closes_the_stream_costs_the_lines_and_no_job(redis_url: str, ledger: Ledger) -> None:
+    with campaign.worker(redis_url, ledger, slots=1).up() as worker:
+        closing, after = enqueue(redis_url, jobs.close_stdout.request(), jobs.work.request(0.0))
+        wait_until(lambda: {closing, after} <= campaign.results(redis_url).keys())
+        assert len(ledger.starts(after)) == 1
         assert worker.stop() == 0
 
 

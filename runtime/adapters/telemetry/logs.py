@@ -40,6 +40,7 @@ def configure(
     """Set up logging for the process and give the worker's logger. `style` None: text if `out` is a terminal."""
     stream = _Stream(out or sys.stdout)
     text = style == "text" or (style is None and stream.isatty())
+    stream.take_all(None if text else "utf-8")  # which JSON is, whatever the locale
     render: Any = _Text(colour=_wants_colour(stream)) if text else _json
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -74,7 +75,7 @@ def _redacting(redact: Redactor) -> Callable[[WrappedLogger, str, EventDict], Ev
 
 
 class _Stream(io.TextIOBase):
-    """What lines are written to. A reader that has gone or a full disk costs the lines, not the jobs."""
+    """What lines are written to. A reader that has gone, a full disk or whoever closes it costs lines, not jobs."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -82,21 +83,29 @@ class _Stream(io.TextIOBase):
     def isatty(self) -> bool:
         return self._out.isatty()
 
+    def take_all(self, encoding: str | None) -> None:
+        """Write in `encoding`, or as before, and characters that it lacks by their number."""
+        if isinstance(self._out, io.TextIOWrapper):
+            self._out.reconfigure(encoding=encoding, errors="backslashreplace")
+
     def write(self, text: str) -> int:
         try:
             self._out.write(text)
-        except OSError:
+        except (OSError, ValueError):  # the latter once it is closed
             self._give_up()
         return len(text)
 
     def flush(self) -> None:
         try:
             self._out.flush()
-        except OSError:
+        except (OSError, ValueError):  # the latter once it is closed
             self._give_up()
 
     def _give_up(self) -> None:
         """Send the rest to nowhere: what is left in the buffer would raise again when the process ends."""
+        if self._out.closed:
+            self._out = open(os.devnull, "w")  # noqa: SIM115  # to the end of the process
+            return
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._out.fileno())
         os.close(nowhere)
