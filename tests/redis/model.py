@@ -431,8 +431,8 @@ class Model:
         return verdicts
 
     def _trim_aborts(self, now: float) -> None:
-        """One that nobody has obeyed for a day was for a job that is no more."""
-        self.aborts = {job_id: since for job_id, since in self.aborts.items() if since > now - DAY_MS}
+        """One that nobody has obeyed for 8 days was for a job that is no more."""
+        self.aborts = {job_id: since for job_id, since in self.aborts.items() if since > now - 8 * DAY_MS}
 
     def _verdict(self, outcome: Outcome, ours: bool) -> str:
         if not ours:

@@ -348,10 +348,10 @@ def test_r3_a_flag_is_cleared_only_where_asked(store: Store) -> None:
     assert store.redis.zrange(keys.ABORT, 0, -1) == ["b"]
 
 
-def test_flags_that_nobody_has_obeyed_for_a_day_go_along_with_one_that_is_cleared(store: Store) -> None:
+def test_flags_that_nobody_has_obeyed_for_8_days_go_along_with_one_that_is_cleared(store: Store) -> None:
     store.enqueue("a")
     now = store.now_ms()
-    store.redis.zadd(keys.ABORT, {"a": now, "old": now - 2 * DAY_MS, "young": now - DAY_MS / 2})
+    store.redis.zadd(keys.ABORT, {"a": now, "old": now - 9 * DAY_MS, "young": now - 7 * DAY_MS})
     worker = store.worker()
     worker.settle(done(worker.one("a"), flags="fa"))
     assert store.redis.zrange(keys.ABORT, 0, -1) == ["young"]
