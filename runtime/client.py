@@ -271,12 +271,22 @@ class Client:
             raise self._problem("look", error) from None
 
     def _problem(self, what: str, error: Exception) -> RedisUnreachable | RedisRefused:
-        cause = str(away_of(error, what))
+        away = away_of(error, what)
+        cause = str(away)
         if concerns_the_server(error):
-            return unreachable(self.url, cause)
+            return unworkable(self.url, cause) if away.refused else unreachable(self.url, cause)
         wrong = "a key of the queue or the job is of a wrong type"
         message = wrong if "WRONGTYPE" in cause else "Redis refused what it was asked"
         return RedisRefused(message, cause=cause, hint="see what is wrong with: runtime inspect job ID")
+
+
+def unworkable(url: str, cause: str) -> RedisUnreachable:
+    """The error for a Redis that answers, and will not do what is asked."""
+    return RedisUnreachable(
+        f"Redis at {shown(url)} cannot be used now",
+        cause=cause,
+        hint="it is there and refuses: the cause says what it lacks, or what its user does",
+    )
 
 
 def unreachable(url: str, cause: str) -> RedisUnreachable:

@@ -39,8 +39,8 @@ class Health:
         """False only where a restart would help: a free slot, a Redis that answers, and yet no claim."""
         now = time.monotonic()
         for actor in self._actors:
-            turned = actor.puller.turn_at or self._started
-            if actor.slots.free and self._away() is None and not self.stopping and now - turned > STALE_TURN_S:
+            since = max(actor.puller.turn_at or self._started, actor.slots.free_since)
+            if actor.slots.free and self._away() is None and not self.stopping and now - since > STALE_TURN_S:
                 return False
         return True
 

@@ -59,7 +59,7 @@ class Standstills:
         return next((claim for claim in running if claim.token == standstill.token), None)
 
     def _tell(self, standstill: Standstill) -> None:
-        self._log.warning(
+        self._say(
             f"The event loop has been blocked for {spell(standstill.for_s)} at {standstill.where}; "
             "nothing else goes on meanwhile: the handler should await, or use asyncio.to_thread",
             event_name="LOOP_BLOCKED",
@@ -68,7 +68,11 @@ class Standstills:
         )
 
     def _tell_over(self, for_s: float) -> None:
-        self._log.warning(f"The event loop goes on after {spell(for_s)}", event_name="LOOP_GOES_ON")
+        self._say(f"The event loop goes on after {spell(for_s)}", event_name="LOOP_GOES_ON")
+
+    def _say(self, message: str, **fields: Any) -> None:
+        # Perhaps the loop is blocked because whoever reads the log does not; then this is, too.
+        threading.Thread(target=self._log.warning, args=(message,), kwargs=fields, daemon=True).start()
 
     def _end(self, standstill: Standstill) -> None:
         last = threading.Timer(LAST_WORDS_S + 1, os._exit, [1])  # whatever hangs here, too

@@ -132,9 +132,10 @@ class Snoozed:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """Given back as it was, attempt restored: to its old place, or (`delay_s`) for a worker that knows its handler."""
+    """Given back as it was, attempt restored: to its old place, or (`delay_s`) for a worker that knows its handler, or
+    until no other suspect runs."""
 
-    why: Literal["shutdown", "unknown-handler", "no-slot"]
+    why: Literal["shutdown", "unknown-handler", "no-slot", "suspect"]
     delay_s: float | None = None
 
 

@@ -28,6 +28,8 @@ from runtime.core.spec import Spec
 MAX_CRASHES = 3
 CRASH_DELAY_S = (0.0, 10.0)
 """How long a job waits after its first and its second crash, as `claim.lua` has it for leases that lapsed."""
+SUSPECT_DELAY_S = 5.0
+"""So long a suspect waits for another one of the same worker to end."""
 UNKNOWN_FOR_S = 24 * 3600.0
 """So long a job waits for a worker that knows its handler."""
 UNKNOWN_DELAY_S = (1.0, 300.0)
@@ -41,8 +43,19 @@ _READ = 16_384
 ERRORS_KEPT = 10
 
 
-def before_run(claim: Claim, spec: Spec | None) -> Outcome | None:
-    """What becomes of a claimed job without running it, or None to run it. `spec` is None for an unknown handler."""
+def suspect(claim: Claim) -> bool:
+    """Whether the job has seen its workers die so often that the next time makes it a dead letter.
+
+    It may be one of those that were only beside the one that does it. So it is run beside no other suspect.
+    """
+    return claim.history.crashes == MAX_CRASHES - 1
+
+
+def before_run(claim: Claim, spec: Spec | None, *, beside_suspect: bool = False) -> Outcome | None:
+    """What becomes of a claimed job without running it, or None to run it.
+
+    `spec` is None for an unknown handler; `beside_suspect`: another suspect runs in this process.
+    """
     call, history = claim.call, claim.history
     if isinstance(call, Unreadable):
         return Dead("undecodable", Failure("Undecodable", call.reason, "validation"))
@@ -58,7 +71,7 @@ def before_run(claim: Claim, spec: Spec | None) -> Outcome | None:
     if _failures(claim) > spec.retry.attempts:
         text = f"started {claim.attempt} times, {history.crashes} crashes among them; allowed are {spec.retry.attempts}"
         return Dead("exhausted", Failure("Exhausted", text, "transient"))
-    return None
+    return Released("suspect", SUSPECT_DELAY_S) if beside_suspect and suspect(claim) else None
 
 
 def _meant(claim: Claim, call: Call, abort_ms: int) -> bool:

@@ -1,5 +1,6 @@
 """The slots of an actor: each runs one claimed job and makes an outcome of what becomes of it."""
 
+import math
 import random
 import time
 from collections import deque
@@ -9,7 +10,17 @@ from dataclasses import dataclass, replace
 import anyio
 
 from runtime.core.job import Call, Claim, Dead, Failure, Outcome, Released, Settlement
-from runtime.core.policy import Ended, Stop, after_run, after_standstill, before_run, describe, redacted, remember
+from runtime.core.policy import (
+    Ended,
+    Stop,
+    after_run,
+    after_standstill,
+    before_run,
+    describe,
+    redacted,
+    remember,
+    suspect,
+)
 from runtime.core.spec import Spec
 from runtime.engine.context import Context
 from runtime.engine.statistics import Statistics
@@ -51,6 +62,8 @@ class Slots:
         self._busy: dict[str, _Slot] = {}
         self._stuck: set[str] = set()
         self._changed = anyio.Event()
+        self.free_since = -math.inf
+        """When a slot became free after all were taken, monotonic."""
 
     @property
     def free(self) -> int:
@@ -99,7 +112,7 @@ class Slots:
         entry = self._entries.get(call.handler) if isinstance(call, Call) else None
         spec: Spec | None = entry.spec if entry else None
         now_ms = _wall_ms()
-        outcome = before_run(claim, spec)
+        outcome = before_run(claim, spec, beside_suspect=self._statistics.suspect is not None)
         if outcome is not None:
             self._settle(claim, outcome, now_ms, spec)
             return
@@ -107,6 +120,8 @@ class Slots:
         assert entry is not None
         slot = self._busy[claim.token] = _Slot(claim, entry, now_ms)
         self._statistics.entered()
+        if suspect(claim):
+            self._statistics.suspect = claim.token
         context: Context = Context(claim, call, self._ports.ledger, self._ports.sessions, self._ports.journal)
         timeout_s = self._timeout_s if entry.spec.timeout_s is None else entry.spec.timeout_s
         try:
@@ -122,11 +137,13 @@ class Slots:
         finally:
             if slot.run is None:  # a bug of ours: what never ran is not to be taken for a run that does not stop
                 del self._busy[claim.token]
-                self._statistics.left()
+                self._left(claim.token)
 
     def _ended(self, token: str, ended: Ended) -> None:
+        if not self.free:
+            self.free_since = anyio.current_time()
         slot = self._busy.pop(token, None)
-        self._statistics.left()
+        self._left(token)
         self._changed.set()
         if slot is None:  # it has its outcome: what it brings now comes too late
             self._stuck.discard(token)
@@ -142,6 +159,11 @@ class Slots:
         self._ports.keeper.drop([token])
         if slot.stop != "lost":  # else it was told when it was noticed
             self._ports.journal.lost(slot.claim)
+
+    def _left(self, token: str) -> None:
+        self._statistics.left()
+        if self._statistics.suspect == token:
+            self._statistics.suspect = None
 
     def _settle_run(self, slot: _Slot, outcome: Outcome) -> None:
         self._settle(slot.claim, outcome, slot.started_ms, slot.entry.spec, slot.trace)

@@ -5,7 +5,7 @@ from runtime.core.policy import ended
 
 
 class Statistics:
-    """Counts of one worker, in memory; every count is of settled outcomes, except the two of the moment."""
+    """Counts of one worker, in memory; every count is of settled outcomes, except what is of the moment."""
 
     def __init__(self) -> None:
         self.processed = 0
@@ -14,6 +14,8 @@ class Statistics:
         self.retried = 0
         self.running = 0
         self.peak = 0
+        self.suspect: str | None = None
+        """The token of the run, if any, whose job is suspected of killing its workers."""
 
     def entered(self) -> None:
         self.running += 1

@@ -24,6 +24,7 @@ from runtime.core.job import (
     Settlement,
     Snoozed,
 )
+from runtime.core.policy import SUSPECT_DELAY_S
 from runtime.core.retry import Retry
 from runtime.engine.context import Checked, Context
 from tests.engine.world import EPOCH_MS, STUCK_S, CancelOnce, Row, World
@@ -566,3 +567,21 @@ async def test_a_lease_is_kept_until_the_outcome_is_settled(world: World) -> Non
     assert len(world.keeper.held) == 1
     await world.at(12)
     assert world.keeper.held == {}
+
+
+# Jobs that may have killed their workers.
+
+
+async def test_a_job_that_may_have_killed_its_workers_is_run_beside_no_other_such(world: World) -> None:
+    world.handle_taking(30)
+    suspects = [world.store.add(history=History(crashes=2)) for _ in range(3)]
+    others = [world.store.add(history=History(crashes=1)), world.store.add()]
+    world.serve(world.actor(size=5))
+    await world.until(lambda: all(row.outcome for row in (*suspects, *others)))
+    assert all(isinstance(row.outcome, Done) for row in (*suspects, *others))
+    starts = sorted(row.starts_at[-1] for row in suspects)
+    assert starts[1] - starts[0] >= 30
+    assert starts[2] - starts[1] >= 30
+    assert starts[2] <= 2 * (30 + SUSPECT_DELAY_S)
+    assert {row.starts_at[0] for row in others} == {starts[0]}
+    assert [row.starts for row in suspects] == [1, 1, 1]  # being put off costs no attempt

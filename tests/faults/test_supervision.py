@@ -257,3 +257,20 @@ def test_parts_may_be_started_and_stopped_out_of_turn(redis_url: str) -> None:
         await source.close()
 
     asyncio.run(misuse())
+
+
+@pytest.mark.timeout(120)
+def test_jobs_beside_one_that_kills_its_workers_are_not_taken_for_it(redis_url: str, ledger: Ledger) -> None:
+    with campaign.worker(redis_url, ledger, slots=6, lease="1s").up() as worker:
+        beside = enqueue(redis_url, *(jobs.work.request(2.0) for _ in range(4)))
+        wait_until(lambda: len(ledger.starts()) == 4)
+        (pill,) = enqueue(redis_url, jobs.pill.request())
+        until = time.monotonic() + 100
+        while campaign.ended(redis_url) < 5:
+            assert time.monotonic() < until
+            if not worker.running:
+                worker.start()  # as a platform does
+            time.sleep(0.05)
+        assert set(campaign.letters(redis_url)) == {pill}
+        assert all(campaign.results(redis_url)[job].ok for job in beside)
+        assert max(line.crashes for job in beside for line in ledger.starts(job)) == 2

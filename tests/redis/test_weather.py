@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from runtime import Client
 from runtime.adapters.redis import keys
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
@@ -85,11 +86,29 @@ def test_the_latest_trouble_is_told_and_it_is_over_when_all_is() -> None:
 
 
 def test_a_look_is_no_evidence_that_redis_works_for_us() -> None:
+    """Nor a claim that finds nothing, nor a settlement: out of memory, a server does all three."""
     weather = Weather()
-    weather.answered("look", "q")
-    assert not weather.fresh
-    weather.answered("claim", "q")
+    for what in ("look", "claim", "settle", "extend"):
+        weather.answered(what, "q")
+        assert not weather.fresh
+    weather.answered("ping")
     assert weather.fresh
+
+
+def test_a_claim_that_brings_jobs_is(redis_url: str) -> None:
+    async def claim() -> tuple[bool, bool]:
+        weather = Weather()
+        source = RedisSource(redis_url, lease_s=10, weather=weather)
+        await source.claim("q", 1)
+        nothing = weather.fresh
+        client = Client(redis_url)
+        await client.enqueue("work", options={"queue": "q"})
+        await source.claim("q", 1)
+        await client.close()
+        await source.close()
+        return nothing, weather.fresh
+
+    assert asyncio.run(claim()) == (False, True)
 
 
 @pytest.mark.parametrize("trouble", [LOST, Away("the server is a replica (READONLY)", "ping", refused=True)])

@@ -126,6 +126,8 @@ class RedisSource:
         self._server_ahead_s = reply.now_ms / 1000 - time.monotonic()
         self.claimed.set()
         self._tell(reply.trouble)
+        if reply.jobs:
+            self._weather.proved()
         due_in_s = None if reply.due_in_ms is None else reply.due_in_ms / 1000
         if reply.others:
             # A stock worker that gives a job back tells nobody.
@@ -401,7 +403,7 @@ def _as_asked(settlement: Settlement, serializer: Serializer | None, with_body: 
                 **common, what="back", keep_starts=attempt_after(claim, outcome), own=own, body=body
             )
         case _:
-            unknown = isinstance(outcome, Released)
+            unknown = isinstance(outcome, Released) and outcome.why == "unknown-handler"
             name = claim.call.handler if unknown and isinstance(claim.call, Call) else ""
             return scripts.Settling(
                 **common,

@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager
 from runtime.ports import Away
 
 FRESH_S = 3.0
-"""An answer to one of these is evidence for so long. Many a server that refuses them lets itself be looked at."""
-EVIDENCE = frozenset({"claim", "settle", "ping"})
+"""What proves that Redis works for us does so for so long."""
 
 
 class Weather:
@@ -40,10 +39,15 @@ class Weather:
 
     def answered(self, what: str, queue: str = "") -> None:
         """`what` was done as asked."""
-        if what in EVIDENCE:
-            self._heard_at = time.monotonic()
+        if what == "ping":
+            self.proved()
         self._lost = None
         self.granted(what, queue)
+
+    def proved(self) -> None:
+        """Something new was written. A server without memory answers every look, a claim that finds nothing, and a
+        settlement, which begins by deleting."""
+        self._heard_at = time.monotonic()
 
     def granted(self, what: str, queue: str = "") -> None:
         """`what` is not refused, though it may be on its way still."""

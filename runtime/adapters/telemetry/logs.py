@@ -85,8 +85,9 @@ class _Stream(io.TextIOBase):
 
     def take_all(self, encoding: str | None) -> None:
         """Write in `encoding`, or as before, and characters that it lacks by their number."""
-        if isinstance(self._out, io.TextIOWrapper):
-            self._out.reconfigure(encoding=encoding, errors="backslashreplace")
+        reconfigure = getattr(self._out, "reconfigure", None)  # a file has it; what somebody put in its place may not
+        if reconfigure is not None:
+            reconfigure(encoding=encoding, errors="backslashreplace")
 
     def write(self, text: str) -> int:
         try:
