@@ -12,38 +12,33 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import anyio
 
-from runtime import __version__
-from runtime.adapters import process
 from runtime.adapters.http.sessions import AiohttpSessions
 from runtime.adapters.redis import codecs
-from runtime.adapters.redis.connection import shown
-from runtime.adapters.redis.heartbeats import Heartbeat, Heartbeats, Served
+from runtime.adapters.redis.heartbeats import Heartbeats
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.ledger import RedisLedger
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
 from runtime.adapters.runner import AsyncioRunner
-from runtime.adapters.tasks import what_they_do
 from runtime.adapters.telemetry import logs, traces
+from runtime.bulletins import Bulletins
 from runtime.client import Client, use
-from runtime.core.errors import OptionInvalid, SettingsInvalid
+from runtime.core.errors import SettingsInvalid
 from runtime.core.policy import describe
 from runtime.core.redaction import Redactor
-from runtime.core.span import spell
 from runtime.desk import Desk
 from runtime.engine.actor import Actor
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor, bug_of
+from runtime.groups import Group
 from runtime.health import Health
 from runtime.ports import Away, Ports
 from runtime.registry import Handlers
@@ -60,36 +55,6 @@ LEAVE_S = 1.0
 """How long the interpreter may take to end after that."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 DUMP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Queues that share slots."""
-
-    queues: tuple[str, ...]
-    slots: int
-
-
-def groups(handlers: Handlers, wanted: Sequence[str], concurrency: int) -> list[Group]:
-    """Which queues are served with how many slots: those of the handlers, or as `NAME` or `NAME=SLOTS` says.
-
-    Queues without a number share `concurrency` slots. Raises `OptionInvalid`.
-    """
-    shared: list[str] = []
-    own: list[Group] = []
-    for word in wanted or sorted({handler.spec.queue for handler in handlers.values()}):
-        name, _, slots = word.partition("=")
-        if slots and (not slots.isdigit() or not 1 <= int(slots) <= 1000):
-            raise OptionInvalid(
-                f"-Q {word}: slots are a whole number from 1 to 1000", hint="write -Q NAME or -Q NAME=SLOTS"
-            )
-        if not name or name in shared or any(name in group.queues for group in own):
-            raise OptionInvalid(f"-Q {word}: a queue is named once, by the key of its sorted set")
-        if slots:
-            own.append(Group((name,), int(slots)))
-        else:
-            shared.append(name)
-    return ([Group(tuple(shared), concurrency)] if shared else []) + own
 
 
 def serve(settings: Settings, url: str, handlers: Handlers, served: Sequence[Group]) -> int:
@@ -208,11 +173,14 @@ class Worker:
             self._log,
             serializer=self._serializer,
         )
+        self._bulletins = Bulletins(
+            self._log, settings, self._groups, self._handlers, self._supervisor.actors, self._health, self._source
+        )
         self._looking = anyio.CancelScope()
         self._listen_to_signals()
-        self._heartbeats = Heartbeats(self._source.redis, self._source.incarnation, self._heartbeat)
+        self._heartbeats = Heartbeats(self._source.redis, self._source.incarnation, self._bulletins.heartbeat)
         await self._look()
-        self._tell_boot()
+        self._bulletins.boot(self._url)
         self._keeper.start()
         self._standstills.watch()
         try:
@@ -223,11 +191,11 @@ class Worker:
             with anyio.move_on_after(CLOSE_S, shield=True):
                 await self._close()
         failure = self._failure or self._supervisor.failure
-        self._tell_unsettled()
+        self._bulletins.unsettled()
         if failure is not None:
-            self._tell_crash(failure)
+            self._bulletins.crash(failure)
             return 1
-        self._tell_shutdown()
+        self._bulletins.shutdown(signal.Signals(self._told[0]).name if self._told else "done")
         return 0 if len(self._told) < 2 else 128 + self._told[1]
 
     async def _serve(self) -> None:
@@ -316,16 +284,7 @@ class Worker:
             if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGTERM:  # nohup ignores SIGHUP
                 loop.add_signal_handler(number, self._signalled, number)
         for number in DUMP_SIGNALS:
-            loop.add_signal_handler(number, self._dump_tasks)
-
-    def _dump_tasks(self) -> None:
-        """Where every task waits, as one log line."""
-        claims = {claim.token: claim for actor in self._supervisor.actors for claim in actor.slots.claims}
-        tasks = [
-            {"at": where, **({"job_id": claims[token].id} if token in claims else {})}
-            for token, where in what_they_do()
-        ]
-        self._log.info(f"{len(tasks)} tasks", event_name="TASK_DUMP", data={"tasks": tasks})
+            loop.add_signal_handler(number, self._bulletins.tasks)
 
     def _signalled(self, number: int) -> None:
         self._told.append(number)
@@ -338,10 +297,7 @@ class Worker:
     async def _obey_signals(self) -> None:
         grace_s = self._settings.grace_s
         name = signal.Signals(await self._signals.get()).name
-        self._log.info(
-            f"{name}: no new jobs; {self._statistics.running} running, given back after {spell(grace_s)}",
-            event_name="WORKER_DRAINING",
-        )
+        self._bulletins.draining(name, grace_s)
         self._supervisor.drain()
         with anyio.move_on_after(grace_s):
             await self._signals.get()
@@ -373,31 +329,6 @@ class Worker:
             await anyio.sleep(0.05)
         await self._heartbeats.run()
 
-    def _heartbeat(self) -> Heartbeat:
-        counted = self._statistics
-        return Heartbeat(
-            worker_id=self._settings.worker_id,
-            incarnation=self._source.incarnation,
-            version=self._settings.version,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            started_ms=self._source.server_ms() - (process.age_ms() or 0),
-            at_ms=self._source.server_ms(),
-            state=self._health.state,
-            groups=tuple(Served(group.queues, group.slots) for group in self._groups),
-            handlers=tuple(sorted(self._handlers)),
-            running=counted.running,
-            statistics={
-                "processed": counted.processed,
-                "succeeded": counted.succeeded,
-                "failed": counted.failed,
-                "retried": counted.retried,
-                "peak": counted.peak,
-            },
-            redis=self._source.away or "ok",
-            rss_bytes=process.rss_bytes(),
-        )
-
     async def _serve_http(self, listener: socket.socket) -> None:
         with anyio.move_on_after(HTTP_AFTER_S):
             while not self._health.turned():
@@ -416,55 +347,3 @@ class Worker:
         finally:
             with anyio.CancelScope(shield=True):
                 await server.close()
-
-    def _tell_boot(self) -> None:
-        queues = [queue for group in self._groups for queue in group.queues]
-        slots = sum(group.slots for group in self._groups)
-        settings = self._settings
-        self._log.info(
-            f"Worker started: {', '.join(queues)}. Concurrency: {slots} jobs in parallel",
-            event_name="WORKER_BOOT",
-            data={
-                "worker_name": settings.worker_id,
-                "version": settings.version,
-                "commit": settings.commit,
-                "runtime": __version__,
-                "python": ".".join(map(str, sys.version_info[:3])),
-                "queues": queues,
-                "concurrency": slots,
-                "handlers": sorted(self._handlers),
-                "redis": shown(self._url),
-                "redis_status": self._source.away or "ok",
-                "embedded": settings.redis_url is None,
-                "boot_ms": process.age_ms(),
-                "timeout_s": settings.timeout_s,
-                "lease_s": settings.lease_s,
-            },
-        )
-
-    def _tell_crash(self, error: Exception) -> None:
-        failure = describe(error)
-        self._log.error(
-            f"Worker crashed: {failure.error}: {failure.text}",
-            event_name="WORKER_CRASH",
-            data={"error": failure.text, "error_type": failure.error},
-            exc_info=error,
-        )
-
-    def _tell_unsettled(self) -> None:
-        unsettled = sum(len(actor.unsettled) for actor in self._supervisor.actors)
-        if unsettled:
-            self._log.error(
-                f"{unsettled} outcomes could not be recorded; these jobs run again when their leases lapse",
-                event_name="OUTCOMES_LOST",
-            )
-
-    def _tell_shutdown(self) -> None:
-        stats = self._health.statistics()
-        self._log.info("WORKER STATISTICS", event_name="WORKER_STATISTICS", **stats)
-        reason = signal.Signals(self._told[0]).name if self._told else "done"
-        if reason == "SIGTERM":
-            reason = "SIGTERM (Deployment/Scale-down)"
-        self._log.info(
-            f"Worker stopped: {reason}", event_name="WORKER_SHUTDOWN", data={"reason": reason, "stats": stats}
-        )

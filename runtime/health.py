@@ -53,6 +53,11 @@ class Health:
         return any(actor.puller.turn_at is not None for actor in self._actors)
 
     @property
+    def running(self) -> int:
+        """Jobs that run now."""
+        return self._statistics.running
+
+    @property
     def state(self) -> str:
         """Where the worker is in its life."""
         return "stopping" if self.stopping else "awake" if self.turned() else "starting"

@@ -44,10 +44,10 @@ def run(args: argparse.Namespace) -> int:
         if not 1 <= args.concurrency <= 1000:
             raise OptionInvalid(f"-c {args.concurrency}: concurrency is a whole number from 1 to 1000")
         config = replace(config, concurrency=args.concurrency)
-    from runtime import app, client, registry
+    from runtime import app, client, groups, registry
 
     handlers = registry.collect(args.module)
-    served = app.groups(handlers, args.queue, config.concurrency)
+    served = groups.groups(handlers, args.queue, config.concurrency)
     url, server = client.redis_url(config)
     if server is not None:
         print(f"No Redis is configured: using the embedded server, {url}", file=sys.stderr)

@@ -1,0 +1,133 @@
+"""What a worker says of its own life: in its log, and in its heartbeats."""
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from runtime import __version__
+from runtime.adapters import process
+from runtime.adapters.redis.connection import shown
+from runtime.adapters.redis.heartbeats import Heartbeat, Served
+from runtime.adapters.redis.source import RedisSource
+from runtime.adapters.tasks import what_they_do
+from runtime.core.policy import describe
+from runtime.core.span import spell
+from runtime.engine.actor import Actor
+from runtime.groups import Group
+from runtime.health import Health
+from runtime.registry import Handlers
+from runtime.settings import Settings
+
+
+class Bulletins:
+    """Reads the worker's parts; the events are those of the user documents."""
+
+    def __init__(
+        self,
+        log: Any,
+        settings: Settings,
+        groups: Sequence[Group],
+        handlers: Handlers,
+        actors: Sequence[Actor],
+        health: Health,
+        source: RedisSource,
+    ) -> None:
+        self._log = log
+        self._settings = settings
+        self._groups = groups
+        self._handlers = handlers
+        self._actors = actors
+        self._health = health
+        self._source = source
+
+    def boot(self, url: str) -> None:
+        """What was found at the start."""
+        queues = [queue for group in self._groups for queue in group.queues]
+        slots = sum(group.slots for group in self._groups)
+        settings = self._settings
+        self._log.info(
+            f"Worker started: {', '.join(queues)}. Concurrency: {slots} jobs in parallel",
+            event_name="WORKER_BOOT",
+            data={
+                "worker_name": settings.worker_id,
+                "version": settings.version,
+                "commit": settings.commit,
+                "runtime": __version__,
+                "python": ".".join(map(str, sys.version_info[:3])),
+                "queues": queues,
+                "concurrency": slots,
+                "handlers": sorted(self._handlers),
+                "redis": shown(url),
+                "redis_status": self._source.away or "ok",
+                "embedded": settings.redis_url is None,
+                "boot_ms": process.age_ms(),
+                "timeout_s": settings.timeout_s,
+                "lease_s": settings.lease_s,
+            },
+        )
+
+    def draining(self, why: str, grace_s: float) -> None:
+        self._log.info(
+            f"{why}: no new jobs; {self._health.running} running, given back after {spell(grace_s)}",
+            event_name="WORKER_DRAINING",
+        )
+
+    def unsettled(self) -> None:
+        """Nothing, if all is settled."""
+        unsettled = sum(len(actor.unsettled) for actor in self._actors)
+        if unsettled:
+            self._log.error(
+                f"{unsettled} outcomes could not be recorded; these jobs run again when their leases lapse",
+                event_name="OUTCOMES_LOST",
+            )
+
+    def crash(self, error: Exception) -> None:
+        failure = describe(error)
+        self._log.error(
+            f"Worker crashed: {failure.error}: {failure.text}",
+            event_name="WORKER_CRASH",
+            data={"error": failure.text, "error_type": failure.error},
+            exc_info=error,
+        )
+
+    def shutdown(self, why: str) -> None:
+        statistics = self._health.statistics()
+        self._log.info("WORKER STATISTICS", event_name="WORKER_STATISTICS", **statistics)
+        reason = "SIGTERM (Deployment/Scale-down)" if why == "SIGTERM" else why
+        self._log.info(
+            f"Worker stopped: {reason}", event_name="WORKER_SHUTDOWN", data={"reason": reason, "stats": statistics}
+        )
+
+    def tasks(self) -> None:
+        """Where every task waits, as one log line."""
+        claims = {claim.token: claim for actor in self._actors for claim in actor.slots.claims}
+        tasks = [
+            {"at": where, **({"job_id": claims[token].id} if token in claims else {})}
+            for token, where in what_they_do()
+        ]
+        self._log.info(f"{len(tasks)} tasks", event_name="TASK_DUMP", data={"tasks": tasks})
+
+    def heartbeat(self) -> Heartbeat:
+        """What is written to Redis every half minute. Not before a claim was answered: it is stamped by its clock."""
+        counts = self._health.statistics()
+        return Heartbeat(
+            worker_id=self._settings.worker_id,
+            incarnation=self._source.incarnation,
+            version=self._settings.version,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_ms=self._source.server_ms() - (process.age_ms() or 0),
+            at_ms=self._source.server_ms(),
+            state=self._health.state,
+            groups=tuple(Served(group.queues, group.slots) for group in self._groups),
+            handlers=tuple(sorted(self._handlers)),
+            running=self._health.running,
+            statistics={
+                **{name: counts[name] for name in ("processed", "succeeded", "failed", "retried")},
+                "peak": counts["peakConcurrency"],
+            },
+            redis=self._source.away or "ok",
+            rss_bytes=process.rss_bytes(),
+        )
