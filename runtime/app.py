@@ -281,7 +281,7 @@ class Worker:
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGTERM:  # nohup ignores SIGHUP
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for
                 loop.add_signal_handler(number, self._signalled, number)
         for number in DUMP_SIGNALS:
             loop.add_signal_handler(number, self._bulletins.tasks)

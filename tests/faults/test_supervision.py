@@ -232,6 +232,19 @@ def test_a_closed_terminal_stops_the_worker_in_good_order(redis_url: str, ledger
         assert len(worker.events("JOB_COMPLETED")) == 1
 
 
+def test_under_nohup_a_closed_terminal_is_no_reason_to_stop(redis_url: str, ledger: Ledger) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as a worker inherits it there
+    try:
+        worker = campaign.worker(redis_url, ledger, slots=1).up()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with worker:
+        worker.send(signal.SIGHUP)
+        enqueue(redis_url, jobs.work.request(0))
+        worker.wait_for("JOB_COMPLETED")
+        assert worker.stop() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGWINCH, signal.SIGPIPE])
 def test_other_signals_are_no_reason_to_end(redis_url: str, ledger: Ledger, number: signal.Signals) -> None:
     with campaign.worker(redis_url, ledger, slots=1).up() as worker:
