@@ -401,6 +401,9 @@ class Answer:
     def __init__(self, status_code: int) -> None:
         self.status_code = status_code
 
+    def __repr__(self) -> str:
+        return f"Answer({self.status_code})"
+
 
 @pytest.mark.parametrize(
     ("error", "category"),
