@@ -99,7 +99,13 @@ class Watchdog:
     def _look(self, for_s: float) -> Standstill:
         task = asyncio.current_task(self._loop)
         frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]  # it is documented
-        calls = traceback.extract_stack(frame)[-FRAMES:] if frame else []
+        calls = _since_the_loop(traceback.extract_stack(frame) if frame else [])
         last = calls[-1] if calls else None
         where = f"{last.filename}:{last.lineno} in {last.name}" if last else "unknown"
         return Standstill(for_s, token_of(task) if task else None, where, "".join(traceback.format_list(calls)))
+
+
+def _since_the_loop(calls: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """What the event loop has called, and what that has; its innermost part."""
+    begins = max((at for at, call in enumerate(calls) if call.filename == asyncio.events.__file__), default=-1)
+    return calls[begins + 1 :][-FRAMES:]

@@ -116,7 +116,7 @@ def _worker(beat: Heartbeat, now_ms: int) -> Document:
         "host": beat.host,
         "pid": beat.pid,
         "started_at": moment(beat.started_ms),
-        "up_s": max(beat.at_ms - beat.started_ms, 0) / 1000,
+        "up_s": max((now_ms if beat.live(now_ms) else beat.at_ms) - beat.started_ms, 0) / 1000,
         "groups": [{"queues": group.queues, "slots": group.slots} for group in beat.groups],
         "slots": beat.slots,
         "running": beat.running,

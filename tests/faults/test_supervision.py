@@ -113,9 +113,11 @@ def test_a_blocked_event_loop_is_told_with_its_stack_while_its_leases_are_kept(r
         assert (told["job_id"], told["handler"], told["level"]) == (job, "block", "warn")
         assert "time.sleep(length_s)" in told["stack"]
         assert "length_s=" not in told["stack"]
+        assert "run_until_complete" not in told["stack"]
         worker.wait_for("LOOP_GOES_ON")
         worker.wait_for("JOB_COMPLETED")
         assert len(worker.events("LOOP_BLOCKED")) == 1
+        assert worker.events("REDIS_AWAY") == []  # it was not Redis that kept us waiting
         assert len(ledger.starts()) == 1
         assert worker.stop() == 0
 

@@ -149,3 +149,17 @@ def test_many_who_ask_at_once_are_one_question_that_takes_a_second(server: Serve
             await source.close()
 
     asyncio.run(main())
+
+
+def test_an_event_loop_that_was_blocked_is_no_fault_of_redis(redis_url: str) -> None:
+    async def wait_and_block() -> tuple[str | None, str | None]:
+        source = RedisSource(redis_url, lease_s=10)
+        waiting = asyncio.ensure_future(source.wait(["q"], 0.5))
+        await asyncio.sleep(0.1)
+        time.sleep(5)  # longer than the wait, and whatever an answer may take beyond it
+        try:
+            return await waiting, source.away
+        finally:
+            await source.close()
+
+    assert asyncio.run(wait_and_block()) == (None, None)

@@ -70,7 +70,7 @@ class Gate:
         now = time.monotonic()
         if now - self._logged_at >= TELL_S:
             self._log.warning(
-                f"{self._unlogged} requests without a valid token were refused", event_name="HTTP_UNAUTHORIZED"
+                f"Refused, for want of a valid token: {self._unlogged} requests", event_name="HTTP_UNAUTHORIZED"
             )
             self._unlogged, self._logged_at = 0, now
 

@@ -9,6 +9,8 @@ from runtime.ports import Away
 
 FRESH_S = 3.0
 """What proves that Redis works for us does so for so long."""
+LATE_S = 0.25
+"""A timer that is later than this tells of a blocked event loop, not of Redis."""
 
 
 class Weather:
@@ -77,14 +79,28 @@ class Weather:
 
     @asynccontextmanager
     async def waiting(self, longest_s: float) -> AsyncGenerator[None]:
-        """The block raises `Away` when it takes longer, or when others find out meanwhile that nothing can be done."""
+        """The block raises `Away` when it takes longer, or when others find out meanwhile that nothing can be done.
+
+        Not when it is the event loop that was late: the time is given anew, as the question may not even have been sent.
+        """
+        loop = asyncio.get_running_loop()
         ended: Away | None = None
+
+        def expire(due: float) -> None:
+            now = loop.time()
+            if now - due > LATE_S:
+                loop.call_at(now + longest_s, expire, now + longest_s)
+            elif wait in self._waits and not wait.expired():
+                wait.reschedule(now)
+
+        timer = loop.call_later(longest_s, expire, loop.time() + longest_s)
         try:
-            async with asyncio.timeout(longest_s) as wait:
+            async with asyncio.timeout(None) as wait:
                 self._waits[wait] = None
                 try:
                     yield
                 finally:
+                    timer.cancel()
                     ended = self._waits.pop(wait)
         except TimeoutError:
             raise Away(ended.cause if ended else "no answer in time", "wait") from None
