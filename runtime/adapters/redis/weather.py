@@ -81,7 +81,7 @@ class Weather:
     async def waiting(self, longest_s: float) -> AsyncGenerator[None]:
         """The block raises `Away` when it takes longer, or when others find out meanwhile that nothing can be done.
 
-        Not when it is the event loop that was late: the time is given anew, as the question may not even have been sent.
+        Not when it is the event loop that was late: time is given anew, as the question may not have been sent.
         """
         loop = asyncio.get_running_loop()
         ended: Away | None = None
