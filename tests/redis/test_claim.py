@@ -357,6 +357,24 @@ def test_r3_a_flag_that_is_no_moment_does_no_harm(store: Store) -> None:
     assert job.abort_ms is not None
 
 
+def test_a_job_that_stock_arq_is_about_to_abort_is_not_run_before_its_flag_is_there(store: Store) -> None:
+    store.enqueue("a", delay_ms=60_000)
+    store.redis.zadd(store.queue, {"a": 1})  # its abort's first step; the flag is the second
+    reply = store.worker().claim()
+    assert reply.jobs == []
+    assert reply.due_in_ms is not None
+    assert 0 < reply.due_in_ms <= 1000
+    assert store.now_ms() < store.score("a") <= store.now_ms() + 1001  # rounded up
+
+
+def test_nor_for_ever_if_the_flag_does_not_come(store: Store) -> None:
+    store.enqueue("a", delay_ms=60_000)
+    store.redis.zadd(store.queue, {"a": 1})
+    store.worker().claim()
+    store.until_due("a")
+    assert names(store.worker("b-2").claim().jobs) == ["a"]
+
+
 def test_r4_an_abort_that_came_too_late_leaves_the_result_alone(store: Store) -> None:
     store.enqueue("a")
     worker = store.worker()
@@ -550,7 +568,7 @@ def test_r13_places_keep_every_bit(store: Store) -> None:
 
 def test_a_score_without_end_is_a_place_like_any_other(store: Store) -> None:
     store.waits_at("a", float("-inf"))
-    store.waits_at("b", 1)
+    store.waits_at("b", 2)
     store.waits_at("c", float("inf"))
     reply = store.worker().claim(5)
     assert names(reply.jobs) == ["a", "b"]

@@ -18,7 +18,8 @@ local again, start = ARGV[5] == 'again', tonumber(ARGV[6])
 
 local SEE, PAGE, SWEEP = 1000, 250, 500
 local MAX_BODY, MAX_REPLY = 8388608, 8388608 -- a larger body is not handed out, a larger reply takes no further job
-local ABORTED = 1 -- stock arq's abort gives this score to a job that it takes for deferred
+local ABORTED = 1 -- stock arq's abort gives this score to a job that it takes for deferred, and flags it after that
+local UNTIL_FLAGGED = 1000
 local CRASH_DELAY = { 0, 10000 } -- after the third crash it is claimed at once: to be a dead letter
 
 local now, now_us = clock()
@@ -105,7 +106,7 @@ local function facts(ids)
   return redis.call('MGET', unpack(names))
 end
 
-local taken, handed_out = {}, 0
+local taken, handed_out, awaits_flag = {}, 0, false
 
 -- A body as it is handed out, and its kind: the type of its key, or 'oversized'.
 local function checked(id, body)
@@ -128,6 +129,11 @@ local function take(id, score, known, n)
     redis.call('ZREM', queue, id)
     redis.call('DEL', RETRY .. id, OWN .. id)
     try('ZREM', abort, id)
+    return false
+  end
+  if score == ABORTED and body and not starts and not try('ZSCORE', abort, id) then
+    redis.call('ZADD', queue, 'XX', exact(now + UNTIL_FLAGGED), id)
+    awaits_flag = true
     return false
   end
   if own and not starts then
@@ -205,6 +211,9 @@ local function scan()
     next_due = due_in
     if not full then
       offset = 0
+      if awaits_flag then
+        next_due = next_due < 0 and UNTIL_FLAGGED or math.min(next_due, UNTIL_FLAGGED)
+      end
       return
     end
     if #taken == room or seen >= SEE then
