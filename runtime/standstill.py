@@ -8,8 +8,9 @@ from typing import Any
 
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.source import RedisSource
+from runtime.adapters.telemetry.logs import fields_of
 from runtime.adapters.watchdog import Standstill, Watchdog
-from runtime.core.job import Call, Claim, Settlement, Verdict
+from runtime.core.job import Claim, Settlement, Verdict
 from runtime.core.span import spell
 from runtime.engine.actor import Actor
 from runtime.engine.settler import BATCH
@@ -63,7 +64,7 @@ class Standstills:
             f"The event loop has been blocked for {spell(standstill.for_s)} at {standstill.where}; "
             "nothing else goes on meanwhile: the handler should await, or use asyncio.to_thread",
             event_name="LOOP_BLOCKED",
-            **_of(self._to_blame(standstill)),
+            **_whose(self._to_blame(standstill)),
             stack=standstill.stack,
         )
 
@@ -89,7 +90,7 @@ class Standstills:
             f"Worker crashed: its event loop was blocked for {spell(standstill.for_s)} at {standstill.where}. "
             f"{recorded} jobs were given back or settled, others run again when their leases lapse",
             event_name="WORKER_CRASH",
-            **_of(blamed),
+            **_whose(blamed),
             data={"error": f"blocked at {standstill.where}", "error_type": "Blocked"},
             stack=standstill.stack,
         )
@@ -118,7 +119,5 @@ class Standstills:
         return verdicts.count("settled")
 
 
-def _of(claim: Claim | None) -> dict[str, str]:
-    if claim is None or not isinstance(claim.call, Call):
-        return {}
-    return {"job_id": ascii(claim.id)[1:-1], "queue": claim.queue, "handler": claim.call.handler}
+def _whose(claim: Claim | None) -> dict[str, Any]:
+    return {} if claim is None else fields_of(claim)

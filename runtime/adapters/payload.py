@@ -18,6 +18,8 @@ import msgspec
 
 T = TypeVar("T")
 
+LARGEST = 2**53
+"""A number in JSON of ours beyond it is none that we have counted, nor a moment: somebody else has written it."""
 _PLAIN = (bytes, bytearray, datetime, date, time, timedelta, Decimal, UUID)
 """Types that a body carries as they are."""
 _SCALARS = (type(None), bool, int, float, str, bytes)

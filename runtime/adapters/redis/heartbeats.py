@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from runtime.adapters.payload import from_json, to_json
+from runtime.adapters.payload import LARGEST, from_json, to_json
 from runtime.adapters.redis import keys
 from runtime.adapters.redis.connection import away_when_lost
 from runtime.ports import Away
@@ -20,8 +20,6 @@ SWEEP_S = 3600.0
 MOST = 1000
 """Heartbeats kept whatever their age: workers that crash as they boot must not fill the store."""
 LEAVE_S = 1.0
-LARGEST = 2**53
-"""Beyond it a number of ms, or of anything that is counted here, is not meant."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from redis.exceptions import ResponseError
 
-from runtime.adapters.payload import from_json
+from runtime.adapters.payload import LARGEST, from_json
 from runtime.adapters.redis import heartbeats, keys, pickles, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
-from runtime.adapters.redis.heartbeats import LARGEST, Heartbeat
+from runtime.adapters.redis.heartbeats import Heartbeat
 from runtime.adapters.redis.source import history_of
 from runtime.core.job import Call, ErrorRecord, History
 from runtime.core.place import place

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from runtime.adapters.payload import from_json, to_json
+from runtime.adapters.payload import LARGEST, from_json, to_json
 from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.connection import away_when_lost, connect
@@ -309,8 +309,6 @@ def _own_of(history: History) -> bytes:
     return f"{history.crashes}|".encode() + to_json(said)
 
 
-LARGEST = 2**53
-"""A number beyond it is none that we have counted, nor a moment."""
 LONGEST_S = 10 * 365 * keys.DAY_S
 MOST_BYTES = 8 * 2**20
 """About the most that goes to the server in one call, if a single outcome is not more."""

@@ -134,7 +134,7 @@ def _belonging(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     """Whose line it is: the job's fields, and the ids of its trace."""
     claim = _claim.get()
     if claim is not None:
-        for key, value in (*_of(claim).items(), ("attempt", claim.attempt)):
+        for key, value in (*fields_of(claim).items(), ("attempt", claim.attempt)):
             event.setdefault(key, value)
     for key, value in traces.ids().items():
         event.setdefault(key, value)
@@ -234,7 +234,7 @@ class LogJournal(Journal):
         self._log.info(
             f"Job picked up: {one_line(claim.id)} ({_handler(claim)}). Currently processing: {running} jobs",
             event_name="JOB_STARTED",
-            **_of(claim),
+            **fields_of(claim),
             attempt=claim.attempt,
             running=running,
         )
@@ -244,7 +244,7 @@ class LogJournal(Journal):
         if self._quiet and isinstance(outcome, Done):
             return
         took_ms = max(0, settlement.finished_ms - settlement.started_ms)
-        fields = {**_of(claim), "attempt": claim.attempt, "duration_ms": took_ms, "running": running}
+        fields = {**fields_of(claim), "attempt": claim.attempt, "duration_ms": took_ms, "running": running}
         job, now = one_line(claim.id), f"Currently processing: {running} jobs"
         match outcome:
             case Done():
@@ -280,17 +280,17 @@ class LogJournal(Journal):
             self._log.warning(
                 f"Outcome refused: {one_line(settlement.claim.id)} is another worker's now, or was settled before",
                 event_name="JOB_REFUSED",
-                **_of(settlement.claim),
+                **fields_of(settlement.claim),
             )
 
     def lost(self, claim: Claim) -> None:
-        self._log.warning(f"Lease lost: {one_line(claim.id)}", event_name="LEASE_LOST", **_of(claim))
+        self._log.warning(f"Lease lost: {one_line(claim.id)}", event_name="LEASE_LOST", **fields_of(claim))
 
     def stuck(self, claim: Claim) -> None:
         self._log.error(
             f"Job does not stop: {one_line(claim.id)} swallows cancellations; its slot is lost until it ends",
             event_name="JOB_STUCK",
-            **_of(claim),
+            **fields_of(claim),
         )
 
     def weather(self, away: Away) -> None:
@@ -326,7 +326,8 @@ class LogJournal(Journal):
         return self._told.setdefault(cause, now) == now
 
 
-def _of(claim: Claim) -> dict[str, Any]:
+def fields_of(claim: Claim) -> dict[str, Any]:
+    """Whose line it is."""
     return {"job_id": one_line(claim.id), "queue": claim.queue, "handler": _handler(claim)}
 
 
