@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from runtime.core.job import Claim, Settlement, Verdict
+from runtime.core.limits import Answer, Bucket, Costs
 from runtime.core.policy import Ended, Stop
 from runtime.core.redaction import BY_SHAPE, Redactor
 
@@ -121,6 +122,35 @@ class Sessions(Protocol):
 
     def session(self, name: str) -> Any:
         """An `aiohttp.ClientSession`, opened when first asked for and closed with the worker."""
+        ...
+
+
+class Limits(Protocol):
+    """The buckets that all workers share, and the breakers. Every call raises `Away` when the store is lost."""
+
+    async def take(self, costs: Costs, patience_s: float, *, held: str = "", breaker: str | None = None) -> Answer:
+        """Take tokens from all buckets or none; or reserve them, for not later than `patience_s`.
+
+        What is `Reserved` is to be asked for again, as `held`, when its time has come (not 50 ms after it, and not
+        250 ms before): then it is `Granted`, unless the bucket was closed meanwhile. `breaker`: its name, if there is
+        one that must not be open.
+        """
+        ...
+
+    async def leave(self, costs: Costs, held: str, breaker: str | None = None) -> None:
+        """Give back what is reserved."""
+
+    async def settle(self, more: Mapping[Bucket, int], granted_us: int) -> None:
+        """Correct what was granted then: by tokens used beyond it, or (below zero) not used."""
+
+    async def lower(self, left: Mapping[Bucket, int]) -> None:
+        """Provider says so many are left: a bucket that has more has them no longer."""
+
+    async def close(self, costs: Costs, wait_s: float) -> None:
+        """Give nothing for so long, and after that as if the buckets had been empty. What is reserved is void."""
+
+    async def report(self, breaker: str, how: Literal["ok", "failed", "broken"], call: str, reason: str = "") -> bool:
+        """Tell a breaker how a call of a provider ended (`Granted.id`); whether it is open now."""
         ...
 
 

@@ -78,6 +78,12 @@ class OptionInvalid(Problem):
     exit_code = 2
 
 
+class LimitInvalid(Problem):
+    """A limit is declared, or asked for, against its rules. Nothing was taken."""
+
+    exit_code = 78
+
+
 class JobError(Exception):
     """Base of the four ways in which a handler says what kind of failure it met."""
 
@@ -116,6 +122,18 @@ class Snooze(Exception):
         self.delay_s = seconds(delay)
         self.give_up_after_s = None if give_up_after is None else seconds(give_up_after)
         super().__init__(f"run again in {self.delay_s:g} s")
+
+
+class Limited(Snooze):
+    """Raised by `ctx.limit`: it would have to wait for longer than its patience, or the provider's breaker is open.
+
+    Nothing was taken. The job runs again when it could go on; no slot is held meanwhile, no attempt is used. `by` is
+    the label of the bucket, or the breaker.
+    """
+
+    def __init__(self, by: str, delay: Span) -> None:
+        super().__init__(delay)
+        self.by = by
 
 
 class RetryLater(Exception):

@@ -26,6 +26,16 @@ Ours, all under `rt:`:
 | `rt:w:<incarnation>:<queue>` | string: last settled batch | 10 minutes |
 | `rt:workers` | hash: incarnation → heartbeat | until that worker stops; after a crash 1 h, then till one boots |
 | `rt:try:<incarnation>` | string: nothing | 1 s: whether a server that refused may be written to again |
+
+Of limits. They share a hash tag, as one script asks several of them: a cluster keeps them on one node.
+
+| key | type | lives |
+|---|---|---|
+| `rt:{limit}:bucket:<label>` | string: its schedule (`lua/schedule.lua`) | until the bucket is full |
+| `rt:{limit}:set:<name>` | string: rule set by an operator | as they said, else until it is reset |
+| `rt:{limit}:breaker:<name>` | string: its state (`lua/schedule.lua`) | 1 h after it was last told of a failure |
+| `rt:{limit}:known` | hash: name → rule as declared | 30 days after a worker with a limit last ran |
+| `rt:{limit}:count:<name>` | hash: how often, how long, how many | 30 days after the last |
 """
 
 JOB = "arq:job:"
@@ -37,6 +47,7 @@ OWN = "rt:own:"
 ONCE = "rt:once:"
 LETTER = "rt:dead:"
 WORKERS = "rt:workers"
+LIMITS_KNOWN = "rt:{limit}:known"
 
 DAY_S = 86400
 BODY_S = 90 * DAY_S
@@ -82,6 +93,22 @@ def count(queue: str) -> str:
 
 def trial(incarnation: str) -> str:
     return f"rt:try:{incarnation}"
+
+
+def bucket(label: str) -> str:
+    return f"rt:{{limit}}:bucket:{label}"
+
+
+def bucket_set(name: str) -> str:
+    return f"rt:{{limit}}:set:{name}"
+
+
+def bucket_count(name: str) -> str:
+    return f"rt:{{limit}}:count:{name}"
+
+
+def breaker(name: str) -> str:
+    return f"rt:{{limit}}:breaker:{name}"
 
 
 def batch(queue: str, incarnation: str) -> str:

@@ -13,11 +13,11 @@ from runtime.adapters.redis import keys
 
 
 class Script:
-    """One script of `lua/`, with the common part before it."""
+    """One script of `lua/`, with the part before it that it shares with others."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, shared: str) -> None:
         folder = files("runtime.adapters.redis") / "lua"
-        source = (folder / "common.lua").read_text() + (folder / f"{name}.lua").read_text()
+        source = (folder / f"{shared}.lua").read_text() + (folder / f"{name}.lua").read_text()
         self.source = source.encode()
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
@@ -35,9 +35,9 @@ class Script:
 
 
 @cache
-def script(name: str) -> Script:
+def script(name: str, shared: str = "common") -> Script:
     """The script of this name, read when first used."""
-    return Script(name)
+    return Script(name, shared)
 
 
 @dataclass(frozen=True, slots=True)

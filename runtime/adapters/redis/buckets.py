@@ -1,0 +1,113 @@
+"""Buckets and breakers in Redis: `ports.Limits`. The arithmetic is in the scripts, by the server's clock."""
+
+import secrets
+from collections.abc import Mapping
+from itertools import count
+from typing import Any, Literal
+
+from runtime.adapters.redis import keys
+from runtime.adapters.redis.connection import away_when_lost
+from runtime.adapters.redis.scripts import script
+from runtime.core.limits import MOST_EXACT, Answer, Bucket, Costs, Granted, Refused, Reserved, Rule
+from runtime.core.text import one_line
+
+PROBE_S = 60.0
+"""How long the one call may take that finds out whether a broken provider works again."""
+FAILURES = 5
+"""So many in a row open a breaker."""
+COOL_DOWN_S = 60.0
+REMEMBERED_S = 3600.0
+KNOWN_S = 30 * keys.DAY_S
+
+
+class RedisLimits:
+    """Every call raises `Away` when the store is lost. What was sent then may or may not have been done: tokens that
+    were taken so are lost, a reservation lapses a second after its time."""
+
+    def __init__(self, redis: Any) -> None:
+        self._redis = redis
+        self._mine = secrets.token_hex(4)
+        self._number = count(1)
+        self._told: dict[str, Rule] = {}
+
+    async def take(self, costs: Costs, patience_s: float, *, held: str = "", breaker: str | None = None) -> Answer:
+        await self._tell_of(costs)
+        call = f"{self._mine}.{next(self._number)}"
+        args: list[Any] = [len(costs), call, held, _us(patience_s), _us(PROBE_S)]
+        for bucket, cost in costs.items():
+            args += [_said(bucket.rule), cost]
+        with away_when_lost("limit"):
+            what, us, now, latest, probe = await _schedule("take")(self._redis, _names(costs, breaker), args)
+        by = list(costs)[latest - 1].label if latest else breaker or ""
+        match what:
+            case b"granted":
+                return Granted(int(now) + int(us), int(us) / 1e6, held or call, probe == 1)
+            case b"reserved":
+                return Reserved(call, int(us) / 1e6, by)
+            case _:
+                return Refused(int(us) / 1e6, by, "open" if what == b"open" else "dry")
+
+    async def leave(self, costs: Costs, held: str, breaker: str | None = None) -> None:
+        args = [len(costs), held, *(_said(bucket.rule) for bucket in costs)]
+        with away_when_lost("limit"):
+            await _schedule("leave")(self._redis, _names(costs, breaker), args)
+
+    async def settle(self, more: Mapping[Bucket, int], granted_us: int) -> None:
+        await self._adjust({bucket: ("settle", _bounded(bucket, n), granted_us) for bucket, n in more.items() if n})
+
+    async def lower(self, left: Mapping[Bucket, int]) -> None:
+        await self._adjust({bucket: ("lower", n, 0) for bucket, n in left.items() if n < bucket.rule.burst})
+
+    async def close(self, costs: Costs, wait_s: float) -> None:
+        await self._adjust({bucket: ("close", _us(wait_s), 0) for bucket in costs})
+
+    async def _adjust(self, what: Mapping[Bucket, tuple[str, int, int]]) -> None:
+        if not what:
+            return
+        args: list[Any] = [len(what)]
+        for bucket, words in what.items():
+            args += [_said(bucket.rule), *words]
+        with away_when_lost("limit"):
+            await _schedule("adjust")(self._redis, _names(what, None), args)
+
+    async def report(self, breaker: str, how: Literal["ok", "failed", "broken"], call: str, reason: str = "") -> bool:
+        args = [how, call, FAILURES, _us(COOL_DOWN_S), _us(REMEMBERED_S), one_line(reason)]
+        with away_when_lost("limit"):
+            state = await _schedule("breaker")(self._redis, [keys.breaker(breaker)], args)
+        return bool(state == b"open")
+
+    async def _tell_of(self, costs: Costs) -> None:
+        """Let operators see which limits there are, once for each process."""
+        new = {b.name: b.rule for b in costs if self._told.get(b.name) != b.rule}
+        if not new:
+            return
+        with away_when_lost("limit"):
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.hset(keys.LIMITS_KNOWN, mapping={name: _said(rule) for name, rule in new.items()})
+                pipe.expire(keys.LIMITS_KNOWN, KNOWN_S)
+                await pipe.execute()
+        self._told.update(new)
+
+
+def _schedule(name: str) -> Any:
+    return script(name, "schedule")
+
+
+def _names(costs: Mapping[Bucket, object], breaker: str | None) -> list[str]:
+    names = [keys.bucket(bucket.label) for bucket in costs] + [keys.bucket_set(bucket.name) for bucket in costs]
+    return [*names, keys.breaker(breaker)] if breaker else names
+
+
+def _said(its: Rule) -> str:
+    """A rule as the scripts read it."""
+    return f"{its.count}:{its.period_us}:{its.burst}"
+
+
+def _us(length_s: float) -> int:
+    return round(length_s * 1e6)
+
+
+def _bounded(bucket: Bucket, tokens: int) -> int:
+    """What can be counted exactly; nobody means more."""
+    most = MOST_EXACT // bucket.rule.period_us
+    return max(-bucket.rule.burst, min(tokens, most))

@@ -1,0 +1,209 @@
+-- Put before every script that deals with buckets.
+--
+-- A bucket is a schedule: what was used, as the moment at which the bucket will be full again, and what is reserved for
+-- moments to come. Both together are a list of uses in time, and a use is possible at t if the bucket, followed through
+-- the whole list, never holds less than nothing. Times are whole microseconds by the server's clock. `full` is exact: a
+-- whole number of microseconds, and so many parts of one of which `count` make it.
+--
+-- The value of a bucket's key:
+--   at full parts count closed cursor half last|[id:t:n:sure] ...
+--     at      the time of the last write                     closed  nothing is given before
+--     cursor  up to here those who were refused are told to come back
+--     half    the last use of a bucket that was more than half full; last  the last use (for refunds)
+--     sure    1: it was asked for at its time, and is used. Who never asks (it died) has used nothing.
+
+local SLACK = 1000000 -- so long after its time a reservation that nobody has asked for is taken for dead
+local MOST_RESERVED = 500
+
+local function clock()
+  local t = redis.call('TIME')
+  return t[1] * 1000000 + t[2]
+end
+
+local function whole(x)
+  return string.format('%.0f', x)
+end
+
+-- x / y, rounded down, and the rest: exact for whole numbers up to 2^53, unlike floor(x / y).
+local function divide(x, y)
+  local rest = math.fmod(x, y)
+  if rest < 0 then
+    rest = rest + y
+  end
+  return (x - rest) / y, rest
+end
+
+-- The moment (full, parts), n tokens later; or earlier.
+local function add(rule, full, parts, n)
+  local micros, rest = divide(n * rule.period + parts, rule.count)
+  return full + micros, rest
+end
+
+-- When the bucket will be full, after n tokens more are used at t.
+local function use(rule, full, parts, t, n)
+  if full < t then
+    full, parts = t, 0
+  end
+  return add(rule, full, parts, n)
+end
+
+-- By how many microseconds a use of n at t comes too early, if the bucket will be full at (full, parts) after it. What is
+-- more than the bucket holds (somebody has made it smaller) is given when it is full.
+local function early(rule, full, parts, t, n)
+  local span, rest = divide(math.max(rule.burst, n) * rule.period, rule.count)
+  return math.max(0, full - t - span + (parts > rest and 1 or 0))
+end
+
+-- `given` is 'count:period:burst', as declared; `set` the same, as an operator has set it for now.
+local function rule_of(given, set)
+  local count, period, burst = string.match(set or given, '^(%d+):(%d+):(%d+)')
+  return { count = tonumber(count), period = tonumber(period), burst = tonumber(burst) }
+end
+
+local function shift(bucket, by)
+  for _, name in ipairs({ 'full', 'closed', 'cursor', 'half', 'last' }) do
+    bucket[name] = math.max(0, bucket[name] - by)
+  end
+  for _, one in ipairs(bucket.reserved) do
+    one.t = one.t - by
+  end
+end
+
+local function note_use(bucket, t)
+  local rule = bucket.rule
+  if bucket.full - t < rule.burst * rule.period / rule.count / 2 then
+    bucket.half = t
+  end
+  bucket.last = t
+end
+
+-- What is past becomes part of what was used; what nobody came for is dropped.
+local function settle_past(bucket, now)
+  local reserved, gone = bucket.reserved, 0
+  for _, one in ipairs(reserved) do
+    local dead = not one.sure and one.t < now - SLACK
+    if one.t > now or not (one.sure or dead) then
+      break
+    end
+    if one.sure then
+      note_use(bucket, one.t)
+      bucket.full, bucket.parts = use(bucket.rule, bucket.full, bucket.parts, one.t, one.n)
+    end
+    gone = gone + 1
+  end
+  if gone > 0 then
+    bucket.reserved = { unpack(reserved, gone + 1) }
+  end
+end
+
+local function read(key, value, rule, now)
+  local bucket = { key = key, rule = rule, full = 0, parts = 0, closed = 0, cursor = 0, half = 0, last = 0, reserved = {} }
+  local at, full, parts, count, closed, cursor, half, last, reserved =
+    string.match(value or '', '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)|(.*)$')
+  if at then
+    bucket.full, bucket.parts, bucket.closed = tonumber(full), tonumber(parts), tonumber(closed)
+    bucket.cursor, bucket.half, bucket.last = tonumber(cursor), tonumber(half), tonumber(last)
+    if tonumber(count) ~= rule.count and bucket.parts > 0 then
+      bucket.full, bucket.parts = bucket.full + 1, 0 -- a part was something else to who wrote it
+    end
+    for id, t, n, sure in string.gmatch(reserved, '([^ :]+):(%d+):(%d+):(%d)') do
+      bucket.reserved[#bucket.reserved + 1] = { id = id, t = tonumber(t), n = tonumber(n), sure = sure == '1' }
+    end
+    if tonumber(at) > now then
+      shift(bucket, tonumber(at) - now) -- the clock was turned back: as if no time had gone by
+    end
+  end
+  settle_past(bucket, now)
+  return bucket
+end
+
+-- Writes the bucket; its key lives until it would be full and nothing is reserved, when it says nothing any more.
+local function write(bucket, now)
+  local head = {
+    whole(now), whole(bucket.full), whole(bucket.parts), whole(bucket.rule.count),
+    whole(bucket.closed), whole(bucket.cursor), whole(bucket.half), whole(bucket.last),
+  }
+  local full, parts, out = bucket.full, bucket.parts, {}
+  for _, one in ipairs(bucket.reserved) do
+    full, parts = use(bucket.rule, full, parts, one.t, one.n)
+    out[#out + 1] = one.id .. ':' .. whole(one.t) .. ':' .. whole(one.n) .. ':' .. (one.sure and 1 or 0)
+  end
+  local left = math.max(full + 1, bucket.closed, bucket.cursor) - now + (#bucket.reserved > 0 and SLACK or 0)
+  local value = table.concat(head, ' ') .. '|' .. table.concat(out, ' ')
+  redis.call('SET', bucket.key, value, 'PX', whole(math.max(1000, math.ceil(left / 1000))))
+end
+
+local function hindered(bucket, i, full, parts, with_full, with_parts)
+  local rule = bucket.rule
+  for k = i, #bucket.reserved do
+    local one = bucket.reserved[k]
+    full, parts = use(rule, full, parts, one.t, one.n)
+    with_full, with_parts = use(rule, with_full, with_parts, one.t, one.n)
+    if early(rule, with_full, with_parts, one.t, one.n) > 0 then
+      return one.t
+    end
+    if full == with_full and parts == with_parts then
+      return nil
+    end
+  end
+end
+
+-- The first moment, not before t, at which n tokens can be used, and all that is reserved still can.
+local function earliest(bucket, t, n)
+  local rule, reserved = bucket.rule, bucket.reserved
+  local full, parts, i = bucket.full, bucket.parts, 1
+  t = math.max(t, bucket.closed)
+  while true do
+    while reserved[i] and reserved[i].t <= t do
+      full, parts = use(rule, full, parts, reserved[i].t, reserved[i].n)
+      i = i + 1
+    end
+    local with_full, with_parts = use(rule, full, parts, t, n)
+    local wait = early(rule, with_full, with_parts, t, n)
+    if wait > 0 then
+      t = t + wait
+    else
+      local after = hindered(bucket, i, full, parts, with_full, with_parts)
+      if not after then
+        return t
+      end
+      t = after
+    end
+  end
+end
+
+local function reserve(bucket, id, t, n, sure)
+  local place = #bucket.reserved + 1
+  while place > 1 and bucket.reserved[place - 1].t > t do
+    place = place - 1
+  end
+  table.insert(bucket.reserved, place, { id = id, t = t, n = n, sure = sure })
+end
+
+-- The reservation of this id, taken out if `out`.
+local function find(bucket, id, out)
+  for place, one in ipairs(bucket.reserved) do
+    if one.id == id then
+      return out and table.remove(bucket.reserved, place) or one
+    end
+  end
+end
+
+-- The tokens that are there at `now` for who comes now, less what is reserved: below zero if others are before it.
+local function level(bucket, now)
+  local full, parts = bucket.full, bucket.parts
+  for _, one in ipairs(bucket.reserved) do
+    full, parts = use(bucket.rule, full, parts, one.t, one.n)
+  end
+  local missing = math.max(0, (full - now) * bucket.rule.count + parts) / bucket.rule.period
+  return bucket.rule.burst - missing
+end
+
+-- A breaker, as kept: 'open_until probe_until failures probe_id reason'; nil while nothing is wrong.
+local function breaker_of(value)
+  local open, probe, failures, id, reason = string.match(value or '', '^(%d+) (%d+) (%d+) (%S+) (.*)$')
+  if not open then
+    return nil
+  end
+  return { open = tonumber(open), probe = tonumber(probe), failures = tonumber(failures), id = id, reason = reason }
+end

@@ -1,0 +1,209 @@
+"""Limits as values: what a bucket allows, and what comes of asking it."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from runtime.core.errors import LimitInvalid
+from runtime.core.span import Span, seconds, spell
+from runtime.core.text import one_line
+
+YEAR_S = 366 * 86_400.0
+MOST_EXACT = 2**52
+"""The store counts in doubles, in which whole numbers are exact up to twice this."""
+_RATE = re.compile(r"(\d{1,15})\s*/\s*([\d.]*\s*(?:ms|s|m|h|d))", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`count` tokens flow in, in `period_us` microseconds (in lowest terms); at most `burst` stay."""
+
+    count: int
+    period_us: int
+    burst: int
+
+    @property
+    def rate_s(self) -> float:
+        """Tokens a second."""
+        return self.count * 1e6 / self.period_us
+
+    def __str__(self) -> str:
+        return f"{spell_rate(self)}, burst {self.burst}"
+
+
+def rule(count: int, period_s: float, burst: int) -> Rule:
+    """Raises `ValueError` with what it breaks."""
+    for name, number in (("the rate", count), ("burst", burst)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} is {number!r:.40}, and must be a whole number from 1")
+    if not 0.001 <= period_s <= YEAR_S:
+        raise ValueError(f"its period is {spell(period_s)}, and must be from a millisecond to a year")
+    period_us = round(period_s * 1_000_000)
+    common = math.gcd(count, period_us)
+    count, period_us = count // common, period_us // common
+    if max(count, burst + 1) * period_us > MOST_EXACT:
+        raise ValueError(f"a burst of {burst} at this rate cannot be counted exactly: give a rounder rate")
+    return Rule(count, period_us, burst)
+
+
+def parse_rate(text: object) -> tuple[int, float]:
+    """Tokens, and the seconds in which they flow in, of a text such as "500/m" or "10/30s". Raises `ValueError`."""
+    found = _RATE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError(f"rate={text!r:.40} is no rate: write for example '10/s', '500/m', '180/60s' or '10000/d'")
+    period = found[2].replace(" ", "")
+    return int(found[1]), seconds(period if period[0].isdigit() else f"1{period}")
+
+
+def spell_rate(its: Rule) -> str:
+    """A rate as people write it, by the shortest unit in which it is a whole number."""
+    for unit, length_us in (("s", 10**6), ("m", 60 * 10**6), ("h", 3600 * 10**6), ("d", 86400 * 10**6)):
+        if its.count * length_us % its.period_us == 0:
+            return f"{its.count * length_us // its.period_us}/{unit}"
+    return f"{its.count}/{its.period_us / 1e6:g}s"
+
+
+class Bucket:
+    """A token bucket that all workers share: `rate` flows in, at most `burst` tokens stay in it, and it begins full.
+
+    In any stretch of t seconds it gives at most burst + rate·t tokens, by the clock of the server. `rate` is a text
+    such as "500/m" (s, m, h, d, or a length of time: "10/30s"); without `burst` it holds what flows in in that time.
+    Declaring has no side effect. Raises `LimitInvalid`.
+    """
+
+    __slots__ = ("key", "name", "rule")
+
+    def __init__(self, name: str, rate: str, burst: int | None = None) -> None:
+        self.name = _name(name)
+        self.key: str | None = None
+        """Whose it is, of those that share the declaration."""
+        try:
+            count, period_s = parse_rate(rate)
+            self.rule = rule(count, period_s, count if burst is None else burst)
+        except ValueError as error:
+            raise LimitInvalid(f"Bucket({name!r}): {error}") from None
+
+    @classmethod
+    def window(cls, name: str, limit: int, *, per: Span, burst: int = 1) -> Self:
+        """For a provider that allows `limit` in any stretch of `per`: a bucket of (limit - burst) in that time.
+
+        A bucket gives up to burst + rate·per in such a stretch, which is `limit` so. A small burst leaves a high rate.
+        Raises `LimitInvalid`.
+        """
+        bucket = cls.__new__(cls)
+        bucket.name, bucket.key = _name(name), None
+        try:
+            if not isinstance(limit, int) or not isinstance(burst, int) or burst >= limit:
+                raise ValueError(
+                    f"burst={burst!r} leaves nothing of limit={limit!r}: its rate is the limit less the burst"
+                )
+            bucket.rule = rule(limit - burst, seconds(per), burst)
+        except (TypeError, ValueError) as error:
+            raise LimitInvalid(f"Bucket.window({name!r}): {error}") from None
+        return bucket
+
+    def __getitem__(self, key: str) -> Self:
+        """The bucket of this key alone, with the same rate: `judit["tenant-42"]`. Raises `LimitInvalid`."""
+        keyed = self.__class__.__new__(self.__class__)
+        keyed.name, keyed.rule, keyed.key = self.name, self.rule, _key(self, key)
+        return keyed
+
+    @property
+    def label(self) -> str:
+        """Its name, with its key."""
+        return self.name if self.key is None else f"{self.name}[{self.key}]"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bucket) and (self.label, self.rule) == (other.label, other.rule)
+
+    def __hash__(self) -> int:
+        return hash((self.label, self.rule))
+
+    def __repr__(self) -> str:
+        return f"<Bucket {one_line(self.label)}: {self.rule}>"
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise LimitInvalid(
+            f"{name!r:.80} is no name of a limit",
+            hint="1 to 64 letters, digits, '.', '_' and '-', such as openai.tokens",
+        )
+    return name
+
+
+LONGEST_KEY = 256
+
+
+def _key(of: Bucket, key: object) -> str:
+    if of.key is not None:
+        raise LimitInvalid(f"the bucket {of.name!r} has a key already", hint="take the key of the bucket as declared")
+    if not isinstance(key, str) or not 1 <= len(key) <= LONGEST_KEY or any("\ud800" <= c <= "\udfff" for c in key):
+        raise LimitInvalid(f"a key of the bucket {of.name!r} is a text of 1 to {LONGEST_KEY} characters")
+    return key
+
+
+Costs = Mapping[Bucket, int]
+
+
+def checked(costs: Costs) -> dict[Bucket, int]:
+    """`costs` without those that cost nothing. Raises `LimitInvalid` for what could never be had."""
+    if not isinstance(costs, Mapping) or not all(isinstance(bucket, Bucket) for bucket in costs):
+        raise LimitInvalid("a limit is a Bucket, or a mapping of buckets to what is taken of each")
+    for bucket, cost in costs.items():
+        if isinstance(cost, bool) or not isinstance(cost, int) or cost < 0:
+            raise LimitInvalid(f"{bucket.label}: a cost is a whole number from 0, not {cost!r:.40}")
+        if cost > bucket.rule.burst:
+            raise LimitInvalid(
+                f"{bucket.label}: {cost} tokens at once are more than it ever holds ({bucket.rule.burst})",
+                hint="split the work, or declare the bucket with a larger burst",
+            )
+    if len({bucket.label for bucket in costs}) < len(costs):
+        raise LimitInvalid("one bucket is named twice, with different rules")
+    return {bucket: cost for bucket, cost in costs.items() if cost}
+
+
+def one_each(limit: "Bucket | Iterable[Bucket]") -> dict[Bucket, int]:
+    """What a handler's `limit=` takes for each attempt. Raises `LimitInvalid`."""
+    buckets = [limit] if isinstance(limit, Bucket) else list(limit)
+    return checked(dict.fromkeys(buckets, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Tokens are set aside for a moment to come. They are to be asked for again then; else they go to others."""
+
+    id: str
+    wait_s: float
+    by: str
+    """The label of the bucket that has them latest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Tokens may be used, in `rest_s`."""
+
+    at_us: int
+    """When, by the server's clock."""
+    rest_s: float = 0.0
+    id: str = ""
+    probe: bool = False
+    """This is the one call that finds out whether a broken provider works again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Nothing was taken: it would have to be waited for too long, or the breaker is open."""
+
+    wait_s: float
+    """When it is worth asking again."""
+    by: str
+    why: Literal["dry", "open"]
+
+
+Answer = Reserved | Granted | Refused
