@@ -9,6 +9,8 @@ from runtime.core.errors import (
     JobCancelled,
     JobFailed,
     LeaseLost,
+    Limited,
+    LimitInvalid,
     OptionInvalid,
     PayloadInvalid,
     Permanent,
@@ -25,8 +27,9 @@ from runtime.core.errors import (
 )
 from runtime.core.request import Options, Request
 from runtime.core.retry import Retry
-from runtime.declare import Handler, handler
+from runtime.declare import Bucket, Handler, handler
 from runtime.engine.context import Checked, Context
+from runtime.engine.limiter import Grant
 
 if TYPE_CHECKING:
     from runtime.client import Client, Job, connect, enqueue_all
@@ -34,9 +37,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bucket",
     "Checked",
     "Client",
     "Context",
+    "Grant",
     "Handler",
     "HandlerInvalid",
     "Invalid",
@@ -44,6 +49,8 @@ __all__ = [
     "JobCancelled",
     "JobFailed",
     "LeaseLost",
+    "LimitInvalid",
+    "Limited",
     "OptionInvalid",
     "Options",
     "PayloadInvalid",

@@ -22,6 +22,7 @@ import anyio
 
 from runtime.adapters.http.sessions import AiohttpSessions
 from runtime.adapters.redis import codecs
+from runtime.adapters.redis.buckets import RedisLimits
 from runtime.adapters.redis.heartbeats import Heartbeats
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.ledger import RedisLedger
@@ -159,7 +160,10 @@ class Worker:
         use(self._client)
         ledger = RedisLedger(self._source.redis)
         journal = self._traces or self._journal
-        ports = Ports(self._source, self._keeper, AsyncioRunner(), ledger, self._sessions, journal, self._redact)
+        limits = RedisLimits(self._source.redis)
+        ports = Ports(
+            self._source, self._keeper, AsyncioRunner(), ledger, self._sessions, journal, limits, self._redact
+        )
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], journal)
         slots = sum(group.slots for group in self._groups)
         self._health = Health(

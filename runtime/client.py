@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from runtime import settings
 from runtime.adapters import embedded
-from runtime.adapters.redis import codecs, keys, scripts, wire
+from runtime.adapters.redis import buckets, codecs, keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.connection import TROUBLE, away_of, concerns_the_server, shown
 from runtime.adapters.redis.connection import connect as open_redis
@@ -29,6 +30,7 @@ from runtime.core.errors import (
     SettingsInvalid,
     WaitTimedOut,
 )
+from runtime.core.limits import Bucket
 from runtime.core.request import Options, Request, check_name, check_options
 from runtime.core.span import Span, seconds
 from runtime.core.spec import DEFAULT_QUEUE
@@ -269,6 +271,11 @@ class Client:
             return await use(self._redis)
         except TROUBLE as error:
             raise self._problem("look", error) from None
+
+    async def available(self, bucket: Bucket) -> int:
+        """The tokens of `bucket` that are there now; below zero if others wait for some. Raises `RedisUnreachable`."""
+        levels, _ = await self.ask(lambda redis: buckets.look(redis, [bucket]))
+        return math.floor(levels[0].tokens)
 
     def _problem(self, what: str, error: Exception) -> RedisUnreachable | RedisRefused:
         away = away_of(error, what)

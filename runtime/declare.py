@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, overload
 
+from runtime.core import limits
 from runtime.core.errors import HandlerInvalid, Invalid, PayloadInvalid
+from runtime.core.limits import one_each
 from runtime.core.request import Options, Request, check_options
 from runtime.core.retry import Retry
 from runtime.core.span import Span, seconds
@@ -102,6 +104,20 @@ class Handler(Generic[P, R]):
 _TAKES_ANY_NUMBER = 0x04  # CO_VARARGS, as in the documentation of `inspect`
 
 
+class Bucket(limits.Bucket):
+    __doc__ = limits.Bucket.__doc__
+    __slots__ = ()
+
+    async def available(self) -> int:
+        """The tokens that are there now; below zero if others wait for some. Raises `RedisUnreachable`.
+
+        Uses the client of `connect`, else one of its own that it opens from the settings of the environment.
+        """
+        from runtime.client import current
+
+        return await (await current()).available(self)
+
+
 class _Decorator:
     def __init__(self, name: str | None, spec: Callable[[str, str], Spec]) -> None:
         self._name = name
@@ -140,6 +156,7 @@ def handler(
     retry: Retry | None = None,
     priority: int = 0,
     keep_result: Span = "1h",
+    limit: Bucket | Iterable[Bucket] = (),
 ) -> _Decorator: ...
 
 
@@ -153,15 +170,18 @@ def handler(
     retry: Retry | None = None,
     priority: int = 0,
     keep_result: Span = "1h",
+    limit: Bucket | Iterable[Bucket] = (),
 ) -> Any:
     """Declare an `async def` whose first parameter is the `Context` as a handler of jobs.
 
     `name` is its name on the wire (default: the function's), `queue` the Redis key of its queue, `timeout` the longest
     run (default: the worker's), `retry` what follows a failure (default: three attempts), `priority` that of its jobs
-    unless an enqueue says otherwise, `keep_result` how long a result can be read ("0s": none is kept).
-    Raises `HandlerInvalid` or `OptionInvalid` where it stands.
+    unless an enqueue says otherwise, `keep_result` how long a result can be read ("0s": none is kept), `limit` the
+    buckets of which every attempt takes a token before it runs: it waits for up to 10 s in its slot, else the job goes
+    back for as long as it takes. Raises `HandlerInvalid`, `OptionInvalid` or `LimitInvalid` where it stands.
     """
     check_options({"priority": priority, "queue": queue})
+    buckets = tuple(one_each(limit))
     if retry is not None and not isinstance(retry, Retry):
         raise HandlerInvalid(f"retry={retry!r:.40}: it is a Retry", hint="e.g. retry=Retry(3)")
 
@@ -174,6 +194,7 @@ def handler(
                 retry=retry or Retry(),
                 priority=priority,
                 keep_result_s=seconds(keep_result),
+                limit=buckets,
                 where=where,
             )
         except (TypeError, ValueError) as error:

@@ -90,9 +90,12 @@ class Runner(Protocol):
         timeout_s: float,
         ended: Callable[[Ended], None],
         stuck: Callable[[], None],
+        *,
+        before: Callable[[], Awaitable[object]] | None = None,
     ) -> Run:
         """Start `call` soon; `ended` is called once, whatever it returns or raises. `token` says whose run it is.
 
+        `before` is awaited first, in the same task; the deadline counts from its end. What it raises ends the run.
         `stuck` is called if it goes on for long after it was asked to stop; `ended` may still follow.
         """
         ...
@@ -168,8 +171,9 @@ class Entry(Protocol):
 class Journal(Protocol):
     """Told what happens. Never raises, never blocks."""
 
-    def within(self, claim: Claim, step: str | None = None) -> AbstractContextManager[str | None]:
-        """What happens in the block, and in tasks started there, belongs to the claim's run, or to a step of it.
+    def within(self, claim: Claim, part: str | None = None) -> AbstractContextManager[str | None]:
+        """What happens in the block, and in tasks started there, belongs to the claim's run, or to a part of it: a step
+        ("once create"), a wait ("limit openai.tokens").
 
         Gives what the job is to remember of the run (`History.trace`). The first block of a claim begins its run.
         """
@@ -207,5 +211,6 @@ class Ports:
     ledger: Ledger
     sessions: Sessions
     journal: Journal
+    limits: Limits
     redact: Redactor = BY_SHAPE
     """What failures say goes through it before anybody else sees it."""

@@ -27,8 +27,10 @@ class AsyncioRunner:
         timeout_s: float,
         ended: Callable[[Ended], None],
         stuck: Callable[[], None],
+        *,
+        before: Callable[[], Awaitable[object]] | None = None,
     ) -> "AsyncioRun":
-        return AsyncioRun(token, call, timeout_s, ended, stuck)
+        return AsyncioRun(token, call, timeout_s, ended, stuck, before)
 
 
 def token_of(task: "asyncio.Task[Any]") -> str | None:
@@ -49,6 +51,7 @@ class AsyncioRun:
         timeout_s: float,
         ended: Callable[[Ended], None],
         stuck: Callable[[], None],
+        before: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._timeout_s = timeout_s
@@ -56,8 +59,10 @@ class AsyncioRun:
         self._stuck = stuck
         self._stop: Stop | None = None
         self._token = token
-        self._task = self._loop.create_task(self._guard(call), name=_NAME + token)
+        self._task = self._loop.create_task(self._guard(call, before), name=_NAME + token)
         self._timer = self._loop.call_later(timeout_s, self.stop, "timeout")
+        if before is not None:
+            self._timer.cancel()
 
     def stop(self, why: Stop) -> None:
         if self._ended is None:
@@ -74,10 +79,16 @@ class AsyncioRun:
         self._task.cancel()
         self._timer = self._loop.call_later(STUCK_S / 2, self._stuck)
 
-    async def _guard(self, call: Callable[[], Awaitable[object]]) -> None:
+    async def _guard(
+        self, call: Callable[[], Awaitable[object]], before: Callable[[], Awaitable[object]] | None
+    ) -> None:
         # Every exception is an outcome: a SystemExit that left the task would end the event loop.
         _token.set(self._token)
         try:
+            if before is not None:
+                await before()
+                if self._stop is None:
+                    self._timer = self._loop.call_later(self._timeout_s, self.stop, "timeout")
             value = await call()
         except BaseException as error:
             self._end(None, error)

@@ -67,6 +67,8 @@ class History:
     snoozed_since_ms: int | None = None
     unknown_since_ms: int | None = None
     snoozes: int = 0
+    waits_for: str | None = None
+    """The limit or the breaker that it was last snoozed for, where it was one."""
     trace: str | None = None
     """The W3C traceparent of its last run, where runs are traced."""
 
@@ -128,6 +130,8 @@ class Snoozed:
     """The handler asked to be run again; the attempt is given back."""
 
     delay_s: float
+    waits_for: str | None = None
+    """The limit or the breaker that it waits for, where the handler did not ask for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,8 @@ class Settlement:
     history: History = field(default=NEW)
     """What the job is to remember, where it runs again or becomes a letter."""
     keep_result_s: float = 3600.0
+    waited_s: float = 0.0
+    """How long it waited for limits, of the time it ran."""
 
 
 Verdict = Literal["settled", "refused"]

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from runtime.core.errors import LimitInvalid
 from runtime.core.span import Span, seconds, spell
@@ -151,7 +151,7 @@ def _key(of: Bucket, key: object) -> str:
 Costs = Mapping[Bucket, int]
 
 
-def checked(costs: Costs) -> dict[Bucket, int]:
+def checked(costs: Mapping[Any, Any]) -> dict[Bucket, int]:
     """`costs` without those that cost nothing. Raises `LimitInvalid` for what could never be had."""
     if not isinstance(costs, Mapping) or not all(isinstance(bucket, Bucket) for bucket in costs):
         raise LimitInvalid("a limit is a Bucket, or a mapping of buckets to what is taken of each")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from runtime.core import errors
-from runtime.core.errors import Category, JobError, LeaseLost, RetryLater, Snooze
+from runtime.core.errors import Category, JobError, LeaseLost, Limited, LimitInvalid, RetryLater, Snooze
 from runtime.core.job import (
     Call,
     Cancelled,
@@ -139,6 +139,8 @@ def after_error(error: BaseException, claim: Claim, retry: Retry, now_ms: int, c
 
 
 def _snooze(ask: Snooze, claim: Claim, now_ms: int) -> Outcome:
+    if isinstance(ask, Limited):
+        return Snoozed(ask.delay_s, waits_for=ask.by)
     since_ms = claim.history.snoozed_since_ms or now_ms
     if ask.give_up_after_s is not None and now_ms - since_ms > ask.give_up_after_s * 1000:
         text = f"still not ready after snoozing for {spell((now_ms - since_ms) / 1000)}"
@@ -175,11 +177,14 @@ def remember(claim: Claim, outcome: Outcome, now_ms: int, trace: str | None = No
     past = claim.history if trace is None else replace(claim.history, trace=trace)
     if isinstance(outcome, Released) and outcome.why == "unknown-handler":
         return replace(past, unknown_since_ms=past.unknown_since_ms or claim.now_ms)
-    past = replace(past, unknown_since_ms=None) if past.unknown_since_ms else past
+    if past.unknown_since_ms or past.waits_for:
+        past = replace(past, unknown_since_ms=None, waits_for=None)
     match outcome:
         case Retried(failure=failure) | Dead(failure=failure):
             record = ErrorRecord(claim.attempt, now_ms, failure.error, failure.text, failure.category)
             return replace(past, errors=(*past.errors, record)[-ERRORS_KEPT:])
+        case Snoozed(waits_for=str()):
+            return replace(past, waits_for=outcome.waits_for, snoozes=past.snoozes + 1)
         case Snoozed():
             return replace(past, snoozed_since_ms=past.snoozed_since_ms or now_ms, snoozes=past.snoozes + 1)
         case _:
@@ -229,6 +234,8 @@ def categorise(error: BaseException) -> Category:
         return error.category
     if isinstance(error, MemoryError):
         return "resource"
+    if isinstance(error, LimitInvalid):
+        return "permanent"
     status = _http_status(error)
     if status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429):
         return "permanent"

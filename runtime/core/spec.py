@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from runtime.core.limits import Bucket
 from runtime.core.retry import Retry
 
 DEFAULT_QUEUE = "arq:queue"
@@ -21,5 +22,7 @@ class Spec:
     retry: Retry = field(default_factory=Retry)
     priority: int = 0
     keep_result_s: float = 3600.0
+    limit: tuple[Bucket, ...] = ()
+    """Each attempt takes a token of all of these before it runs."""
     where: str = ""
     """`file:line` of the declaration, for messages."""

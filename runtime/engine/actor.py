@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import anyio
 
 from runtime.core.job import Settlement, Verdict
+from runtime.engine.drought import Drought
 from runtime.engine.puller import Puller
 from runtime.engine.settler import Settler
 from runtime.engine.slots import Slots
@@ -39,9 +40,16 @@ class Actor:
         self._statistics = statistics
         self._hurried = anyio.Event()
         self._settler = Settler(ports.source, ports.journal, self._settled)
-        self.slots = Slots(size, entries, timeout_s, ports, statistics, put=self._settler.put)
+        drought = Drought(entries, self.wake)
+        self.slots = Slots(size, entries, timeout_s, ports, statistics, put=self._settler.put, drought=drought)
         self.puller = Puller(
-            queues, self.slots, ports.source, ports.journal, lease_s=lease_s, backlog=lambda: self._settler.backlog
+            queues,
+            self.slots,
+            ports.source,
+            ports.journal,
+            lease_s=lease_s,
+            backlog=lambda: self._settler.backlog,
+            drought=drought,
         )
 
     async def run(self) -> None:

@@ -5,10 +5,14 @@ from datetime import UTC, datetime
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from runtime.core.job import Call, Claim
-from runtime.ports import Journal, Ledger, Sessions
+from runtime.core.limits import Bucket, checked
+from runtime.core.span import Span, seconds
+from runtime.engine.limiter import PATIENCE_S, Limit, Limiter
+from runtime.ports import Ports
 
 P = ParamSpec("P")
 T = TypeVar("T")
+B = TypeVar("B", bound=Bucket)
 
 
 class Checked(Generic[P, T]):
@@ -38,12 +42,11 @@ class Context(Mapping[str, Any]):
     written for arq run as they are.
     """
 
-    def __init__(self, claim: Claim, call: Call, ledger: Ledger, sessions: Sessions, journal: Journal) -> None:
+    def __init__(self, claim: Claim, call: Call, ports: Ports, limiter: Limiter) -> None:
         self._claim = claim
         self._call = call
-        self._ledger = ledger
-        self._sessions = sessions
-        self._journal = journal
+        self._ports = ports
+        self._limiter = limiter
 
     @property
     def job_id(self) -> str:
@@ -80,19 +83,29 @@ class Context(Mapping[str, Any]):
         and died before it could note the value, nobody knows whether it was taken: then a `Checked` step is looked up
         first, any other is taken again. Raises `LeaseLost` if the job is no longer ours. Names are per job.
         """
-        with self._journal.within(self._claim, step):
-            known = await self._ledger.begin(self._claim, step)
+        with self._ports.journal.within(self._claim, f"once {step}"):
+            known = await self._ports.ledger.begin(self._claim, step)
             if known.state == "done":
                 return cast("T", known.value)  # it was this step's value when it was noted
             value = await _look_up(take, *args, **kwargs) if known.state == "begun" else None
             if value is None:
                 value = await take(*args, **kwargs)
-            await self._ledger.finish(self._claim, step, value)
+            await self._ports.ledger.finish(self._claim, step, value)
             return value
+
+    def limit(self, what: Bucket | Mapping[B, int], *, cost: int = 1, patience: Span = PATIENCE_S) -> Limit:
+        """Take tokens for a block: `async with ctx.limit({requests: 1, tokens: 900}) as grant:`, or of one bucket
+        `ctx.limit(tokens, cost=900)`. All or none; the block begins when they may be used.
+
+        A wait of up to `patience` is slept through in the slot; where it would be longer, `Limited` is raised: the job
+        is snoozed until it can go on, and its attempt given back. While Redis is away it waits. `grant.settle` corrects
+        an estimate. Raises `LimitInvalid` for a cost that the bucket can never hold.
+        """
+        return Limit(self._limiter, checked({what: cost} if isinstance(what, Bucket) else what), seconds(patience))
 
     def http(self, name: str) -> Any:
         """The `aiohttp.ClientSession` of this name, one per worker: shared connections, a timeout on every request."""
-        return self._sessions.session(name)
+        return self._ports.sessions.session(name)
 
     def _as_arq(self) -> dict[str, Any]:
         return {

@@ -8,6 +8,7 @@ import anyio
 
 from runtime.core.job import Call
 from runtime.core.look import look_every_s
+from runtime.engine.drought import Drought
 from runtime.engine.slots import Slots
 from runtime.ports import Away, Journal, Pulled, Source
 
@@ -50,6 +51,7 @@ class Puller:
         *,
         lease_s: float,
         backlog: Callable[[], int],
+        drought: Drought,
     ) -> None:
         self._queues = [_Queue(name) for name in queues]
         self._slots = slots
@@ -57,6 +59,7 @@ class Puller:
         self._journal = journal
         self._lease_s = lease_s
         self._backlog = backlog
+        self._drought = drought
         self._heard_at = -math.inf
         self._retry_s = LOST_RETRY_S[0]
         self._rest = anyio.CancelScope()
@@ -120,6 +123,13 @@ class Puller:
         room = min(self._slots.free, MOST_AT_ONCE)
         if not room or self._draining:
             return
+        dry_until = self._drought.until(queue.name)
+        if dry_until is not None:
+            if dry_until > anyio.current_time():
+                queue.due_at = dry_until
+                return
+            self._drought.trying(queue.name)
+            room = 1
         # Taken in turn: the queue that is asked now is asked last next time, also if its claim fails.
         self._queues.remove(queue)
         self._queues.append(queue)

@@ -23,6 +23,8 @@ from runtime.core.policy import (
 )
 from runtime.core.spec import Spec
 from runtime.engine.context import Context
+from runtime.engine.drought import Drought
+from runtime.engine.limiter import Limiter
 from runtime.engine.statistics import Statistics
 from runtime.ports import Entry, Notice, Ports, Run
 
@@ -32,6 +34,7 @@ class _Slot:
     claim: Claim
     entry: Entry
     started_ms: int
+    limiter: Limiter
     run: Run | None = None
     stop: Stop | None = None
     trace: str | None = None
@@ -52,6 +55,7 @@ class Slots:
         statistics: Statistics,
         *,
         put: Callable[[Settlement], None],
+        drought: Drought,
     ) -> None:
         self.size = size
         self._entries = entries
@@ -59,6 +63,7 @@ class Slots:
         self._ports = ports
         self._statistics = statistics
         self._put = put
+        self._drought = drought
         self._busy: dict[str, _Slot] = {}
         self._stuck: set[str] = set()
         self._changed = anyio.Event()
@@ -118,21 +123,24 @@ class Slots:
             return
         assert isinstance(call, Call)
         assert entry is not None
-        slot = self._busy[claim.token] = _Slot(claim, entry, now_ms)
+        ports, limit = self._ports, dict.fromkeys(entry.spec.limit, 1)
+        limiter = Limiter(claim, call.handler, ports.limits, ports.journal, self._drought)
+        slot = self._busy[claim.token] = _Slot(claim, entry, now_ms, limiter)
         self._statistics.entered()
         if suspect(claim):
             self._statistics.suspect = claim.token
-        context: Context = Context(claim, call, self._ports.ledger, self._ports.sessions, self._ports.journal)
+        context: Context = Context(claim, call, ports, limiter)
         timeout_s = self._timeout_s if entry.spec.timeout_s is None else entry.spec.timeout_s
         try:
-            with self._ports.journal.within(claim) as slot.trace:
-                self._ports.journal.started(claim, len(self._busy))
-                slot.run = self._ports.runner.start(
+            with ports.journal.within(claim) as slot.trace:
+                ports.journal.started(claim, len(self._busy))
+                slot.run = ports.runner.start(
                     claim.token,
                     lambda: entry.run(context, call.args, call.kwargs),
                     timeout_s,
                     lambda ended: self._ended(claim.token, ended),
                     lambda: self._will_not_stop(claim.token),
+                    before=(lambda: limiter.acquire(limit)) if limit else None,
                 )
         finally:
             if slot.run is None:  # a bug of ours: what never ran is not to be taken for a run that does not stop
@@ -166,17 +174,23 @@ class Slots:
             self._statistics.suspect = None
 
     def _settle_run(self, slot: _Slot, outcome: Outcome) -> None:
-        self._settle(slot.claim, outcome, slot.started_ms, slot.entry.spec, slot.trace)
+        self._settle(slot.claim, outcome, slot.started_ms, slot.entry.spec, slot.trace, slot.limiter.waited_s)
 
     def _settle(
-        self, claim: Claim, outcome: Outcome, started_ms: int, spec: Spec | None, trace: str | None = None
+        self,
+        claim: Claim,
+        outcome: Outcome,
+        started_ms: int,
+        spec: Spec | None,
+        trace: str | None = None,
+        waited_s: float = 0.0,
     ) -> None:
         # The one way to the journal, the history, the letter and the result.
         outcome = redacted(outcome, self._ports.redact)
         now_ms = _wall_ms()
         keep_s = spec.keep_result_s if spec else 3600.0
         history = remember(claim, outcome, now_ms, trace)
-        settlement = Settlement(claim, outcome, started_ms, now_ms, history, keep_s)
+        settlement = Settlement(claim, outcome, started_ms, now_ms, history, keep_s, waited_s)
         self._put(settlement)  # first: whatever comes of telling it, a job without an outcome is held for ever
         self._ports.journal.ended(settlement, len(self._busy))
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import trio
 
@@ -30,6 +30,7 @@ from runtime.core.job import (
     Unreadable,
     Verdict,
 )
+from runtime.core.limits import Answer, Bucket, Costs, Granted, Refused, Reserved
 from runtime.core.policy import Ended, Stop, attempt_after
 from runtime.core.retry import Retry
 from runtime.core.spec import Spec
@@ -77,8 +78,10 @@ class TrioRunner:
         timeout_s: float,
         ended: Callable[[Ended], None],
         stuck: Callable[[], None],
+        *,
+        before: Callable[[], Awaitable[object]] | None = None,
     ) -> TrioRun:
-        return TrioRun(self._nursery, call, timeout_s, ended, stuck)
+        return TrioRun(self._nursery, call, timeout_s, ended, stuck, before)
 
 
 class TrioRun:
@@ -89,6 +92,7 @@ class TrioRun:
         timeout_s: float,
         ended: Callable[[Ended], None],
         stuck: Callable[[], None],
+        before: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._nursery = nursery
         self._timeout_s = timeout_s
@@ -97,8 +101,13 @@ class TrioRun:
         self._stop: Stop | None = None
         self._task: trio.lowlevel.Task | None = None
         self._must_cancel = False
-        self._timer = self._after(timeout_s, lambda: self.stop("timeout"))
-        nursery.start_soon(self._guard, call)
+        self._timer = trio.CancelScope()
+        if before is None:
+            self._begin()
+        nursery.start_soon(self._guard, call, before)
+
+    def _begin(self) -> None:
+        self._timer = self._after(self._timeout_s, lambda: self.stop("timeout"))
 
     def stop(self, why: Stop) -> None:
         if self._ended is None:
@@ -120,9 +129,15 @@ class TrioRun:
         else:
             self._task._attempt_abort(_raise_cancel_once)
 
-    async def _guard(self, call: Callable[[], Awaitable[object]]) -> None:
+    async def _guard(
+        self, call: Callable[[], Awaitable[object]], before: Callable[[], Awaitable[object]] | None
+    ) -> None:
         self._task = trio.lowlevel.current_task()
         try:
+            if before is not None:
+                await _interruptible(self, _as_coroutine(before))
+                if self._stop is None:
+                    self._begin()
             value = await _interruptible(self, _as_coroutine(call))
         except trio.Cancelled:  # the test is over
             raise
@@ -468,11 +483,87 @@ class NoSessions:
         raise AssertionError("nobody here calls anybody")
 
 
+class Taps:
+    """`ports.Limits`: buckets that give what they hold, one waiter after the other; no time is lost in asking."""
+
+    def __init__(self) -> None:
+        self.away: str | None = None
+        self.open: set[str] = set()
+        self.takes: list[tuple[str, float]] = []
+        """What was granted, and for when."""
+        self.left: list[str] = []
+        self.settled: list[Mapping[Bucket, int]] = []
+        self.told: list[tuple[str, str]] = []
+        self.closed: list[tuple[str, float]] = []
+        self.lowered: list[Mapping[Bucket, int]] = []
+        self._full: dict[str, float] = {}
+        self._held: dict[str, float] = {}
+
+    async def take(self, costs: Costs, patience_s: float, *, held: str = "", breaker: str | None = None) -> Answer:
+        await trio.lowlevel.checkpoint()
+        self._check()
+        now = trio.current_time()
+        if breaker in self.open:
+            return Refused(60.0, breaker or "", "open")
+        if held in self._held and abs(self._held[held] - now) < 0.05:
+            del self._held[held]
+            return self._grant(costs, held)
+        at, latest = now, None
+        for bucket, cost in costs.items():
+            full = max(self._full.get(bucket.label, 0.0), now) + cost / bucket.rule.rate_s
+            first = full - bucket.rule.burst / bucket.rule.rate_s
+            at, latest = (first, bucket) if first > at + 1e-9 else (at, latest)
+        if at - now > patience_s:
+            assert latest is not None
+            return Refused(at - now, latest.label, "dry")
+        for bucket, cost in costs.items():
+            self._full[bucket.label] = max(self._full.get(bucket.label, 0.0), now) + cost / bucket.rule.rate_s
+        call = f"r{len(self._held)}.{len(self.takes)}"
+        if latest is None:
+            return self._grant(costs, call)
+        self._held[call] = at
+        return Reserved(call, at - now, latest.label)
+
+    def void(self) -> None:
+        """Forget what is reserved, as a closure does."""
+        self._held.clear()
+
+    def _grant(self, costs: Costs, call: str) -> Granted:
+        self.takes += [(bucket.label, seconds_in()) for bucket in costs]
+        return Granted(now_ms() * 1000, 0.0, call)
+
+    def _check(self) -> None:
+        if self.away:
+            raise Away(self.away, "limit")
+
+    async def leave(self, costs: Costs, held: str, breaker: str | None = None) -> None:
+        self._check()
+        self._held.pop(held, None)
+        self.left.append(held)
+
+    async def settle(self, more: Mapping[Bucket, int], granted_us: int) -> None:
+        self._check()
+        self.settled.append(more)
+
+    async def lower(self, left: Mapping[Bucket, int]) -> None:
+        self.lowered.append(left)
+
+    async def close(self, costs: Costs, wait_s: float) -> None:
+        self.closed += [(bucket.label, wait_s) for bucket in costs]
+
+    async def report(self, breaker: str, how: Literal["ok", "failed", "broken"], call: str, reason: str = "") -> bool:
+        self.told.append((breaker, how))
+        if how == "broken":
+            self.open.add(breaker)
+        return breaker in self.open
+
+
 class Diary:
     """`ports.Journal`: writes everything down."""
 
     def __init__(self, stir: Callable[[], None]) -> None:
         self._stir = stir
+        self.parts: list[tuple[str, str]] = []
         self.starts: list[tuple[str, int]] = []
         self.ends: list[tuple[Settlement, int]] = []
         self.verdicts: list[tuple[Settlement, Verdict]] = []
@@ -481,8 +572,11 @@ class Diary:
         self.weathers: list[tuple[float, str]] = []
         self.crashes: list[tuple[float, str, BaseException, float]] = []
 
-    def within(self, claim: Claim, step: str | None = None) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def within(self, claim: Claim, part: str | None = None) -> Generator[None]:
+        if part is not None:
+            self.parts.append((claim.id, part))
+        yield
 
     def started(self, claim: Claim, running: int) -> None:
         self.starts.append((claim.id, running))
@@ -573,6 +667,7 @@ class World:
         self.keeper = Leases()
         self.ledger = Steps()
         self.diary = Diary(self._stir)
+        self.taps = Taps()
         self.statistics = Statistics()
         self.entries: dict[str, Entry] = {}
         self.nursery: trio.Nursery = None  # type: ignore[assignment]  # set before the test begins
@@ -582,12 +677,20 @@ class World:
     @property
     def ports(self) -> Ports:
         runner = TrioRunner(self.nursery)
-        return Ports(self.store, self.keeper, runner, self.ledger, NoSessions(), self.diary)
+        return Ports(self.store, self.keeper, runner, self.ledger, NoSessions(), self.diary, self.taps)
 
     def handle(
-        self, function: Function, *, name: str = "work", retry: Retry | None = None, timeout_s: float | None = None
+        self,
+        function: Function,
+        *,
+        name: str = "work",
+        retry: Retry | None = None,
+        timeout_s: float | None = None,
+        limit: tuple[Bucket, ...] = (),
     ) -> None:
-        self.entries[name] = Work(Spec(name, timeout_s=timeout_s, retry=retry or Retry()), function)
+        self.entries[name] = Work(
+            Spec(name, queue="q", timeout_s=timeout_s, retry=retry or Retry(), limit=limit), function
+        )
 
     def handle_taking(self, length_s: float, name: str = "work") -> None:
         """A handler that takes so long and returns the job's id."""

@@ -1,7 +1,8 @@
 """Buckets and breakers in Redis: `ports.Limits`. The arithmetic is in the scripts, by the server's clock."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
@@ -37,15 +38,17 @@ class RedisLimits:
         for bucket, cost in costs.items():
             args += [_said(bucket.rule), cost]
         with away_when_lost("limit"):
-            what, us, now, latest, probe = await _schedule("take")(self._redis, _names(costs, breaker), args)
-        by = list(costs)[latest - 1].label if latest else breaker or ""
+            reply: list[Any] = await _schedule("take")(self._redis, _names(costs, breaker), args)
+        what, us, now = bytes(reply[0]), int(reply[1]), int(reply[2])
+        latest, probe = int(reply[3]), reply[4] == 1
+        by: str = list(costs)[latest - 1].label if latest else breaker or ""
         match what:
             case b"granted":
-                return Granted(int(now) + int(us), int(us) / 1e6, held or call, probe == 1)
+                return Granted(now + us, us / 1e6, held or call, probe)
             case b"reserved":
-                return Reserved(call, int(us) / 1e6, by)
+                return Reserved(call, us / 1e6, by)
             case _:
-                return Refused(int(us) / 1e6, by, "open" if what == b"open" else "dry")
+                return Refused(us / 1e6, by, "open" if what == b"open" else "dry")
 
     async def leave(self, costs: Costs, held: str, breaker: str | None = None) -> None:
         args = [len(costs), held, *(_said(bucket.rule) for bucket in costs)]
@@ -87,6 +90,69 @@ class RedisLimits:
                 pipe.expire(keys.LIMITS_KNOWN, KNOWN_S)
                 await pipe.execute()
         self._told.update(new)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A bucket, looked at."""
+
+    tokens: float
+    """There now; below zero by what is reserved."""
+    next_s: float
+    """Until one can be had."""
+    closed_s: float
+    """It gives nothing for so long: the provider said so."""
+    waiting: int
+    """Reservations whose time is to come."""
+    rule: Rule
+    """What counts now."""
+    set: bool
+    """An operator has set that rule."""
+    set_for_s: float | None
+    """For so long; None: until it is reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerState:
+    state: Literal["closed", "open", "half-open"]
+    opens_in_s: float
+    """Until it lets a probe through."""
+    failures: int
+    probing: bool
+    reason: str
+
+
+async def look(
+    redis: Any, buckets: Sequence[Bucket], breakers: Sequence[str] = ()
+) -> tuple[list[Level], list[BreakerState]]:
+    """How these are, without changing them."""
+    names = _names(dict.fromkeys(buckets), None) + [keys.breaker(name) for name in breakers]
+    reply = await _schedule("look")(redis, names, [len(buckets), *(_said(bucket.rule) for bucket in buckets)])
+    levels = [
+        Level(
+            tokens=float(reply[a]),
+            next_s=int(reply[a + 1]) / 1e6,
+            closed_s=int(reply[a + 2]) / 1e6,
+            waiting=reply[a + 3],
+            rule=read_rule(reply[a + 4].decode()),
+            set=reply[a + 5] == 1,
+            set_for_s=int(reply[a + 6]) / 1e6 if int(reply[a + 6]) >= 0 else None,
+        )
+        for a in range(0, 7 * len(buckets), 7)
+    ]
+    states = [
+        BreakerState(
+            reply[a].decode(), int(reply[a + 1]) / 1e6, reply[a + 2], reply[a + 3] == 1,
+            reply[a + 4].decode("utf-8", "backslashreplace"),
+        )
+        for a in range(7 * len(buckets), len(reply), 6)
+    ]  # fmt: skip
+    return levels, states
+
+
+def read_rule(said: str) -> Rule:
+    """A rule as it is kept."""
+    return Rule(*(int(part) for part in said.split(":")))
 
 
 def _schedule(name: str) -> Any:

@@ -225,7 +225,7 @@ class LogJournal(Journal):
         self._quiet = _LEVELS[level] > logging.INFO
         self._told: dict[str, float] = {}
 
-    def within(self, claim: Claim, step: str | None = None) -> Within:
+    def within(self, claim: Claim, part: str | None = None) -> Within:
         return Within(claim)
 
     def started(self, claim: Claim, running: int) -> None:
@@ -245,6 +245,8 @@ class LogJournal(Journal):
             return
         took_ms = max(0, settlement.finished_ms - settlement.started_ms)
         fields = {**fields_of(claim), "attempt": claim.attempt, "duration_ms": took_ms, "running": running}
+        if settlement.waited_s:
+            fields["limit_wait_ms"] = round(1000 * settlement.waited_s)
         job, now = one_line(claim.id), f"Currently processing: {running} jobs"
         match outcome:
             case Done():
@@ -268,8 +270,12 @@ class LogJournal(Journal):
                     error_type=failure.error,
                     **fields,
                 )
-            case Snoozed(delay_s=delay_s):
-                self._log.info(f"Job snoozed: {job} for {spell(delay_s)}. {now}", event_name="JOB_SNOOZED", **fields)
+            case Snoozed(delay_s=delay_s, waits_for=limit):
+                fields |= {"limit": one_line(limit)} if limit else {}
+                why = f", waiting for the limit {one_line(limit)}" if limit else ""
+                self._log.info(
+                    f"Job snoozed: {job} for {spell(delay_s)}{why}. {now}", event_name="JOB_SNOOZED", **fields
+                )
             case Released(why=why):
                 self._log.info(f"Job given back: {job} ({why})", event_name="JOB_RELEASED", reason=why, **fields)
             case Cancelled():

@@ -376,9 +376,9 @@ class Traces(Journal):
         with suppress(TimeoutError):
             await asyncio.wait_for(sent.wait(), FLUSH_S)
 
-    def within(self, claim: Claim, step: str | None = None) -> AbstractContextManager[str | None]:
-        if step is not None:
-            return self._step(claim, step)
+    def within(self, claim: Claim, part: str | None = None) -> AbstractContextManager[str | None]:
+        if part is not None:
+            return self._part(claim, part)
         run = self._runs.get(claim.token)
         if run is None:
             tracer = self.start()
@@ -441,13 +441,14 @@ class Traces(Journal):
         return told if run is None else _Within(told, run)
 
     @contextmanager
-    def _step(self, claim: Claim, step: str) -> Generator[None]:
-        with self._told.within(claim, step), ExitStack() as stack:
+    def _part(self, claim: Claim, part: str) -> Generator[None]:
+        with self._told.within(claim, part), ExitStack() as stack:
             tracer, span = self.start(), None
             with _spared():
                 if tracer is not None:
-                    attributes = {"runtime.handler": _handler(claim), "runtime.step": _plain(step)}
-                    span = tracer.start_span(f"once {_plain(step)}", attributes=attributes)
+                    kind, _, name = _plain(part).partition(" ")
+                    attributes = {"runtime.handler": _handler(claim), _PARTS.get(kind, f"runtime.{kind}"): name}
+                    span = tracer.start_span(_plain(part), attributes=attributes)
                     stack.enter_context(_current(span))
             try:
                 yield
@@ -505,6 +506,10 @@ class Traces(Journal):
 
         attributes = {**_message("settle", "settle", claim.queue, claim.id), **self._common}
         return tracer.start_span(f"settle {_plain(claim.queue)}", run.inside, SpanKind.CLIENT, attributes)
+
+
+_PARTS = {"once": "runtime.step", "limit": "runtime.limit.name"}
+"""What the parts of a run are called in attributes."""
 
 
 def _handler(claim: Claim) -> str:

@@ -1,0 +1,144 @@
+"""Takes tokens for a job: a short wait is slept through in its slot, for a long one the job is snoozed."""
+
+import random
+from collections.abc import Awaitable, Mapping
+from contextlib import nullcontext, suppress
+from types import TracebackType
+
+import anyio
+
+from runtime.core.errors import Limited, LimitInvalid
+from runtime.core.job import Claim
+from runtime.core.limits import Bucket, Costs, Granted, Refused, Reserved
+from runtime.engine.drought import Drought
+from runtime.ports import Away, Journal, Limits
+
+PATIENCE_S = 10.0
+"""How long a wait in a slot may take, unless the handler says otherwise."""
+AWAY_RETRY_S = (0.1, 1.0)
+"""From one attempt to the next while the store is away."""
+SAY_S = 2.0
+"""How long giving back and correcting may take. What does not get through leaves the bucket too low for a while."""
+JITTER_S = 1.0
+"""Who waits for a breaker comes back within so long after it."""
+
+
+class Limiter:
+    """The limits as one run of a job uses them."""
+
+    def __init__(self, claim: Claim, handler: str, limits: Limits, journal: Journal, drought: Drought) -> None:
+        self._claim = claim
+        self._handler = handler
+        self._limits = limits
+        self._journal = journal
+        self._drought = drought
+        self.waited_s = 0.0
+        """Slept through so far, for all limits together."""
+
+    async def acquire(self, costs: Costs, patience_s: float = PATIENCE_S, breaker: str | None = None) -> Granted:
+        """Return when the tokens may be used. While the store is away, wait: that is no matter of patience.
+
+        Raises `Limited` where it would take longer than `patience_s`, or the breaker is open. Cancelled, it gives back
+        what it has reserved.
+        """
+        until = anyio.current_time() + patience_s
+        held = ""
+        retry_s, most_s = AWAY_RETRY_S
+        while True:
+            asked = anyio.current_time()
+            try:
+                answer = await self._limits.take(costs, max(0.0, until - asked), held=held, breaker=breaker)
+            except Away as cause:
+                self._journal.weather(cause)
+                await anyio.sleep(retry_s)
+                retry_s = min(2 * retry_s, most_s)
+                until += anyio.current_time() - asked
+                continue
+            match answer:
+                case Refused():
+                    raise self._limited(answer, costs)
+                case Granted():
+                    self._drought.over(self._handler)
+                    if answer.rest_s:
+                        there = (asked + anyio.current_time()) / 2
+                        await self._sleep_until(there + answer.rest_s, costs, answer.id, breaker)
+                    return answer
+                case Reserved():
+                    # Asked as late after now as it is to wait, it arrives at the server at its time.
+                    held = answer.id
+                    await self._sleep_until(asked + answer.wait_s, costs, held, breaker, by=answer.by)
+
+    def _limited(self, refused: Refused, costs: Costs) -> Limited:
+        if not any(bucket.key is not None and bucket.label == refused.by for bucket in costs):
+            self._drought.refused(self._handler, refused.wait_s)
+        jitter_s = random.uniform(0, JITTER_S) if refused.why == "open" else 0.0
+        return Limited(refused.by, refused.wait_s + jitter_s)
+
+    async def _sleep_until(
+        self, until: float, costs: Costs, held: str, breaker: str | None, *, by: str | None = None
+    ) -> None:
+        began = anyio.current_time()
+        try:
+            with self._journal.within(self._claim, f"limit {by}") if by else nullcontext():
+                await anyio.sleep_until(until)
+        except BaseException:
+            await self.say(self._limits.leave(costs, held, breaker))
+            raise
+        finally:
+            self.waited_s += anyio.current_time() - began
+
+    async def settle(self, more: Mapping[Bucket, int], granted: Granted) -> None:
+        """Correct what was taken. Sent once: it must not count twice."""
+        if any(more.values()):
+            await self.say(self._limits.settle(more, granted.at_us))
+
+    async def say(self, what: Awaitable[object]) -> None:
+        """Tell the store, if it is there: a call that is paid for does not fail for this."""
+        with anyio.move_on_after(SAY_S, shield=True), suppress(Away):
+            await what
+
+
+class Grant:
+    """Tokens that were taken for the block of `ctx.limit`."""
+
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
+        self.more: Mapping[Bucket, int] = {}
+        """What was used beyond what was taken, or (below zero) not used."""
+        self._settled = False
+
+    def settle(self, used: Mapping[Bucket, int] | int) -> None:
+        """Say what was really used: `{tokens: 731}`, or a number where there is one bucket. Buckets not named keep
+        what was taken. Once only; it is sent when the block ends. Raises `LimitInvalid`."""
+        if self._settled:
+            raise LimitInvalid("a grant is settled once", hint="settle when all of its cost is known")
+        if not isinstance(used, Mapping):
+            if len(self._costs) != 1:
+                raise LimitInvalid("several buckets were taken from", hint="settle({bucket: used, …})")
+            used = dict.fromkeys(self._costs, used)
+        for bucket, tokens in used.items():
+            if bucket not in self._costs:
+                raise LimitInvalid(f"nothing was taken from {bucket!r}", hint="settle the buckets of the limit")
+            if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
+                raise LimitInvalid(f"{bucket.label}: what was used is a whole number from 0, not {tokens!r:.40}")
+        self._settled = True
+        self.more = {bucket: tokens - self._costs[bucket] for bucket, tokens in used.items()}
+
+
+class Limit:
+    """What `ctx.limit` gives: entered, it has taken the tokens."""
+
+    def __init__(self, limiter: Limiter, costs: Costs, patience_s: float) -> None:
+        self._limiter = limiter
+        self._costs = costs
+        self._patience_s = patience_s
+
+    async def __aenter__(self) -> Grant:
+        self._granted = await self._limiter.acquire(self._costs, self._patience_s)
+        self._grant = Grant(self._costs)
+        return self._grant
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        await self._limiter.settle(self._grant.more, self._granted)
