@@ -194,6 +194,8 @@ class Granted:
     id: str = ""
     probe: bool = False
     """This is the one call that finds out whether a broken provider works again."""
+    watched: bool = False
+    """The breaker has counted failures: it is to hear of a success."""
 
 
 @dataclass(frozen=True, slots=True)

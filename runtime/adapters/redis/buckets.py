@@ -44,7 +44,7 @@ class RedisLimits:
         by: str = list(costs)[latest - 1].label if latest else breaker or ""
         match what:
             case b"granted":
-                return Granted(now + us, us / 1e6, held or call, probe)
+                return Granted(now + us, us / 1e6, held or call, probe, reply[5] == 1)
             case b"reserved":
                 return Reserved(call, us / 1e6, by)
             case _:

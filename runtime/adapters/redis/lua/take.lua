@@ -4,7 +4,7 @@
 -- ARGV  1 number of buckets  2 id of this call  3 id of the reservation whose time has come, else ''
 --       4 the longest wait (us)  5 how long a probe may take (us)
 --       then two for each bucket: rule ('count:period:burst'), tokens
--- Gives { what, us, now (us), n, whether it is the probe (0|1) }, numbers as strings
+-- Gives { what, us, now (us), n, whether it is the probe (0|1), whether the breaker is to hear of a success (0|1) }
 --   'granted'   in `us` (0, or a moment where the time had nearly come)
 --   'reserved'  for `us` from now, under the id of this call; bucket n has them latest
 --   'dry'       nothing was taken; come back in `us`; because of bucket n
@@ -60,7 +60,7 @@ local function begin_probe(its_id, wait)
 end
 
 local function answer(what, us, which)
-  return { what, whole(us), whole(now), which or 0, is_probe() and 1 or 0 }
+  return { what, whole(us), whole(now), which or 0, is_probe() and 1 or 0, breaker and 1 or 0 }
 end
 
 -- The microseconds that are left to the time of what is held, which is used then; nil if it is not there in time.

@@ -1,0 +1,114 @@
+"""What a call of a paid API goes through: limits and the breaker before it, and what the answer says after it."""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.core.errors import Limited, Permanent, Transient
+from runtime.core.feedback import Feedback
+from runtime.core.job import Call, Claim
+from runtime.core.limits import Bucket, Costs, Granted
+from runtime.core.text import one_line
+from runtime.engine.limiter import Limiter
+from runtime.ports import Api, Limits
+
+UNSAID_S = 10.0
+"""How long everybody waits after a rate limit that names no time."""
+BROKEN_S = 60.0
+"""When a job is to come back whose call has opened the breaker, as that is open for so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fare:
+    """What was taken for one call."""
+
+    costs: Costs
+    granted: Granted
+
+
+class Toll:
+    """The calls of one API in one run of a job."""
+
+    def __init__(self, api: Api, claim: Claim, limiter: Limiter, limits: Limits) -> None:
+        self._api = api
+        self._claim = claim
+        self._limiter = limiter
+        self._limits = limits
+
+    async def pay(self, request: Mapping[str, Any]) -> Fare:
+        """Return when a call with this JSON body may be made. Raises `Limited`; cancelled, it gives back."""
+        estimate = self._api.provider.estimate(request)
+        # An estimate above what the bucket ever holds may still be too high: the provider knows.
+        costs = {
+            bucket: min(estimate.get(dimension, 0), bucket.rule.burst)
+            for dimension, bucket in self._api.buckets.items()
+            if estimate.get(dimension, 0)
+        }
+        return Fare(costs, await self._limiter.acquire(costs, breaker=self._api.name))
+
+    async def heed(self, fare: Fare, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Learn from an answer. Raises for what is no success: `Limited` (wait, or the breaker is open now; no attempt
+        is used), `Transient`, `Permanent`."""
+        said = self._api.provider.read(status, headers, body, time.time())
+        closed = self._met(said) if said.meaning == "wait" else {}
+        await self._limiter.say(self._learn(fare, said, closed))
+        text = one_line(f"{self._api.name} answered {status}: {said.code} {said.text}".rstrip(" :"), 500)
+        match said.meaning:
+            case "wait":
+                raise Limited(next(iter(closed)).label, said.wait_s or UNSAID_S)
+            case "break":
+                raise Limited(self._api.name, BROKEN_S)
+            case "retry":
+                raise Transient(text)
+            case "permanent":
+                raise Permanent(text)
+            case "ok":
+                return
+
+    async def lost(self, fare: Fare, error: BaseException) -> None:
+        """No answer came: that counts as a failure of the provider."""
+        report = self._limits.report(self._api.name, "failed", fare.granted.id, type(error).__name__)
+        await self._limiter.say(report)
+
+    async def _learn(self, fare: Fare, said: Feedback, closed: Mapping[Bucket, int]) -> None:
+        """What the buckets and the breaker are to know; mostly nothing."""
+        buckets, call = self._api.buckets, fare.granted.id
+        if closed:
+            await self._limits.close(closed, said.wait_s or UNSAID_S)
+        used = {buckets[of]: n for of, n in said.used.items() if of in buckets and buckets[of] in fare.costs}
+        more = {bucket: n - fare.costs[bucket] for bucket, n in used.items() if n != fare.costs[bucket]}
+        if more:
+            await self._limits.settle(more, fare.granted.at_us)
+        left = {buckets[of]: n for of, n in said.remaining.items() if of in buckets and n < buckets[of].rule.burst}
+        if left:
+            await self._limits.lower(left)
+        if said.meaning in ("retry", "break"):
+            how, reason = ("broken" if said.meaning == "break" else "failed"), said.code or said.text
+            await self._limits.report(self._api.name, how, call, reason)
+        elif fare.granted.watched:
+            await self._limits.report(self._api.name, "ok", call)
+
+    def _met(self, said: Feedback) -> dict[Bucket, int]:
+        """The buckets whose limit was met; all, where the answer does not say."""
+        buckets = self._api.buckets
+        named = {buckets[of]: 0 for of in sorted(said.of) if of in buckets}
+        return named or dict.fromkeys(buckets.values(), 0)
+
+
+class IdempotencyKeys:
+    """A key for each request of a job, which is the same when a later run makes the same request again."""
+
+    def __init__(self, claim: Claim) -> None:
+        enqueued_ms = claim.call.enqueued_ms if isinstance(claim.call, Call) else 0
+        self._job = f"{claim.id}:{enqueued_ms}"  # an id may be used again for another job
+        self._seen: Counter[str] = Counter()
+
+    def key(self, method: str, url: str, body: str) -> str:
+        """For the n-th request of this kind in the run; equal requests that are all meant differ so."""
+        request = f"{method} {url}\n{body}"
+        self._seen[request] += 1
+        told = f"{self._job}\n{self._seen[request]}\n{request}"
+        return hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()[:32]
