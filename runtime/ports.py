@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from runtime.core.feedback import Feedback
 from runtime.core.job import Claim, Settlement, Verdict
 from runtime.core.limits import Answer, Bucket, Costs
 from runtime.core.policy import Ended, Stop
@@ -154,6 +155,24 @@ class Limits(Protocol):
 
     async def report(self, breaker: str, how: Literal["ok", "failed", "broken"], call: str, reason: str = "") -> bool:
         """Tell a breaker how a call of a provider ended (`Granted.id`); whether it is open now."""
+        ...
+
+
+class Provider(Protocol):
+    """What we know of a paid API. Pure functions that never raise, whatever they are given."""
+
+    def estimate(self, request: Mapping[str, Any]) -> Mapping[str, int]:
+        """What a call with this JSON body will be counted as when it is admitted, by dimension.
+
+        Always has `requests`, which is 1, and every other dimension that the provider counts, 0 where it does not show.
+        """
+        ...
+
+    def read(self, status: int, headers: Mapping[str, str], body: bytes, now_s: float) -> Feedback:
+        """What an answer says. `headers` in any case; `now_s` is the wall clock, for the dates in them.
+
+        A body that is no JSON, is cut, or is larger than 2 MiB says nothing; then status and headers speak alone.
+        """
         ...
 
 
