@@ -481,7 +481,8 @@ def test_a_request_to_openai_costs_its_prompt_and_all_it_may_be_answered(request
 
 
 def test_the_schema_of_tools_costs_too() -> None:
-    tool = {"type": "function", "function": {"name": "find", "parameters": {"type": "object", "properties": {}}}}
+    schema = {"type": "object", "properties": {"name": {"type": ["string", "null"]}}}
+    tool = {"type": "function", "function": {"name": "find", "parameters": schema}}
     assert openai.estimate(chat("x", tools=[tool]))["tokens"] > openai.estimate(chat("x"))["tokens"] + 10
 
 
