@@ -1,26 +1,22 @@
 """Flashcards from a text, through the chat completions API.
 
-Settings: `OPENAI_API_KEY` (or `EXPO_PUBLIC_OPENAI_API_KEY`), `OPENAI_BASE_URL`, `OPENAI_MODEL`.
+Settings: `OPENAI_API_KEY` (or `EXPO_PUBLIC_OPENAI_API_KEY`), `OPENAI_BASE_URL`, `OPENAI_MODEL`; and what the account is
+allowed in a minute (platform.openai.com/settings/organization/limits): `OPENAI_RPM`, `OPENAI_TPM`.
 """
 
 import json
 import os
 from typing import Any, TypedDict
 
-from runtime import Context, Invalid, Permanent, Retry, Snooze, Transient, handler
+from runtime import Bucket, Context, Invalid, Permanent, Retry, Transient, handler
 
-from .answers import read_json
+# All workers together: so many jobs are begun in any second, and so many requests and tokens go to OpenAI in a minute.
+jobs = Bucket.window("ai-jobs", 10, per="1s", burst=2)
+requests = Bucket("openai.requests", rate=f"{os.environ.get('OPENAI_RPM', '500')}/m", burst=10)
+tokens = Bucket("openai.tokens", rate=f"{os.environ.get('OPENAI_TPM', '30000')}/m")
 
 LONGEST_TEXT = 100_000
 TOKENS_A_CARD = 150
-# Nothing that waiting a moment would mend, and nothing that is this job's fault (OpenAI's error codes guide).
-OUT_OF_MONEY = {
-    "insufficient_quota",
-    "credit_balance_exhausted",
-    "organization_spend_limit_exceeded",
-    "project_spend_limit_exceeded",
-    "organization_usage_limit_exceeded",
-}
 PROMPT = (
     "Write {count} flashcards from the text of the user, in its language. Answer with a JSON object of the form "
     '{{"cards": [{{"question": "…", "answer": "…"}}]}} and nothing else.'
@@ -37,7 +33,7 @@ class Deck(TypedDict):
     tokenUsage: int
 
 
-@handler(queue="ai-jobs", timeout="2m", retry=Retry(3))
+@handler(queue="ai-jobs", timeout="2m", retry=Retry(3), limit=jobs)
 async def flashcards(ctx: Context, text: str, count: int = 5) -> Deck:
     """`count` flashcards from `text`, and the tokens they took."""
     if not text.strip() or len(text) > LONGEST_TEXT:
@@ -59,11 +55,10 @@ async def _complete(ctx: Context, text: str, count: int) -> dict[str, Any]:
         "response_format": {"type": "json_object"},
         "max_completion_tokens": TOKENS_A_CARD * count,
     }
-    headers = {"Authorization": f"Bearer {_key()}", "Idempotency-Key": ctx.job_id}
+    headers = {"Authorization": f"Bearer {_key()}"}
     async with ctx.http("openai").post(f"{base}/chat/completions", json=request, headers=headers) as response:
-        if response.status in (402, 403, 429) and await _error_code(response) in OUT_OF_MONEY:
-            raise Snooze("5m", give_up_after="1d")
-        return await read_json(response, "OpenAI")
+        answer: dict[str, Any] = await response.json(content_type=None)
+        return answer
 
 
 def _key() -> str:
@@ -73,15 +68,6 @@ def _key() -> str:
             "OPENAI_API_KEY is not set for this worker; set it, then: runtime dlq replay --handler flashcards --all"
         )
     return key
-
-
-async def _error_code(response: Any) -> str:
-    """The error's code; some of these come as the type instead."""
-    try:
-        error = (await response.json(content_type=None))["error"]
-        return str(error.get("code") or error.get("type"))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return ""
 
 
 def _cards(answer: dict[str, Any]) -> list[Card]:

@@ -8,10 +8,10 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
-from runtime import Checked, Context, Invalid, Permanent, Retry, Snooze, handler
+from runtime import Bucket, Checked, Context, Invalid, Permanent, Retry, Snooze, handler
 
-from .answers import read_json
-
+# Any 60 s may have 180 requests, of all workers together.
+requests = Bucket.window("judit", 180, per="60s", burst=9)
 POLL = "3s"
 GIVE_UP_AFTER = "30m"
 PAGE_SIZE = 100
@@ -86,7 +86,7 @@ class Judit:
         async with self._http.post(
             f"{self._base}/requests", json={"search": search}, headers=self._headers
         ) as response:
-            return str((await read_json(response, "JUDIT"))["request_id"])
+            return str((await response.json())["request_id"])
 
     async def find(self, cnj: str) -> str | None:
         """The request that an earlier run may have made without living to note its id."""
@@ -114,4 +114,5 @@ class Judit:
 
     async def _get(self, path: str, **query: str | int) -> dict[str, Any]:
         async with self._http.get(f"{self._base}{path}", params=query, headers=self._headers) as response:
-            return await read_json(response, "JUDIT")
+            answer: dict[str, Any] = await response.json()
+            return answer

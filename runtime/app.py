@@ -30,9 +30,11 @@ from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
 from runtime.adapters.runner import AsyncioRunner
 from runtime.adapters.telemetry import logs, traces
+from runtime.apis import Apis
 from runtime.bulletins import Bulletins
 from runtime.client import Client, use
 from runtime.core.errors import SettingsInvalid
+from runtime.core.limits import Bucket
 from runtime.core.policy import describe
 from runtime.core.redaction import Redactor
 from runtime.desk import Desk
@@ -58,7 +60,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 DUMP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 
 
-def serve(settings: Settings, url: str, handlers: Handlers, served: Sequence[Group]) -> int:
+def serve(
+    settings: Settings, url: str, handlers: Handlers, served: Sequence[Group], buckets: Sequence[Bucket] = ()
+) -> int:
     """Run a worker until it is told to stop; the exit code. Raises `SettingsInvalid` for a port that is taken.
 
     A Redis that cannot be reached is weather: the worker waits, says so, and goes on.
@@ -68,7 +72,7 @@ def serve(settings: Settings, url: str, handlers: Handlers, served: Sequence[Gro
     for warning in settings.warnings:
         log.warning(warning, event_name="SETTING_WARNING")
     listener = listen(settings.port) if settings.http else None
-    worker = Worker(settings, url, handlers, served, log, listener, redact)
+    worker = Worker(settings, url, handlers, served, buckets, log, listener, redact)
     with asyncio.Runner() as runner:
         code = _run_to_its_end(runner.get_loop(), worker.run(), log)
         if worker.leaves_runs_behind:
@@ -116,6 +120,7 @@ class Worker:
         url: str,
         handlers: Handlers,
         served: Sequence[Group],
+        buckets: Sequence[Bucket],
         log: Any,
         listener: socket.socket | None,
         redact: Redactor,
@@ -124,6 +129,7 @@ class Worker:
         self._url = url
         self._handlers = handlers
         self._groups = served
+        self._buckets = buckets
         self._log = log
         self._listener = listener
         self._redact = redact
@@ -160,9 +166,17 @@ class Worker:
         use(self._client)
         ledger = RedisLedger(self._source.redis)
         journal = self._traces or self._journal
-        limits = RedisLimits(self._source.redis)
+        self._limits = RedisLimits(self._source.redis)
         ports = Ports(
-            self._source, self._keeper, AsyncioRunner(), ledger, self._sessions, journal, limits, self._redact
+            self._source,
+            self._keeper,
+            AsyncioRunner(),
+            ledger,
+            self._sessions,
+            journal,
+            self._limits,
+            Apis(self._buckets).find,
+            self._redact,
         )
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], journal)
         slots = sum(group.slots for group in self._groups)
@@ -206,6 +220,7 @@ class Worker:
         async with anyio.create_task_group() as group:
             group.start_soon(self._obey_signals)
             group.start_soon(self._beside, "bringing jobs forward", self._bring_forward)
+            group.start_soon(self._beside, "telling of the limits", self._tell_of_limits)
             group.start_soon(self._beside, "the heartbeat", self._beat)
             if self._listener is not None:
                 group.start_soon(self._serve_http, self._listener)
@@ -320,6 +335,11 @@ class Worker:
                         f"{moved} jobs of {queue} waited for a handler that is known now",
                         event_name="JOBS_FORWARDED",
                     )
+
+    async def _tell_of_limits(self) -> None:
+        """Operators see the limits that nobody has used yet."""
+        with suppress(Away):
+            await self._limits.tell_of(self._buckets)
 
     async def _look(self) -> None:
         """Learn whether Redis answers, without waiting for long, or when there is no use in it any more."""

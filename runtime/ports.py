@@ -124,8 +124,9 @@ class Step:
 class Sessions(Protocol):
     """HTTP sessions by name, shared by all jobs of the worker."""
 
-    def session(self, name: str) -> Any:
-        """An `aiohttp.ClientSession`, opened when first asked for and closed with the worker."""
+    def session(self, name: str, toll: "Toll | None") -> Any:
+        """An `aiohttp.ClientSession`, opened when first asked for and closed with the worker; its requests pay `toll`,
+        if there is one."""
         ...
 
 
@@ -173,6 +174,33 @@ class Provider(Protocol):
 
         A body that is no JSON, is cut, or is larger than 2 MiB says nothing; then status and headers speak alone.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """A paid API: whose language its answers speak, and the bucket of each dimension that it counts."""
+
+    name: str
+    provider: Provider
+    buckets: Mapping[str, Bucket]
+
+
+class Toll(Protocol):
+    """What a call of an API goes through."""
+
+    async def pay(self, request: Mapping[str, Any]) -> Any:
+        """Return when a call with this JSON body may be made."""
+        ...
+
+    async def heed(self, fare: Any, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Learn from its answer; raises where that is no success. `fare` is what `pay` gave."""
+
+    async def lost(self, fare: Any, error: BaseException) -> None:
+        """No answer came."""
+
+    def key(self, method: str, url: str, body: str) -> str:
+        """What tells this request from any other, and not from its own repetition in a later run."""
         ...
 
 
@@ -231,5 +259,7 @@ class Ports:
     sessions: Sessions
     journal: Journal
     limits: Limits
+    apis: Callable[[str], Api | None]
+    """By name; None for one that is called as it is."""
     redact: Redactor = BY_SHAPE
     """What failures say goes through it before anybody else sees it."""

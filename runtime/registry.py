@@ -6,12 +6,13 @@ import pkgutil
 import sys
 import tomllib
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 from runtime.core.errors import HandlerInvalid, HandlerUnknown
+from runtime.core.limits import Bucket
 from runtime.core.policy import describe
 from runtime.declare import Handler
 
@@ -25,20 +26,42 @@ def collect(modules: Sequence[str] = (), folder: Path | None = None) -> Handlers
     else the package `handlers`. Raises `HandlerInvalid` for a module that cannot be imported, for two handlers of one
     name, and where there is no handler at all.
     """
-    folder = folder or Path.cwd()
-    names = list(modules) or _configured(folder)
-    make_importable(folder)
     found: dict[str, Handler[..., Any]] = {}
-    for name in names:
-        for module in _import(name):
-            for value in vars(module).values():
-                if isinstance(value, Handler):
-                    _add(found, cast("Handler[..., Any]", value))
+    names = _named(modules, folder)
+    for value in _declared(names):
+        if isinstance(value, Handler):
+            _add(found, cast("Handler[..., Any]", value))
     if not found:
         raise HandlerInvalid(
             f"no handler in {', '.join(names)}", hint="declare one with @handler, or name another module"
         )
     return found
+
+
+def buckets(modules: Sequence[str] = (), folder: Path | None = None) -> Sequence[Bucket]:
+    """The buckets that the same modules declare. Raises `HandlerInvalid` also for two rules under one name."""
+    found: dict[str, Bucket] = {}
+    for value in _declared(_named(modules, folder)):
+        for bucket in value.spec.limit if isinstance(value, Handler) else [value]:
+            if isinstance(bucket, Bucket) and found.setdefault(bucket.name, bucket).rule != bucket.rule:
+                raise HandlerInvalid(
+                    f"two buckets are named {bucket.name!r}",
+                    cause=f"one of {found[bucket.name].rule}, one of {bucket.rule}",
+                    hint="declare it once, and import it where it is used",
+                )
+    return list(found.values())
+
+
+def _named(modules: Sequence[str], folder: Path | None) -> list[str]:
+    folder = folder or Path.cwd()
+    make_importable(folder)
+    return list(modules) or _configured(folder)
+
+
+def _declared(names: Sequence[str]) -> Iterator[Any]:
+    for name in names:
+        for module in _import(name):
+            yield from list(vars(module).values())
 
 
 def make_importable(folder: Path) -> None:

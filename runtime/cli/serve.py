@@ -47,11 +47,12 @@ def run(args: argparse.Namespace) -> int:
     from runtime import app, client, groups, registry
 
     handlers = registry.collect(args.module)
+    buckets = registry.buckets(args.module)
     served = groups.groups(handlers, args.queue, config.concurrency)
     url, server = client.redis_url(config)
     if server is not None:
         print(f"No Redis is configured: using the embedded server, {url}", file=sys.stderr)
-    return app.serve(config, url, handlers, served)
+    return app.serve(config, url, handlers, served, buckets)
 
 
 def _dump_no_core() -> None:

@@ -8,6 +8,7 @@ from runtime.core.job import Call, Claim
 from runtime.core.limits import Bucket, checked
 from runtime.core.span import Span, seconds
 from runtime.engine.limiter import PATIENCE_S, Limit, Limiter
+from runtime.engine.toll import Toll
 from runtime.ports import Ports
 
 P = ParamSpec("P")
@@ -47,6 +48,7 @@ class Context(Mapping[str, Any]):
         self._call = call
         self._ports = ports
         self._limiter = limiter
+        self._tolls: dict[str, Toll] = {}
 
     @property
     def job_id(self) -> str:
@@ -104,8 +106,17 @@ class Context(Mapping[str, Any]):
         return Limit(self._limiter, checked({what: cost} if isinstance(what, Bucket) else what), seconds(patience))
 
     def http(self, name: str) -> Any:
-        """The `aiohttp.ClientSession` of this name, one per worker: shared connections, a timeout on every request."""
-        return self._ports.sessions.session(name)
+        """The `aiohttp.ClientSession` of this name, one per worker: shared connections, a timeout on every request.
+
+        The name of an API that we know (openai, anthropic, judit), or of one for which a bucket is declared
+        (`Bucket("stripe.requests", …)`), stands for a session whose requests wait for its buckets and its breaker, and
+        teach them; a POST carries an `Idempotency-Key` that a later run of the job repeats. There a failure is raised:
+        `Limited` (waiting, no attempt is used), `Transient`, `Permanent`.
+        """
+        api = self._ports.apis(name)
+        if api is not None and name not in self._tolls:
+            self._tolls[name] = Toll(api, self._claim, self._limiter, self._ports.limits)
+        return self._ports.sessions.session(name, self._tolls.get(name))
 
     def _as_arq(self) -> dict[str, Any]:
         return {

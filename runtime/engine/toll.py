@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from runtime.core.errors import Limited, Permanent, Transient
 from runtime.core.feedback import Feedback
@@ -34,9 +34,11 @@ class Toll:
 
     def __init__(self, api: Api, claim: Claim, limiter: Limiter, limits: Limits) -> None:
         self._api = api
-        self._claim = claim
         self._limiter = limiter
         self._limits = limits
+        self._made: Counter[str] = Counter()
+        enqueued_ms = claim.call.enqueued_ms if isinstance(claim.call, Call) else 0
+        self._job = f"{claim.id}:{enqueued_ms}"  # an id may be used again, for another job
 
     async def pay(self, request: Mapping[str, Any]) -> Fare:
         """Return when a call with this JSON body may be made. Raises `Limited`; cancelled, it gives back."""
@@ -54,7 +56,7 @@ class Toll:
         is used), `Transient`, `Permanent`."""
         said = self._api.provider.read(status, headers, body, time.time())
         closed = self._met(said) if said.meaning == "wait" else {}
-        await self._limiter.say(self._learn(fare, said, closed))
+        await self._limiter.say(self._learn(fare, status, said, closed))
         text = one_line(f"{self._api.name} answered {status}: {said.code} {said.text}".rstrip(" :"), 500)
         match said.meaning:
             case "wait":
@@ -73,7 +75,14 @@ class Toll:
         report = self._limits.report(self._api.name, "failed", fare.granted.id, type(error).__name__)
         await self._limiter.say(report)
 
-    async def _learn(self, fare: Fare, said: Feedback, closed: Mapping[Bucket, int]) -> None:
+    def key(self, method: str, url: str, body: str) -> str:
+        """The n-th of equal requests in a run has the same key in a later run of the job, and in no other job."""
+        request = f"{method} {url}\n{body}"
+        self._made[request] += 1
+        told = f"{self._job}\n{self._made[request]}\n{request}"
+        return hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+    async def _learn(self, fare: Fare, status: int, said: Feedback, closed: Mapping[Bucket, int]) -> None:
         """What the buckets and the breaker are to know; mostly nothing."""
         buckets, call = self._api.buckets, fare.granted.id
         if closed:
@@ -86,8 +95,8 @@ class Toll:
         if left:
             await self._limits.lower(left)
         if said.meaning in ("retry", "break"):
-            how, reason = ("broken" if said.meaning == "break" else "failed"), said.code or said.text
-            await self._limits.report(self._api.name, how, call, reason)
+            how: Literal["broken", "failed"] = "broken" if said.meaning == "break" else "failed"
+            await self._limits.report(self._api.name, how, call, said.code or f"it answered {status}")
         elif fare.granted.watched:
             await self._limits.report(self._api.name, "ok", call)
 
@@ -96,19 +105,3 @@ class Toll:
         buckets = self._api.buckets
         named = {buckets[of]: 0 for of in sorted(said.of) if of in buckets}
         return named or dict.fromkeys(buckets.values(), 0)
-
-
-class IdempotencyKeys:
-    """A key for each request of a job, which is the same when a later run makes the same request again."""
-
-    def __init__(self, claim: Claim) -> None:
-        enqueued_ms = claim.call.enqueued_ms if isinstance(claim.call, Call) else 0
-        self._job = f"{claim.id}:{enqueued_ms}"  # an id may be used again for another job
-        self._seen: Counter[str] = Counter()
-
-    def key(self, method: str, url: str, body: str) -> str:
-        """For the n-th request of this kind in the run; equal requests that are all meant differ so."""
-        request = f"{method} {url}\n{body}"
-        self._seen[request] += 1
-        told = f"{self._job}\n{self._seen[request]}\n{request}"
-        return hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()[:32]

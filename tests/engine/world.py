@@ -38,7 +38,7 @@ from runtime.engine.actor import Actor
 from runtime.engine.context import Context
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor
-from runtime.ports import Away, Entry, Notice, Ports, Pulled, Step
+from runtime.ports import Api, Away, Entry, Notice, Ports, Pulled, Step
 
 EPOCH_S = 1000.0
 """Where the clock of a test starts. Not at 0, as no clock outside of tests does."""
@@ -479,7 +479,7 @@ class Steps:
 
 
 class NoSessions:
-    def session(self, name: str) -> Any:
+    def session(self, name: str, toll: object) -> Any:
         raise AssertionError("nobody here calls anybody")
 
 
@@ -668,6 +668,7 @@ class World:
         self.ledger = Steps()
         self.diary = Diary(self._stir)
         self.taps = Taps()
+        self.apis: dict[str, Api] = {}
         self.statistics = Statistics()
         self.entries: dict[str, Entry] = {}
         self.nursery: trio.Nursery = None  # type: ignore[assignment]  # set before the test begins
@@ -677,7 +678,7 @@ class World:
     @property
     def ports(self) -> Ports:
         runner = TrioRunner(self.nursery)
-        return Ports(self.store, self.keeper, runner, self.ledger, NoSessions(), self.diary, self.taps)
+        return Ports(self.store, self.keeper, runner, self.ledger, NoSessions(), self.diary, self.taps, self.apis.get)
 
     def handle(
         self,

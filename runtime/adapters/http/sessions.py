@@ -22,8 +22,9 @@ class AiohttpSessions:
     def __init__(self) -> None:
         self._open: dict[str, Any] = {}
 
-    def session(self, name: str, toll: Toll) -> Any:
-        return Session(self._of(name), toll)
+    def session(self, name: str, toll: Toll | None) -> Any:
+        session = self._of(name)
+        return session if toll is None else Session(session, toll)
 
     def _of(self, name: str) -> Any:
         known = self._open.get(name)
@@ -105,8 +106,8 @@ class _Request:
     async def _send(self) -> Any:
         import aiohttp
 
-        body = self._options.get("json")
-        fare = await self._toll.pay(cast("Mapping[str, Any]", body) if isinstance(body, Mapping) else {})
+        body: Any = self._options.get("json")
+        fare = await self._toll.pay(cast("dict[str, Any]", body) if isinstance(body, dict) else {})
         headers = self._headers(body)
         try:
             response = await self._session.request(self._method, self._url, **{**self._options, "headers": headers})
@@ -138,7 +139,7 @@ class _Request:
 
 
 async def _read(response: Any) -> bytes:
-    """The body, where it may say something of cost or failure. aiohttp keeps it: the handler reads it again for free."""
+    """The body, where it may say something of cost or failure. aiohttp keeps it, for the handler to read again."""
     length = response.content_length
     told = response.status >= 400 or response.content_type.endswith("json")
     if not told or (length is not None and length > MOST_READ):

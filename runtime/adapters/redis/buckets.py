@@ -1,7 +1,7 @@
 """Buckets and breakers in Redis: `ports.Limits`. The arithmetic is in the scripts, by the server's clock."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
@@ -32,7 +32,7 @@ class RedisLimits:
         self._told: dict[str, Rule] = {}
 
     async def take(self, costs: Costs, patience_s: float, *, held: str = "", breaker: str | None = None) -> Answer:
-        await self._tell_of(costs)
+        await self.tell_of(costs)
         call = f"{self._mine}.{next(self._number)}"
         args: list[Any] = [len(costs), call, held, _us(patience_s), _us(PROBE_S)]
         for bucket, cost in costs.items():
@@ -79,9 +79,9 @@ class RedisLimits:
             state = await _schedule("breaker")(self._redis, [keys.breaker(breaker)], args)
         return bool(state == b"open")
 
-    async def _tell_of(self, costs: Costs) -> None:
+    async def tell_of(self, buckets: Iterable[Bucket]) -> None:
         """Let operators see which limits there are, once for each process."""
-        new = {b.name: b.rule for b in costs if self._told.get(b.name) != b.rule}
+        new = {b.name: b.rule for b in buckets if self._told.get(b.name) != b.rule}
         if not new:
             return
         with away_when_lost("limit"):
