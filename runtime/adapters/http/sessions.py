@@ -106,9 +106,9 @@ class _Request:
     async def _send(self) -> Any:
         import aiohttp
 
-        body: Any = self._options.get("json")
-        fare = await self._toll.pay(cast("dict[str, Any]", body) if isinstance(body, dict) else {})
+        body = self._options.get("json")
         headers = self._headers(body)
+        fare = await self._toll.pay(cast("dict[str, Any]", body) if isinstance(body, dict) else {})
         try:
             response = await self._session.request(self._method, self._url, **{**self._options, "headers": headers})
             try:
