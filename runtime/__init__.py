@@ -15,6 +15,7 @@ from runtime.core.errors import (
     PayloadInvalid,
     Permanent,
     Problem,
+    QuotaExceeded,
     RedisRefused,
     RedisUnreachable,
     ResourceExhausted,
@@ -25,6 +26,7 @@ from runtime.core.errors import (
     Transient,
     WaitTimedOut,
 )
+from runtime.core.quota import Allowance, Quota
 from runtime.core.request import Options, Request
 from runtime.core.retry import Retry
 from runtime.declare import Bucket, Handler, handler
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Allowance",
     "Bucket",
     "Checked",
     "Client",
@@ -56,6 +59,8 @@ __all__ = [
     "PayloadInvalid",
     "Permanent",
     "Problem",
+    "Quota",
+    "QuotaExceeded",
     "RedisRefused",
     "RedisUnreachable",
     "Request",

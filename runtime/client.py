@@ -121,7 +121,8 @@ class Client:
     ) -> Job[Any]:
         """Add a job for a handler known only by name, with plain arguments that nobody checks before the worker.
 
-        `job_id` is the id as it is (`key` would be prefixed). Raises as `Handler.enqueue` does.
+        It counts for no quota: those are in declarations. `job_id` is the id as it is (`key` would be prefixed). Raises
+        as `Handler.enqueue` does.
         """
         options = options or {}
         check_options(options)
@@ -136,7 +137,11 @@ class Client:
         return Job(self, new.id, queue, created=added)
 
     async def send(self, requests: Sequence[Request[R]]) -> list[Job[R]]:
-        """Add many jobs, a hundred in a round trip; all are checked before the first is written."""
+        """Add many jobs, a hundred in a round trip; all are checked before the first is written.
+
+        A round trip is all or nothing: `QuotaExceeded` means that it has written none of its jobs. Those before it have
+        (of the queues in turn, as they first occur); with keys, sending all of them again finds these.
+        """
         jobs: dict[int, Job[R]] = {}
         with traces.enqueueing(self.url) as spans:
             new = [_new_job(request, None, spans, self._serializer) for request in requests]
@@ -282,7 +287,7 @@ class Client:
         cause = str(away)
         if concerns_the_server(error):
             return unworkable(self.url, cause) if away.refused else unreachable(self.url, cause)
-        wrong = "a key of the queue or the job is of a wrong type"
+        wrong = "a key of the queue, the job or its quota is of a wrong type"
         message = wrong if "WRONGTYPE" in cause else "Redis refused what it was asked"
         return RedisRefused(message, cause=cause, hint="see what is wrong with: runtime inspect job ID")
 
@@ -336,6 +341,7 @@ def _new_job(
         due_ms=None if at is None else round(at.timestamp() * 1000),
         priority=request.priority,
         fresh=fresh,
+        counted=request.counted,
     )
 
 
@@ -439,7 +445,11 @@ async def current() -> Client:
 
 
 async def enqueue_all(requests: Sequence[Request[R]]) -> list[Job[R]]:
-    """Add many jobs, a hundred in a round trip; all are checked before the first is written. Raises as `enqueue`."""
+    """Add many jobs, a hundred in a round trip; all are checked before the first is written.
+
+    Raises as `Handler.enqueue`. Up to a hundred jobs of one queue are added together or not at all; of more, or of
+    several queues, those that went before the trouble have been: see `Client.send`.
+    """
     return await (await current()).send(requests)
 
 

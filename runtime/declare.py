@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 from runtime.core import limits
 from runtime.core.errors import HandlerInvalid, Invalid, PayloadInvalid
 from runtime.core.limits import one_each
+from runtime.core.quota import Counted, Quota
 from runtime.core.request import Options, Request, check_options
 from runtime.core.retry import Retry
 from runtime.core.span import Span, seconds
@@ -41,9 +42,9 @@ class Handler(Generic[P, R]):
     async def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Add a job; one round trip. An id that is taken gives the job that has it, with `created` False.
 
-        Raises `PayloadInvalid` (arguments that do not fit), `OptionInvalid`, `RedisUnreachable`; then nothing was
-        written, except that after `RedisUnreachable` nobody knows. Uses the client of `connect`, else one of its own
-        that it opens from the settings of the environment.
+        Raises `PayloadInvalid` (arguments that do not fit), `OptionInvalid`, `QuotaExceeded`, `RedisUnreachable`; then
+        nothing was written, except that after `RedisUnreachable` nobody knows. Uses the client of `connect`, else one
+        of its own that it opens from the settings of the environment.
         """
         from runtime.client import current
 
@@ -63,6 +64,7 @@ class Handler(Generic[P, R]):
             kwargs=named,
             options=options,
             read=self.signature.unpack_result,
+            counted=self._count(packed, named),
         )
 
     def options(self, **options: Unpack[Options]) -> Handler[P, R]:
@@ -89,6 +91,13 @@ class Handler(Generic[P, R]):
             raise PayloadInvalid(
                 f"{self.name}: {error}", hint=f"its arguments are {self.name}{self.signature}"
             ) from None
+
+    def _count(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Counted | None:
+        quota = self.spec.quota
+        if quota is None:
+            return None
+        given = self.signature.arguments(args, kwargs)
+        return quota.count(self.name, given[quota.by], given[quota.tier] if quota.tier else None)
 
     @cached_property
     def signature(self) -> Signature:
@@ -133,14 +142,17 @@ class _Decorator:
             )
         if code and not code.co_argcount and not code.co_flags & _TAKES_ANY_NUMBER:
             raise HandlerInvalid(f"the handler {name!r} at {where} takes no context", hint="its first parameter is ctx")
-        from runtime.adapters.payload import is_async
+        from runtime.adapters.payload import defaults, is_async
 
         if not is_async(function):
             raise HandlerInvalid(
                 f"the handler {name!r} at {where} is not async",
                 hint="write it as `async def`: it runs in the event loop",
             )
-        return Handler(function, self._spec(name, where), {})
+        spec = self._spec(name, where)
+        if spec.quota is not None:
+            spec.quota.check(f"the handler {name!r} at {where}", defaults(function))
+        return Handler(function, spec, {})
 
 
 @overload
@@ -157,6 +169,7 @@ def handler(
     priority: int = 0,
     keep_result: Span = "1h",
     limit: Bucket | Iterable[Bucket] = (),
+    quota: Quota | None = None,
 ) -> _Decorator: ...
 
 
@@ -171,6 +184,7 @@ def handler(
     priority: int = 0,
     keep_result: Span = "1h",
     limit: Bucket | Iterable[Bucket] = (),
+    quota: Quota | None = None,
 ) -> Any:
     """Declare an `async def` whose first parameter is the `Context` as a handler of jobs.
 
@@ -178,12 +192,16 @@ def handler(
     run (default: the worker's), `retry` what follows a failure (default: three attempts), `priority` that of its jobs
     unless an enqueue says otherwise, `keep_result` how long a result can be read ("0s": none is kept), `limit` the
     buckets of which every attempt takes a token before it runs: it waits for up to 10 s in its slot, else the job goes
-    back for as long as it takes. Raises `HandlerInvalid`, `OptionInvalid` or `LimitInvalid` where it stands.
+    back for as long as it takes; `quota` how many of its jobs one user may enqueue. Raises `HandlerInvalid`,
+    `OptionInvalid` or `LimitInvalid` where it stands.
     """
     check_options({"priority": priority, "queue": queue})
     buckets = tuple(one_each(limit))
     if retry is not None and not isinstance(retry, Retry):
         raise HandlerInvalid(f"retry={retry!r:.40}: it is a Retry", hint="e.g. retry=Retry(3)")
+
+    if quota is not None and not isinstance(quota, Quota):
+        raise HandlerInvalid(f"quota={quota!r:.40}: it is a Quota", hint='Quota("exports", by="user_id", allow=…)')
 
     def spec(its_name: str, where: str) -> Spec:
         try:
@@ -195,6 +213,7 @@ def handler(
                 priority=priority,
                 keep_result_s=seconds(keep_result),
                 limit=buckets,
+                quota=quota,
                 where=where,
             )
         except (TypeError, ValueError) as error:

@@ -23,8 +23,8 @@ def collect(modules: Sequence[str] = (), folder: Path | None = None) -> Handlers
     """The handlers of `modules` (packages with their sub-modules), by name.
 
     Without any: those of `[tool.runtime] handlers` in the pyproject.toml of `folder` (default: the working directory),
-    else the package `handlers`. Raises `HandlerInvalid` for a module that cannot be imported, for two handlers of one
-    name, and where there is no handler at all.
+    else the package `handlers`. Raises `HandlerInvalid` for a module that cannot be imported, for two handlers or
+    quotas of one name, and where there is no handler at all.
     """
     found: dict[str, Handler[..., Any]] = {}
     names = _named(modules, folder)
@@ -35,6 +35,7 @@ def collect(modules: Sequence[str] = (), folder: Path | None = None) -> Handlers
         raise HandlerInvalid(
             f"no handler in {', '.join(names)}", hint="declare one with @handler, or name another module"
         )
+    _check_quotas(found)
     return found
 
 
@@ -109,6 +110,18 @@ def _add(found: dict[str, Handler[..., Any]], new: Handler[..., Any]) -> None:
             cause=f"one at {old.spec.where}, one at {new.spec.where}",
             hint="rename one, or give it another name on the wire: @handler(name=…)",
         )
+
+
+def _check_quotas(handlers: Handlers) -> None:
+    seen: dict[str, Handler[..., Any]] = {}
+    for handler in handlers.values():
+        quota = handler.spec.quota
+        if quota is not None and seen.setdefault(quota.name, handler).spec.quota is not quota:
+            raise HandlerInvalid(
+                f"two quotas are named {quota.name!r}",
+                cause=f"one of the handler at {seen[quota.name].spec.where}, one of that at {handler.spec.where}",
+                hint="rename one; or declare both handlers with the same Quota, to count their jobs together",
+            )
 
 
 def _import(name: str) -> list[ModuleType]:

@@ -78,6 +78,12 @@ class Signature:
                 bound.arguments[name] = _put_together(bound.arguments[name], kind, name)
         return bound.args, bound.kwargs
 
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """By parameter, the arguments as the handler would have them, defaults too. Raises as `pack` does."""
+        bound = self._bind(*self.unpack(args, kwargs))
+        bound.apply_defaults()
+        return bound.arguments
+
     def pack_result(self, value: Any) -> Any:
         """A return value as plain data, where it can be taken apart."""
         return value if type(value) in _SCALARS else _take_apart(value)
@@ -167,6 +173,13 @@ def _validated(load: Callable[[Any], Any], value: Any) -> Any:
         # pydantic's text quotes what it was given, and an argument is not to be seen in a log.
         said = cast("list[dict[str, Any]]", details(include_url=False, include_context=False, include_input=False))
         raise ValueError("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in said)) from None
+
+
+def defaults(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The parameters after `ctx` that have a name to be given by, and their defaults, or `Parameter.empty`."""
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind in named}
 
 
 def is_async(function: Any) -> bool:

@@ -39,7 +39,7 @@ class RedisUnreachable(Problem):
 
 
 class RedisRefused(Problem):
-    """Redis is well and refused this alone: something else stands under a key of the queue or the job, say."""
+    """Redis is well and refused this alone: a key of the queue, the job or its quota is of a wrong type, say."""
 
 
 class WaitTimedOut(Problem):
@@ -82,6 +82,29 @@ class LimitInvalid(Problem):
     """A limit is declared, or asked for, against its rules. Nothing was taken."""
 
     exit_code = 78
+
+
+class QuotaExceeded(Problem):
+    """The job's user has enqueued too many in an hour, or has too many that have not ended. Nothing was written."""
+
+    exit_code = 75
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str,
+        quota: str,
+        which: Literal["hourly", "pending"],
+        limit: int,
+        retry_after_s: float,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.quota = quota
+        self.which = which
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+        """Hourly: until so many jobs are older than an hour that these fit in. Pending: 5 s, for nobody knows."""
 
 
 class JobError(Exception):

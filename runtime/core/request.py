@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Generic, TypedDict, TypeVar
 
 from runtime.core.errors import OptionInvalid
+from runtime.core.quota import Counted
 from runtime.core.span import Span, seconds
 from runtime.core.spec import PRIORITIES
 
@@ -44,6 +45,8 @@ class Request(Generic[R]):
     options: Options
     read: Callable[[Any], R]
     """Makes what the handler's annotation says of a result's plain data."""
+    counted: Counted | None = None
+    """Whom it counts for, where the handler has a quota."""
 
 
 def check_options(options: Options) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from runtime.core.limits import Bucket
+from runtime.core.quota import Quota
 from runtime.core.retry import Retry
 
 DEFAULT_QUEUE = "arq:queue"
@@ -24,5 +25,7 @@ class Spec:
     keep_result_s: float = 3600.0
     limit: tuple[Bucket, ...] = ()
     """Each attempt takes a token of all of these before it runs."""
+    quota: Quota | None = None
+    """How many of its jobs one user may enqueue."""
     where: str = ""
     """`file:line` of the declaration, for messages."""

@@ -1,5 +1,6 @@
 """What the HTTP port answers: JSON, always, and one form for whatever went wrong."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -7,7 +8,7 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from runtime.adapters.payload import to_json
-from runtime.core.errors import HandlerUnknown, OptionInvalid, PayloadInvalid, Problem, RedisUnreachable
+from runtime.core.errors import HandlerUnknown, OptionInvalid, PayloadInvalid, Problem, QuotaExceeded, RedisUnreachable
 
 AGAIN_IN_S = 2
 """When to try again while Redis is away."""
@@ -15,6 +16,7 @@ _STATUS: Mapping[type[Problem], int] = {
     HandlerUnknown: 422,
     OptionInvalid: 422,
     PayloadInvalid: 422,
+    QuotaExceeded: 429,
     RedisUnreachable: 503,
 }
 
@@ -61,8 +63,18 @@ def of_problem(problem: Problem) -> Refused:
     code = re.sub(r"(?<!^)(?=[A-Z])", "-", type(problem).__name__).lower()
     message = f"{problem.message}: {problem.cause}" if problem.cause else problem.message
     status = _STATUS.get(type(problem), 500)
-    again = {"Retry_After": str(AGAIN_IN_S)} if status == 503 else {}
-    return Refused(status, code, message, problem.hint, **again)
+    return Refused(status, code, message, problem.hint, **_again(problem))
+
+
+def _again(problem: Problem) -> dict[str, str]:
+    """When to try again, for what time will mend."""
+    match problem:
+        case QuotaExceeded():
+            return {"Retry_After": str(math.ceil(problem.retry_after_s))}
+        case RedisUnreachable():
+            return {"Retry_After": str(AGAIN_IN_S)}
+        case _:
+            return {}
 
 
 def in_json(log: Log) -> Any:

@@ -35,7 +35,7 @@ class Jobs(Protocol):
     """The jobs, as this API wants them. Every call raises `RedisUnreachable` and `RedisRefused`."""
 
     async def add(self, order: Order) -> Receipt:
-        """Raises `HandlerUnknown`, `PayloadInvalid`, `OptionInvalid`; then nothing was written."""
+        """Raises `HandlerUnknown`, `PayloadInvalid`, `OptionInvalid`, `QuotaExceeded`; then nothing was written."""
         ...
 
     async def show(self, job_id: str, queue: str | None) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 | | |
 |---|---|
-| `POST /jobs` | 202 and a new job's id; 200 where the key has a job already |
+| `POST /jobs` | 202 and a new job's id; 200 where the key has a job already; 429 where its user has too many |
 | `GET /jobs/{id}` | 200 and where it is; 404 |
 | `DELETE /jobs/{id}` | 200 it will not run; 202 it runs, and is told to stop; 404; 409 it has ended |
 | `GET /queues` | 200 and the counts of each queue |

@@ -36,6 +36,7 @@ Of limits. They share a hash tag, as one script asks several of them: a cluster 
 | `rt:{limit}:breaker:<name>` | string: its state (`lua/schedule.lua`) | 1 h after it was last told of a failure |
 | `rt:{limit}:known` | hash: name → rule as declared | 30 days after a worker with a limit last ran |
 | `rt:{limit}:count:<name>` | hash: how often, how long, how many | 30 days after the last |
+| `rt:{limit}:quota:<quota>:<user>` | zset: `sha1 of the body|id` → ms | an hour, or as long as a body that counts |
 """
 
 JOB = "arq:job:"
@@ -48,6 +49,8 @@ ONCE = "rt:once:"
 LETTER = "rt:dead:"
 WORKERS = "rt:workers"
 LIMITS_KNOWN = "rt:{limit}:known"
+LIMIT = "rt:{limit}:"
+"""What all limits begin with: one script may touch several of them, and in a cluster they are together."""
 
 DAY_S = 86400
 BODY_S = 90 * DAY_S
@@ -89,6 +92,10 @@ def dead(queue: str) -> str:
 
 def count(queue: str) -> str:
     return f"rt:{queue}:count"
+
+
+def quota(name: str, user: str) -> str:
+    return f"{LIMIT}quota:{name}:{user}"
 
 
 def trial(incarnation: str) -> str:

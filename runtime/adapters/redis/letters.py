@@ -17,7 +17,8 @@ async def queues(redis: Any) -> list[str]:
     """The queues that have dead letters."""
     prefix, suffix = keys.dead("\0").split("\0")
     names = [name.decode("utf-8", "surrogateescape") async for name in redis.scan_iter(match=keys.dead("*"), count=500)]
-    found = [name.removeprefix(prefix).removesuffix(suffix) for name in names if name.endswith(suffix)]
+    lists = [name for name in names if name.endswith(suffix) and not name.startswith(keys.LIMIT)]
+    found = [name.removeprefix(prefix).removesuffix(suffix) for name in lists]
     kept: list[str] = []
     for queue in sorted(found):
         if await redis.type(keys.dead(queue)) == b"zset":

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from redis.exceptions import NoScriptError
 
 from runtime.adapters.redis import keys
+from runtime.core.quota import Counted
 
 
 class Script:
@@ -51,17 +52,32 @@ class NewJob:
     due_ms: int | None = None
     priority: int = 0
     fresh: bool = False
+    counted: Counted | None = None
 
 
 async def enqueue(redis: Any, queue: str, jobs: Sequence[NewJob], *, again: bool = False) -> list[bool]:
-    """Add `jobs` to `queue`; for each, whether it was added (else its id is taken). `again`: the reply was lost."""
+    """Add `jobs` to `queue`; for each, whether it was added (else its id is taken). `again`: the reply was lost.
+
+    Raises `QuotaExceeded` where a quota does not allow all that would count for it; then nothing was written.
+    """
     names = [queue, keys.later(queue), keys.mark(queue), keys.ABORT]
-    args: list[Any] = ["again" if again else ""]
+    quotas = list(dict.fromkeys(job.counted for job in jobs if job.counted is not None))
+    numbers = {counted: number for number, counted in enumerate(quotas, 1)}
+    args: list[Any] = ["again" if again else "", len(quotas)]
+    for counted in quotas:
+        allowance = counted.allowance
+        args += ["" if limit is None else limit for limit in (allowance.hourly, allowance.pending)]
     for job in jobs:
         names += [keys.JOB + job.id, keys.RESULT + job.id]
         when = job.delay_ms if job.due_ms is None else f"@{job.due_ms}"
-        args += [job.id, job.body, job.keep_ms, when, job.priority, "fresh" if job.fresh else ""]
-    return [added == 1 for added in await script("enqueue")(redis, names, args)]
+        number = "" if job.counted is None else numbers[job.counted]
+        args += [job.id, job.body, job.keep_ms, when, job.priority, "fresh" if job.fresh else "", number]
+    names += [keys.quota(counted.quota, counted.user) for counted in quotas]
+    reply = await script("enqueue")(redis, names, args)
+    if reply and reply[0] == b"over":
+        _, number, which, used, wanted, wait_ms = reply
+        raise quotas[number - 1].exceeded(which.decode(), used=used, wanted=wanted, wait_s=wait_ms / 1000)
+    return [added == 1 for added in reply]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,22 @@
--- Adds jobs to one queue.
+-- Adds jobs to one queue; those that count for a user, only if his quota allows all of them.
 --
--- KEYS  1 queue  2 later  3 mark  4 arq:abort, then two for each job: its body, its result
--- ARGV  1 'again' if this call repeats one whose reply was lost, else ''
---       then six for each job:
+-- KEYS  1 queue  2 later  3 mark  4 arq:abort, then two for each job: its body, its result, then one for each quota
+-- ARGV  1 'again' if this call repeats one whose reply was lost, else ''  2 how many quotas
+--       then two for each quota: most jobs of an hour, most jobs pending; '' for no limit
+--       then seven for each job:
 --         id, body, ttl (ms the body is kept after it is due), delay (ms, or '@' and the ms it is due at),
---         priority, 'fresh' if nobody can know the id yet, else ''
+--         priority, 'fresh' if nobody can know the id yet, else '', number of its quota, else ''
 -- Gives for each job 1 (added) or 0 (the id has a job or a result already; nothing was changed). A job without a body,
 -- which has expired, is one as long as somebody holds it: who does will end it.
+-- Or, and then nothing was written, { 'over', number of the quota, 'hourly' or 'pending', jobs that count already,
+-- jobs that would be added, ms until they fit into the hour }.
+--
+-- A user's tally (the key of a quota) holds `sha1 of the body|id` → when it was enqueued. An id may come again within the
+-- hour, its body does not. Pending is what has a body. Two quotas may be of one user: their tally is the same.
 
 local queue, later, mark, abort = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local again = ARGV[1] == 'again'
+local again, quota_count = ARGV[1] == 'again', tonumber(ARGV[2])
+local HOUR_MS = 3600000
 local now = clock()
 local added, reused = {}, {}
 
@@ -20,32 +27,141 @@ local function due_of(text)
   return now + tonumber(text)
 end
 
-for i = 1, (#KEYS - 4) / 2 do
-  local a = 2 + (i - 1) * 6
-  local id, body, ttl, p = ARGV[a], ARGV[a + 1], tonumber(ARGV[a + 2]), tonumber(ARGV[a + 4])
-  local fresh = ARGV[a + 5] == 'fresh'
-  local job, result = KEYS[3 + 2 * i], KEYS[4 + 2 * i]
-  local due = due_of(ARGV[a + 3])
-  if (fresh and not again or redis.call('EXISTS', result, IN_PROGRESS .. id) == 0)
-      and redis.call('SET', job, body, 'PX', exact(due - now + ttl), 'NX') then
-    local queued
-    if due > now then
-      queued = defer(queue, later, id, due, p)
+local jobs, quotas, tallies = {}, {}, {}
+for i = 1, (#KEYS - 4 - quota_count) / 2 do
+  local a = 3 + 2 * quota_count + (i - 1) * 7
+  jobs[i] = {
+    id = ARGV[a], body = ARGV[a + 1], ttl = tonumber(ARGV[a + 2]), due = due_of(ARGV[a + 3]),
+    p = tonumber(ARGV[a + 4]), fresh = ARGV[a + 5] == 'fresh', quota = tonumber(ARGV[a + 6]),
+    key = KEYS[3 + 2 * i], result = KEYS[4 + 2 * i],
+  }
+end
+
+local function is_free(job, ...)
+  return job.fresh and not again or redis.call('EXISTS', job.result, IN_PROGRESS .. job.id, ...) == 0
+end
+
+for n = 1, quota_count do
+  local key = KEYS[#KEYS - quota_count + n]
+  local quota = { hourly = tonumber(ARGV[1 + 2 * n]), pending = tonumber(ARGV[2 + 2 * n]) }
+  local tally = tallies[key] or { key = key, new = {}, keep = HOUR_MS }
+  tally.hourly, tally.pending = tally.hourly or quota.hourly, tally.pending or quota.pending
+  quota.tally, tallies[key], quotas[n] = tally, tally, quota
+end
+
+-- What counts: `hour`, latest first, and `live`. `old` is what is beyond the hour, or where no hour counts: all of it.
+local function read(tally)
+  local since = tally.hourly and now - HOUR_MS or now
+  local bodies, seen = {}, {}
+  tally.known, tally.hour, tally.old, tally.live = {}, {}, {}, 0
+  local flat = redis.call('ZRANGE', tally.key, 0, -1, 'WITHSCORES')
+  for i = #flat - 1, 1, -2 do
+    local label, when = flat[i], tonumber(flat[i + 1])
+    local body = JOB .. string.match(label, '|(.*)$')
+    tally.known[label] = true
+    if when > since then
+      tally.hour[#tally.hour + 1] = when
     else
-      queued = try('ZADD', queue, exact(place(now, p)), id)
+      tally.old[#tally.old + 1] = label
+    end
+    if not seen[body] then
+      seen[body] = true
+      bodies[#bodies + 1] = body
+    end
+  end
+  if tally.pending and #bodies > 0 then
+    tally.live = redis.call('EXISTS', unpack(bodies))
+  end
+end
+
+-- What counts no longer. A tally without a limit on pending jobs has no use for old ones; else it pays to ask for each
+-- when half of them have gone.
+local function sweep(tally)
+  local gone = tally.old
+  if tally.live > 0 and #gone <= 2 * tally.live then
+    return
+  end
+  if tally.live > 0 then
+    gone = {}
+    for _, label in ipairs(tally.old) do
+      if redis.call('EXISTS', JOB .. string.match(label, '|(.*)$')) == 0 then
+        gone[#gone + 1] = label
+      end
+    end
+  end
+  if #gone > 0 then
+    redis.call('ZREM', tally.key, unpack(gone))
+  end
+end
+
+for _, tally in pairs(tallies) do
+  read(tally)
+end
+local taken = {}
+for _, job in ipairs(jobs) do
+  local quota = quotas[job.quota]
+  if quota then
+    local tally, label = quota.tally, redis.sha1hex(job.body) .. '|' .. job.id
+    job.known = again and tally.known[label] -- the first try went through, whatever has become of the job
+    if not job.known and not taken[job.id] and is_free(job, job.key) then
+      quota.asks = true
+      tally.new[#tally.new + 1] = label
+      tally.keep = math.max(tally.keep, tally.pending and job.due - now + job.ttl or 0)
+    end
+    taken[job.id] = true
+  end
+end
+for n, quota in ipairs(quotas) do
+  local tally = quota.tally
+  local used, wanted = #tally.hour, #tally.new
+  if quota.asks and quota.hourly and used + wanted > quota.hourly then
+    local leaves = tally.hour[quota.hourly - wanted + 1] or now -- more than the limit never fit
+    return { 'over', n, 'hourly', used, wanted, leaves + HOUR_MS - now }
+  end
+  if quota.asks and quota.pending and tally.live + wanted > quota.pending then
+    return { 'over', n, 'pending', tally.live, wanted, 0 }
+  end
+end
+
+-- Counted first: should what follows be cut short, a job may have been counted in vain, but none gets in uncounted.
+for _, tally in pairs(tallies) do
+  if #tally.new > 0 then
+    local scored = {}
+    for _, label in ipairs(tally.new) do
+      scored[#scored + 1] = now
+      scored[#scored + 1] = label
+    end
+    redis.call('ZADD', tally.key, unpack(scored))
+    redis.call('PEXPIRE', tally.key, exact(math.max(redis.call('PTTL', tally.key), tally.keep)))
+    sweep(tally)
+  end
+end
+
+for i, job in ipairs(jobs) do
+  if not job.known and is_free(job) and redis.call('SET', job.key, job.body, 'PX', exact(job.due - now + job.ttl), 'NX') then
+    local queued
+    if job.due > now then
+      queued = defer(queue, later, job.id, job.due, job.p)
+    else
+      queued = try('ZADD', queue, exact(place(now, job.p)), job.id)
     end
     if not queued then
-      redis.call('DEL', job)
+      redis.call('DEL', job.key)
+      for _, tally in pairs(tallies) do
+        if #tally.new > 0 then
+          redis.call('ZREM', tally.key, unpack(tally.new))
+        end
+      end
       return redis.error_reply(trouble[#trouble])
     end
     added[i] = 1
-    if not fresh then
-      reused[#reused + 1] = id
+    if not job.fresh then
+      reused[#reused + 1] = job.id
     end
   else
     -- The body is unique to the call that made it: ours means that the first try went through. So does a result of a
     -- fresh id: a worker was quick.
-    added[i] = again and (fresh or try('GET', job) == body) and 1 or 0
+    added[i] = again and (job.known or job.fresh or try('GET', job.key) == job.body) and 1 or 0
   end
 end
 
