@@ -20,7 +20,7 @@ SCRIPTS = Path(scripts.__file__).parent / "lua"
 # The likeliest to fail first.
 TESTS = {
     "common": ("enqueue", "extend", "settle", "claim", "forward"),
-    "enqueue": ("enqueue", "commands"),
+    "enqueue": ("enqueue", "quota", "commands"),
     "claim": ("claim", "settle", "extend", "commands"),
     "extend": ("extend",),
     "settle": ("settle", "claim", "commands"),
