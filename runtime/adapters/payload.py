@@ -79,8 +79,8 @@ class Signature:
         return bound.args, bound.kwargs
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """By parameter, the arguments as the handler would have them, defaults too. Raises as `pack` does."""
-        bound = self._bind(*self.unpack(args, kwargs))
+        """By parameter, these arguments and the defaults of the others. Raises `TypeError` if they do not fit."""
+        bound = self._bind(args, kwargs)
         bound.apply_defaults()
         return bound.arguments
 

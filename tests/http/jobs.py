@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from runtime import Context, Permanent, handler
+from runtime import Allowance, Context, Permanent, Quota, handler
 
 QUEUE, OTHER = "http:jobs", "http:other"
 
@@ -31,6 +31,11 @@ async def hold(ctx: Context, length_s: float) -> str:
 @handler(queue=QUEUE)
 async def refuse(ctx: Context) -> None:
     raise Permanent("there is nobody to write to")
+
+
+@handler(queue=QUEUE, quota=Quota("reports", by="user", allow=Allowance(hourly=2, pending=1)))
+async def report(ctx: Context, user: str) -> str:
+    return "written"
 
 
 @handler(queue=QUEUE)

@@ -142,6 +142,33 @@ def test_an_id_in_the_path_is_decoded_once_whatever_it_holds(site: Site, key: st
     assert (answer.code, answer.json["jobId"], answer.json["status"]) == (200, f"double:{key}", "deferred")
 
 
+# Quotas.
+
+
+def test_a_user_who_has_too_many_is_told_when_to_come_back(site: Site, redis: Any) -> None:
+    order = {"handler": "report", "args": ["ana"]}
+    first = site.enqueue("report", "ana", delay="1h", key="first")
+    answer = nothing_written(site, redis, order, 429, "quota-exceeded")
+    assert answer.headers["Retry-After"] == "5"
+    assert answer.json["error"] == {
+        "code": "quota-exceeded",
+        "message": "reports: over the limit of 1 job at a time: 1 waiting or running",
+        "hint": "try again in 5 s",
+    }
+    assert site.ask("POST", "/jobs", {**order, "key": "first"}).code == 200
+    assert site.enqueue("report", "bo")
+    site.ask("DELETE", f"/jobs/{first}")
+    settled(site, site.enqueue("report", "ana"))
+    answer = nothing_written(site, redis, order, 429, "quota-exceeded")
+    assert "2 jobs an hour" in answer.json["error"]["message"]
+    assert 3500 < int(answer.headers["Retry-After"]) <= 3600
+
+
+@pytest.mark.parametrize("user", ["", None, 7])
+def test_who_is_no_user_has_no_job(site: Site, redis: Any, user: Any) -> None:
+    nothing_written(site, redis, {"handler": "report", "args": [user]}, 422, "payload-invalid")
+
+
 # What is refused, and that nothing is written then.
 
 

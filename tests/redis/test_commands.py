@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,12 +12,18 @@ import pytest
 from runtime.adapters.redis.source import RedisSource
 from runtime.client import Client
 from runtime.core.job import Call, Claim, Done, Settlement
-from runtime.declare import handler
+from runtime.core.quota import Allowance, Quota
+from runtime.declare import Handler, handler
 from tests.redis.store import Store
 
 
 @handler
 async def nothing(ctx: object, number: int) -> int:
+    return number
+
+
+@handler(quota=Quota("numbers", by="number", allow=Allowance(hourly=100, pending=100)))
+async def limited(ctx: object, number: int) -> int:
     return number
 
 
@@ -83,6 +90,17 @@ def test_r23_a_lone_job_costs_at_most_23_commands_from_the_client_to_its_result(
             await counted.work(1)
 
         assert counted.cost(lone) <= 23
+
+
+def test_a_quota_costs_five_commands_a_call_however_many_jobs_it_has(store: Store) -> None:
+    with Counted(store) as counted:
+
+        async def some(declared: Handler[[int], int], size: int) -> None:
+            await counted.client.send([declared.request(7) for _ in range(size)])
+
+        for size in (1, 20, 20):
+            plain = counted.cost(partial(some, nothing, size))
+            assert counted.cost(partial(some, limited, size)) <= plain + 5
 
 
 @pytest.mark.parametrize("size", [20, 100])

@@ -147,6 +147,11 @@ def test_a_job_is_pending_until_it_has_ended_however_it_does(store: Store) -> No
     assert store.enqueue("d", counted=quota) == [True]
 
 
+def test_an_id_may_have_any_sign_in_it(store: Store) -> None:
+    store.enqueue("a|b", counted=ana(pending=1))
+    assert refused(store, "c", counted=ana(pending=1))
+
+
 def test_what_ends_or_is_cancelled_still_counts_for_the_hour(store: Store) -> None:
     quota = ana(hourly=2, pending=1)
     store.enqueue("a", counted=quota)
@@ -171,6 +176,16 @@ def test_a_tally_lives_as_long_as_the_longest_of_its_jobs(store: Store) -> None:
     assert store.redis.pttl(tally(quota)) > 8 * DAY_MS - 2000
     store.enqueue("c", due_ms=int(store.now_ms()) + 30 * DAY_MS, counted=quota)
     assert store.redis.pttl(tally(quota)) > 31 * DAY_MS - 2000
+
+
+def test_so_it_does_if_they_come_in_one_call(store: Store) -> None:
+    quota = ana(pending=9)
+    new = [
+        scripts.NewJob(f"a{n}", body(), DAY_MS, delay_ms=days * DAY_MS, counted=quota)
+        for n, days in enumerate((1, 7, 2))
+    ]
+    store.run(scripts.enqueue(store.scripts, store.queue, new))
+    assert store.redis.pttl(tally(quota)) > 8 * DAY_MS - 2000
 
 
 def test_a_tally_of_the_hour_alone_lives_for_an_hour(store: Store) -> None:
@@ -265,6 +280,7 @@ def test_r21_a_resend_does_not_take_an_earlier_job_of_its_id_for_its_own(store: 
     worker.settle(done(worker.one("a"), b""))
     assert refused(store, "a", text="another", counted=quota, again=True)
     assert refused(store, "a", text="another", counted=quota)
+    assert refused(store, "a", text="an hour's only one", counted=quota)
 
 
 # Several at once.
@@ -410,6 +426,16 @@ def test_r19_a_queue_of_a_wrong_type_leaves_nothing_counted(store: Store, delay_
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         store.enqueue("a", "b", delay_ms=delay_ms, priority=1, counted=ana(hourly=2))
     assert not store.redis.exists(tally(ana()), keys.JOB + "a", keys.JOB + "b")
+
+
+def test_r19_it_does_so_also_where_another_users_job_is_there_already(store: Store) -> None:
+    bo = ana(hourly=2, user="bo")
+    store.enqueue("b", counted=bo)
+    store.spoil(store.queue)
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        enqueue_each(store, ("a", ana(hourly=2)), ("b", bo))
+    assert not store.redis.exists(tally(ana()))
+    assert remembered(store, bo) == ["b"]
 
 
 def test_r19_a_server_out_of_memory_neither_counts_nor_keeps_the_job(store: Store) -> None:

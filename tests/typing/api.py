@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from runtime import (
+    Allowance,
     Checked,
     Context,
     Invalid,
     Job,
     JobFailed,
+    Quota,
+    QuotaExceeded,
     Retry,
     RetryLater,
     Snooze,
@@ -52,6 +55,24 @@ async def create(content: str) -> str:
 
 async def find(content: str) -> str | None:
     return None
+
+
+exports = Quota(
+    "exports", by="user_id", tier="tier", tiers={"free": Allowance(hourly=10, pending=5), "paying": Allowance()}
+)
+
+
+@handler(quota=exports, priority=10)
+async def export(ctx: Context, user_id: int, tier: str = "free") -> str:
+    return f"{user_id}.pdf"
+
+
+async def export_or_say_when(user_id: int) -> Job[str] | float:
+    try:
+        return await export.enqueue(user_id, tier="paying")
+    except QuotaExceeded as error:
+        print(error.quota, error.which, error.limit)
+        return error.retry_after_s
 
 
 # A function as arq's users write it.

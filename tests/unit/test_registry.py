@@ -104,6 +104,22 @@ def test_two_handlers_of_one_name_are_refused_with_both_places(project: Project)
     assert "@handler(name=" in said
 
 
+def test_two_quotas_of_one_name_are_refused_and_one_that_is_shared_is_not(project: Project) -> None:
+    source = (
+        "from runtime import Allowance, Quota, handler\n"
+        "quota = Quota('exports', by='user', allow=Allowance(hourly=1))\n"
+        "@handler(quota=quota)\nasync def {name}(ctx, user): ...\n"
+    )
+    project.write("one.py", source, name="greet")
+    project.write("two.py", source, name="mail")
+    project.write("three.py", "from one import quota\n" + source.replace("quota = ", "# "), name="call")
+    said = project.refused("one", "two")
+    assert "two quotas are named 'exports'" in said
+    assert str(project.folder / "one.py") in said
+    assert str(project.folder / "two.py") in said
+    assert set(project.names("one", "three")) == {"greet", "call"}
+
+
 def test_where_there_is_no_handler_at_all_it_is_said(project: Project) -> None:
     project.write("empty.py")
     assert "no handler in empty; declare one with @handler" in project.refused("empty")
