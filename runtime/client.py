@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -139,15 +139,15 @@ class Client:
     async def send(self, requests: Sequence[Request[R]]) -> list[Job[R]]:
         """Add many jobs, a hundred in a round trip; all are checked before the first is written.
 
-        A round trip is all or nothing: `QuotaExceeded` means that it has written none of its jobs. Those before it have
-        (of the queues in turn, as they first occur); with keys, sending all of them again finds these.
+        Raises as `Handler.enqueue` does. `QuotaExceeded` means that nothing was written of the round trip it concerns;
+        what went before it was, queue by queue. Up to a hundred of one queue are one round trip. Of more, those that
+        count for one user are together where they stand together. With keys, sending all again finds what was written.
         """
         jobs: dict[int, Job[R]] = {}
         with traces.enqueueing(self.url) as spans:
             new = [_new_job(request, None, spans, self._serializer) for request in requests]
             for queue, places in _by_queue(requests).items():
-                for at in range(0, len(places), BULK):
-                    part = places[at : at + BULK]
+                for part in _parts(places, requests):
                     added = await self._add(queue, [new[place] for place in part])
                     for place, created in zip(part, added, strict=True):
                         spans.end(new[place].id, created=created)
@@ -320,6 +320,22 @@ def _by_queue(requests: Sequence[Request[Any]]) -> dict[str, list[int]]:
     return places
 
 
+def _parts(places: Sequence[int], requests: Sequence[Request[Any]]) -> Iterator[Sequence[int]]:
+    """In order, at most a hundred at a time; cut, if that can be, where it does not part what counts for one user."""
+    last = {requests[place].counted: at for at, place in enumerate(places)}
+    start = 0
+    while start < len(places):
+        most = min(start + BULK, len(places))
+        cut = reach = start
+        for end in range(start + 1, most + 1):
+            counted = requests[places[end - 1]].counted
+            reach = reach if counted is None else max(reach, last[counted])
+            cut = end if reach < end else cut
+        cut = cut if cut > start else most
+        yield places[start:cut]
+        start = cut
+
+
 def _new_job(
     request: Request[Any], job_id: str | None, spans: traces.Enqueueing, serializer: Serializer | None
 ) -> scripts.NewJob:
@@ -447,8 +463,7 @@ async def current() -> Client:
 async def enqueue_all(requests: Sequence[Request[R]]) -> list[Job[R]]:
     """Add many jobs, a hundred in a round trip; all are checked before the first is written.
 
-    Raises as `Handler.enqueue`. Up to a hundred jobs of one queue are added together or not at all; of more, or of
-    several queues, those that went before the trouble have been: see `Client.send`.
+    Raises as `Handler.enqueue` does; `Client.send` says what has been written then.
     """
     return await (await current()).send(requests)
 

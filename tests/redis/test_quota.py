@@ -487,6 +487,15 @@ def test_a_hundred_are_written_or_none_and_those_before_stay(store: Store) -> No
     assert len(store.queued()) == BULK + 10
 
 
+def test_what_counts_for_one_user_goes_in_one_call_where_it_fits(store: Store) -> None:
+    users = [*["bo"] * (BULK - 5), *["ana"] * 15, *[f"user{n}" for n in range(BULK)]]
+    send(store, *["ana"] * BULK)
+    with pytest.raises(QuotaExceeded):
+        send(store, *users)  # ana may have ten more
+    assert len(store.queued()) == BULK + BULK - 5
+    assert send(store, *users[-BULK:]) == [True] * BULK
+
+
 def test_a_tally_of_a_wrong_type_is_told_as_such(store: Store) -> None:
     store.spoil(keys.quota("exports", "ana"))
     with pytest.raises(RedisRefused, match="the job or its quota is of a wrong type"):

@@ -76,7 +76,7 @@ async def enqueue(redis: Any, queue: str, jobs: Sequence[NewJob], *, again: bool
     reply = await script("enqueue")(redis, names, args)
     if reply and reply[0] == b"over":
         _, number, which, used, wanted, wait_ms = reply
-        raise quotas[number - 1].exceeded(which.decode(), used=used, wanted=wanted, wait_s=wait_ms / 1000)
+        raise quotas[int(number) - 1].exceeded(which.decode(), used=used, wanted=wanted, wait_s=wait_ms / 1000)
     return [added == 1 for added in reply]
 
 
