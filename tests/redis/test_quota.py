@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
@@ -465,15 +466,53 @@ exports = Quota("exports", by="user", allow=Allowance(hourly=110, pending=110))
 async def export(ctx: object, user: str) -> None: ...
 
 
-def send(store: Store, *users: str) -> list[bool]:
-    async def it() -> list[bool]:
-        client = Client(store.url)
-        try:
-            return [job.created for job in await client.send([export.request(user) for user in users])]
-        finally:
-            await client.close()
+async def send_to(url: str, *users: str) -> list[bool]:
+    client = Client(url)
+    try:
+        return [job.created for job in await client.send([export.request(user) for user in users])]
+    finally:
+        await client.close()
 
-    return store.run(it())
+
+def send(store: Store, *users: str) -> list[bool]:
+    return store.run(send_to(store.url, *users))
+
+
+@asynccontextmanager
+async def losing_a_reply(path: str) -> AsyncIterator[str]:
+    """The address of a relay to this socket that cuts the connection instead of passing on the first script's reply."""
+    lost = False
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal lost
+        back, there = await asyncio.open_unix_connection(path)
+        while command := await reader.read(1_000_000):
+            there.write(command)
+            reply = await back.read(1_000_000)
+            if b"EVALSHA" in command and not lost:
+                lost = True
+                break
+            writer.write(reply)
+        for end in (writer, there):
+            end.close()
+            await end.wait_closed()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with server:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    assert lost
+
+
+def test_r21_a_client_that_has_lost_the_reply_uses_its_place_once(store: Store) -> None:
+    send(store, *["ana"] * 55, "bo")  # the server knows the script
+
+    async def it() -> list[bool]:
+        async with losing_a_reply(store.url.removeprefix("unix://")) as url:
+            return await send_to(url, *["ana"] * 55)
+
+    assert store.run(it()) == [True] * 55
+    assert len(store.queued()) == 111
+    assert store.redis.zcard(keys.quota("exports", "ana")) == 110
 
 
 def test_a_hundred_are_written_or_none_and_those_before_stay(store: Store) -> None:
