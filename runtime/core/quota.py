@@ -21,7 +21,10 @@ Which = Literal["hourly", "pending"]
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What one user may do. None: there is no such limit; 0 forbids. Raises `HandlerInvalid` beyond 0 to 1000."""
+    """What one user may do. None: there is no such limit; 0 forbids. Raises `HandlerInvalid` beyond 0 to 1000.
+
+    What is not limited is not remembered: who comes down from a tier without such a limit is counted from then on.
+    """
 
     hourly: int | None = None
     """Jobs enqueued in any 60 minutes."""
