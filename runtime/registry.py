@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from runtime.core.errors import HandlerInvalid, HandlerUnknown
+from runtime.core.errors import HandlerInvalid, HandlerUnknown, LimitInvalid
 from runtime.core.limits import Bucket
 from runtime.core.policy import describe
 from runtime.declare import Handler
@@ -135,7 +135,7 @@ def _import(name: str) -> list[ModuleType]:
 def _import_one(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except HandlerInvalid:
+    except (HandlerInvalid, LimitInvalid):
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
