@@ -26,6 +26,7 @@ from runtime.core.errors import (
     Transient,
     WaitTimedOut,
 )
+from runtime.core.pool import Pool
 from runtime.core.quota import Allowance, Quota
 from runtime.core.request import Options, Request
 from runtime.core.retry import Retry
@@ -58,6 +59,7 @@ __all__ = [
     "Options",
     "PayloadInvalid",
     "Permanent",
+    "Pool",
     "Problem",
     "Quota",
     "QuotaExceeded",

@@ -3,6 +3,7 @@
 serve
   ├─ supervisor ─ actor (one per group of queues) ─ puller, slots, settler
   ├─ lease keeper, watchdog (threads)
+  ├─ pools ─ a task for each item
   ├─ heartbeats
   ├─ HTTP server
   └─ signals:  first: drain until the grace is over · second: give back now · third: end now
@@ -39,6 +40,7 @@ from runtime.core.policy import describe
 from runtime.core.redaction import Redactor
 from runtime.desk import Desk
 from runtime.engine.actor import Actor
+from runtime.engine.pools import LAST_CLOSE_S, Pools
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor, bug_of
 from runtime.groups import Group
@@ -52,6 +54,8 @@ HTTP_AFTER_S = 0.3
 """The HTTP server comes up after the first claim, and not later than this: its import takes a quarter of a second."""
 LOOK_S = 1.0
 """How long the boot waits to hear whether Redis answers: the log is to begin with what was found."""
+POOLS_S = LAST_CLOSE_S + 1.0
+"""How long is waited for the items of pools to close: what still goes on then does not obey."""
 CLOSE_S = 5.0
 """How long connections may take to close."""
 LEAVE_S = 1.0
@@ -162,6 +166,7 @@ class Worker:
             serializer=self._serializer,
         )
         self._sessions = AiohttpSessions()
+        self._pools = Pools(lambda text: self._log.warning(text, event_name="POOL_TROUBLE"))
         self._client = Client(self._url, serializer=self._serializer)
         use(self._client)
         ledger = RedisLedger(self._source.redis)
@@ -173,6 +178,7 @@ class Worker:
             AsyncioRunner(),
             ledger,
             self._sessions,
+            self._pools,
             journal,
             self._limits,
             Apis(self._buckets).find,
@@ -181,7 +187,12 @@ class Worker:
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], journal)
         slots = sum(group.slots for group in self._groups)
         self._health = Health(
-            self._supervisor.actors, slots, self._statistics, lambda: self._weather.away, self._source.probe
+            self._supervisor.actors,
+            slots,
+            self._statistics,
+            lambda: self._weather.away,
+            self._source.probe,
+            self._pools.statistics,
         )
         self._standstills = Standstills(
             self._supervisor.actors,
@@ -201,11 +212,14 @@ class Worker:
         self._bulletins.boot(self._url)
         self._keeper.start()
         self._standstills.watch()
+        self._pooled = asyncio.create_task(self._beside("keeping the pools", self._pools.run))
         try:
             await self._serve()
         except Exception as error:  # a bug of ours outside of the actors, which have given their jobs back
             self._failure = bug_of(error)
         finally:
+            self._pools.close()
+            await asyncio.wait([self._pooled], timeout=POOLS_S)
             with anyio.move_on_after(CLOSE_S, shield=True):
                 await self._close()
         failure = self._failure or self._supervisor.failure

@@ -130,4 +130,5 @@ class Bulletins:
             },
             redis=self._source.away or "ok",
             rss_bytes=process.rss_bytes(),
+            pools=tuple(self._health.pools()),
         )

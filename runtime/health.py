@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from runtime.core.pool import PoolStatistics
 from runtime.engine.actor import Actor
 from runtime.engine.statistics import Statistics
 
@@ -15,7 +17,7 @@ STALE_TURN_S = 60.0
 class Health:
     """Reads the worker's parts; `away` gives the cause while Redis does not answer.
 
-    `probe` asks it, if what is known is old. It takes no longer than a second, and never raises.
+    `probe` asks it, if what is known is old. It takes no longer than a second, and never raises. `pools` counts.
     """
 
     def __init__(
@@ -25,12 +27,14 @@ class Health:
         statistics: Statistics,
         away: Callable[[], str | None],
         probe: Callable[[], Awaitable[None]],
+        pools: Callable[[], Sequence[PoolStatistics]],
     ) -> None:
         self._actors = actors
         self._slots = slots
         self._statistics = statistics
         self._away = away
         self.probe = probe
+        self.pools = pools
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
         self.stopping = False
@@ -85,6 +89,7 @@ class Health:
             "redis": "connected" if away is None else "disconnected",
             "checks": checks,
             "stats": self.statistics(),
+            "pools": [asdict(pool) for pool in self.pools()],
         }
 
     def statistics(self) -> dict[str, Any]:

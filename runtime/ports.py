@@ -3,13 +3,16 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from runtime.core.feedback import Feedback
 from runtime.core.job import Claim, Settlement, Verdict
 from runtime.core.limits import Answer, Bucket, Costs
 from runtime.core.policy import Ended, Stop
+from runtime.core.pool import Pool
 from runtime.core.redaction import BY_SHAPE, Redactor
+
+T = TypeVar("T")
 
 
 class Away(Exception):
@@ -204,6 +207,14 @@ class Toll(Protocol):
         ...
 
 
+class Pools(Protocol):
+    """Costly things that the jobs of the worker share, one job at a time each."""
+
+    async def take(self, pool: Pool[T]) -> AbstractContextManager[T]:
+        """An item for one block, which is to be entered at once; it may have to be waited for."""
+        ...
+
+
 class Entry(Protocol):
     """A handler that can be called: how the actor finds and runs it."""
 
@@ -220,7 +231,7 @@ class Journal(Protocol):
 
     def within(self, claim: Claim, part: str | None = None) -> AbstractContextManager[str | None]:
         """What happens in the block, and in tasks started there, belongs to the claim's run, or to a part of it: a step
-        ("once create"), a wait ("limit openai.tokens").
+        ("once create"), a wait ("limit openai.tokens", "pool chromium").
 
         Gives what the job is to remember of the run (`History.trace`). The first block of a claim begins its run.
         """
@@ -257,6 +268,7 @@ class Ports:
     runner: Runner
     ledger: Ledger
     sessions: Sessions
+    pools: Pools
     journal: Journal
     limits: Limits
     apis: Callable[[str], Api | None]

@@ -69,7 +69,18 @@ def workers_page(document: Document) -> list[str]:
                 ", ".join(queue for group in worker["groups"] for queue in group["queues"]),
             )
         )
-    return columns(rows)
+    pools = _pools(document["workers"])
+    return columns(rows) + (["", *columns(pools)] if len(pools) > 1 else [])
+
+
+def _pools(workers: Sequence[Document]) -> list[Sequence[object]]:
+    """What live workers have of costly things."""
+    counts = ("size", "in_use", "idle", "waiting", "opened", "recycled", "failed")
+    rows: list[Sequence[object]] = [("POOL", "WORKER", *(name.upper().replace("_", " ") for name in counts))]
+    for worker in workers:
+        if worker["live"]:
+            rows += [(pool["name"], worker["worker_id"], *(pool[name] for name in counts)) for pool in worker["pools"]]
+    return rows
 
 
 def jobs_page(document: Document) -> list[str]:

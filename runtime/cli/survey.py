@@ -124,6 +124,7 @@ def _worker(beat: Heartbeat, now_ms: int) -> Document:
         "rss_bytes": beat.rss_bytes,
         "redis": beat.redis,
         "handlers": beat.handlers,
+        "pools": [asdict(pool) for pool in beat.pools],
     }
 
 

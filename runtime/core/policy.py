@@ -148,6 +148,11 @@ def _snooze(ask: Snooze, claim: Claim, now_ms: int) -> Outcome:
     return Snoozed(ask.delay_s)
 
 
+def asks_for_another_run(error: BaseException) -> bool:
+    """Whether this is a handler's way of asking to be run again: then nothing that it used need be broken."""
+    return isinstance(error, Snooze) or _asked_delay_s(error) is not None
+
+
 def _asked_delay_s(error: BaseException) -> float | None:
     """The wait that the handler itself asked for, by `RetryLater` or by arq's `Retry`."""
     if isinstance(error, RetryLater):

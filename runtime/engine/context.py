@@ -1,11 +1,13 @@
 """What a handler is given: who the job is, and what it may use."""
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from runtime.core.job import Call, Claim
 from runtime.core.limits import Bucket, checked
+from runtime.core.pool import Pool
 from runtime.core.span import Span, seconds
 from runtime.engine.limiter import PATIENCE_S, Limit, Limiter
 from runtime.engine.toll import Toll
@@ -117,6 +119,19 @@ class Context(Mapping[str, Any]):
         if api is not None and name not in self._tolls:
             self._tolls[name] = Toll(api, self._claim, self._limiter, self._ports.limits)
         return self._ports.sessions.session(name, self._tolls.get(name))
+
+    @asynccontextmanager
+    async def use(self, pool: Pool[T]) -> AsyncGenerator[T]:
+        """An item of `pool` for a block: `async with ctx.use(chromium) as browser`. Waits, in order, until one is free.
+
+        Raises what the pool's `open` raised, `TimeoutError` if it took longer than a minute, and `RuntimeError` where
+        this job holds all items of the pool itself. Blocks of one pool within each other may wait for other jobs that
+        do likewise, to the end of their timeouts: take what a job needs in one block.
+        """
+        with self._ports.journal.within(self._claim, f"pool {pool.name}"):
+            loan = await self._ports.pools.take(pool)
+        with loan as item:
+            yield item
 
     def _as_arq(self) -> dict[str, Any]:
         return {

@@ -40,6 +40,8 @@ async def _run(test: Any, arguments: dict[str, Any]) -> None:
             for argument in arguments.values():
                 if isinstance(argument, World):
                     argument.nursery = nursery
+                    nursery.start_soon(argument.pools.run)
+                    await trio.testing.wait_all_tasks_blocked()
             await test(**arguments)
             nursery.cancel_scope.cancel()
 

@@ -36,6 +36,7 @@ from runtime.core.retry import Retry
 from runtime.core.spec import Spec
 from runtime.engine.actor import Actor
 from runtime.engine.context import Context
+from runtime.engine.pools import Pools
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor
 from runtime.ports import Api, Away, Entry, Notice, Ports, Pulled, Step
@@ -669,6 +670,8 @@ class World:
         self.diary = Diary(self._stir)
         self.taps = Taps()
         self.apis: dict[str, Api] = {}
+        self.warnings: list[str] = []
+        self.pools = Pools(self.warnings.append)
         self.statistics = Statistics()
         self.entries: dict[str, Entry] = {}
         self.nursery: trio.Nursery = None  # type: ignore[assignment]  # set before the test begins
@@ -678,7 +681,17 @@ class World:
     @property
     def ports(self) -> Ports:
         runner = TrioRunner(self.nursery)
-        return Ports(self.store, self.keeper, runner, self.ledger, NoSessions(), self.diary, self.taps, self.apis.get)
+        return Ports(
+            self.store,
+            self.keeper,
+            runner,
+            self.ledger,
+            NoSessions(),
+            self.pools,
+            self.diary,
+            self.taps,
+            self.apis.get,
+        )
 
     def handle(
         self,

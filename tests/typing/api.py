@@ -3,7 +3,8 @@
 Both complain of an ignore that is not needed, so each rejects every line that carries its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -14,6 +15,7 @@ from runtime import (
     Invalid,
     Job,
     JobFailed,
+    Pool,
     Quota,
     QuotaExceeded,
     Retry,
@@ -79,6 +81,44 @@ async def export_or_say_when(user_id: int) -> Job[str] | float:
 @handler(name="old-name")
 async def old(ctx: dict[str, object], url: str) -> None:
     assert ctx["job_id"], url
+
+
+class Browser:
+    async def pdf(self, page: str) -> bytes:
+        return page.encode()
+
+    async def aclose(self) -> None: ...
+
+
+@asynccontextmanager
+async def running_browser() -> AsyncGenerator[Browser]:
+    yield Browser()
+
+
+async def launch_browser() -> Browser:
+    return Browser()
+
+
+chromium = Pool("chromium", size=3, open=running_browser)
+launched = Pool("launched", size=3, open=launch_browser, close=Browser.aclose, uses=50)
+named: Pool[Browser] = Pool("named", size=1, open=lambda: launch_browser())
+
+
+@handler(queue="exports")
+async def export(ctx: Context, page: str) -> bytes:
+    async with ctx.use(chromium) as browser:
+        pdf: bytes = await browser.pdf(page)
+    async with ctx.use(launched) as other, ctx.use(named) as third:
+        return pdf + await other.pdf(page) + await third.pdf(page)
+
+
+async def misuses_of_pools(ctx: Context) -> None:
+    Pool("none", open=launch_browser)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]  # no size
+    Pool("both", size=1, open=running_browser, close=Browser.aclose)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # two ways to close
+    async with ctx.use(chromium) as browser:
+        page: str = await browser.pdf("page")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]  # a wrong type of what the item gives
+        print(page)
+    ctx.use("chromium")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a name for a pool
 
 
 async def produce() -> None:

@@ -10,6 +10,7 @@ import anyio
 from runtime.adapters.payload import LARGEST, from_json, to_json
 from runtime.adapters.redis import keys
 from runtime.adapters.redis.connection import away_when_lost
+from runtime.core.pool import PoolStatistics
 from runtime.ports import Away
 
 BEAT_S = 30.0
@@ -52,6 +53,8 @@ class Heartbeat:
     redis: str
     """`ok`, or why Redis did not answer last."""
     rss_bytes: int | None = None
+    pools: tuple[PoolStatistics, ...] = ()
+    """Those that were used."""
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -129,8 +132,11 @@ def read(data: bytes) -> Heartbeat | None:
         beat = from_json(data, Heartbeat)
     except (ValueError, RecursionError):
         return None
-    numbers = (beat.at_ms, beat.started_ms, beat.pid, beat.running, beat.slots, beat.rss_bytes or 0)
-    return beat if all(0 <= number < LARGEST for number in (*numbers, *beat.statistics.values())) else None
+    numbers = [beat.at_ms, beat.started_ms, beat.pid, beat.running, beat.slots, beat.rss_bytes or 0]
+    numbers += beat.statistics.values()
+    for pool in beat.pools:
+        numbers += (pool.size, pool.in_use, pool.idle, pool.waiting, pool.opened, pool.recycled, pool.failed)
+    return beat if all(0 <= number < LARGEST for number in numbers) else None
 
 
 def read_all(fields: Mapping[bytes, bytes]) -> list[Heartbeat]:

@@ -4,6 +4,7 @@ enqueue <queue>          PRODUCER   in the client; its W3C context travels in th
   └─ process <queue>     CONSUMER   a run; a later one also has a link to the one before it, as far as it is remembered
        ├─ GET            CLIENT     a request of `ctx.http`; the context goes out in its headers
        ├─ once <step>    INTERNAL
+       ├─ pool <name>    INTERNAL   the wait for an item
        └─ settle <queue> CLIENT     from the outcome to the store's answer
 
 Names and attributes are those of the semantic conventions 1.44.0; what is ours begins with `runtime.`.
