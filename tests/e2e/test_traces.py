@@ -17,7 +17,18 @@ import pytest
 
 from runtime import Client
 from runtime.adapters.telemetry.traces import SCHEMA
-from tests.e2e.traced import QUEUE, crash_once, fail_twice, fetch, linger_once, modules, nothing, own_span, snooze_once
+from tests.e2e.traced import (
+    QUEUE,
+    crash_once,
+    fail_twice,
+    fetch,
+    linger_once,
+    modules,
+    nothing,
+    own_span,
+    snooze_once,
+    use,
+)
 from tests.processes import ROOT, Worker, command, enqueue, environment, wait_until
 from tests.standins.process import Running, running
 
@@ -162,6 +173,20 @@ def test_a_job_is_one_trace_from_its_enqueue_to_the_answer_of_the_store(tcp_url:
     assert process["resource"]["service.name"] == "workers"
     assert process["resource"]["service.instance.id"] == "w1"
     assert enqueued["resource"]["service.name"] == "shop"
+
+
+def test_the_wait_for_a_pool_is_a_span_of_the_job_and_its_use_and_the_opening_are_not(
+    tcp_url: str, collector: Running
+) -> None:
+    with traced(tcp_url, collector.url).up() as worker:
+        enqueue(tcp_url, use.request())
+        found = awaited(collector, settle=1)
+        (opening,) = worker.events("some.library") or [line for line in worker.lines() if line["message"] == "opening"]
+        worker.stop()
+    process, wait = one(found, f"process {QUEUE}"), one(found, "pool things")
+    assert (wait["parent"], wait["kind"], wait["status"]) == (process["span_id"], "INTERNAL", "UNSET")
+    assert 0.2e9 <= wait["end_ns"] - wait["start_ns"] <= process["end_ns"] - wait["start_ns"] - 0.2e9
+    assert not {"job_id", "trace_id"} & opening.keys(), "the thing outlives the job that asked for it first"
 
 
 def test_no_secret_is_in_a_span_or_a_line(tcp_url: str, collector: Running) -> None:

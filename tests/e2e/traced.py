@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from runtime import Context, Permanent, Retry, Snooze, connect, handler
+from runtime import Context, Permanent, Pool, Retry, Snooze, connect, handler
 
 QUEUE = "traced"
 
@@ -34,6 +34,21 @@ async def fetch(ctx: Context, url: str, secret: str) -> str:
     if status >= 400:
         raise Permanent(f"{secret}: {status}")
     return secret
+
+
+async def open_slowly() -> str:
+    logging.getLogger("some.library").warning("opening")
+    await asyncio.sleep(0.2)
+    return "a thing"
+
+
+things = Pool("things", size=1, open=open_slowly)
+
+
+@handler(queue=QUEUE)
+async def use(ctx: Context) -> None:
+    async with ctx.use(things):
+        await asyncio.sleep(0.2)
 
 
 @handler(queue=QUEUE, retry=Retry(3, base="10ms"))
