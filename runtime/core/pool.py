@@ -18,7 +18,7 @@ class Pool(Generic[T]):
     They are opened when first wanted. `open` gives, without arguments, an async context manager of the item, or an
     awaitable of it. With a context manager, leaving it closes the item. Otherwise `close(item)` does, or for want of it
     the item's own `aclose()` or `close()`; each may be async or not. An item is opened and closed in one task of its
-    own, which is no job's.
+    own, which is no job's: opening may take a minute, closing ten seconds.
 
     After `uses` uses an item is closed and replaced, and so it is when an exception leaves the block that used it, or
     the job is stopped in it: nobody knows its state then. `Snooze` and `RetryLater` are no such exceptions.

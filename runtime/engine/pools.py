@@ -20,7 +20,6 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from runtime.core.errors import HandlerInvalid
 from runtime.core.policy import asks_for_another_run, describe
 from runtime.core.pool import Pool, PoolStatistics
-from runtime.core.span import spell
 
 T = TypeVar("T")
 
@@ -61,19 +60,16 @@ class Pools:
         self._warn = warn
         self._stocks: dict[str, _Stock[Any]] = {}
         self._group: TaskGroup | None = None
-        self._closing: anyio.Event | None = None
+        self._closing = anyio.Event()
 
     async def run(self) -> None:
         """Own the items; return once `close` was called and the last of them is closed. Call it once."""
         self._context = copy_context()
-        self._closing = anyio.Event()
         async with anyio.create_task_group() as self._group:
             await self._closing.wait()
 
     def close(self) -> None:
         """Close all items, lent ones too, at once and within `LAST_CLOSE_S`. From now on `take` raises."""
-        if self._closing is None or self._closing.is_set():
-            return
         self._closing.set()
         for stock in self._stocks.values():
             stock.close(anyio.current_time() + LAST_CLOSE_S)
@@ -84,7 +80,7 @@ class Pools:
         Raises what `pool.open` raised (for whoever waited longest), `TimeoutError` if it took too long, `RuntimeError`
         where the wait could never end. May be cancelled; an item that is being opened is then for the next one.
         """
-        if self._closing is None or self._closing.is_set():
+        if self._group is None or self._closing.is_set():
             raise RuntimeError(f"pool {pool.name}: the worker is not running")
         stock = self._stocks.get(pool.name)
         if stock is None:
@@ -235,8 +231,8 @@ class _Stock(Generic[T]):
 
     def _check(self, item: _Item[T]) -> None:
         if item.scope.cancelled_caught:
-            what = f"open within {spell(OPEN_S)}" if item.state == "opening" else "close in time"
-            raise TimeoutError(f"pool {self.pool.name}: an item did not {what}")
+            what = "open" if item.state == "opening" else "close"
+            raise TimeoutError(f"pool {self.pool.name}: an item did not {what} in time")
         if not item.left.is_set():
             raise RuntimeError("its context manager came to its end")
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import anyio
@@ -29,6 +29,7 @@ from runtime.adapters.redis.heartbeats import (
     read,
 )
 from runtime.adapters.redis.source import RedisSource
+from runtime.core.pool import PoolStatistics
 from tests.redis.store import Store
 from tests.servers import Server
 
@@ -48,6 +49,7 @@ BEAT = Heartbeat(
     statistics={"processed": 5, "succeeded": 4, "failed": 1, "retried": 2, "peak": 3},
     redis="ok",
     rss_bytes=40_000_000,
+    pools=(PoolStatistics("chromium", 3, 2, 1, 0, 7, 4, 0),),
 )
 
 
@@ -75,8 +77,10 @@ def test_a_later_version_may_say_more() -> None:
         to_json({**json.loads(to_json(BEAT)), "pid": "seven"}),
         to_json({**json.loads(to_json(BEAT)), "at_ms": -1}),
         json.dumps({**json.loads(to_json(BEAT)), "at_ms": 10**400}).encode(),
+        json.dumps({**json.loads(to_json(BEAT)), "pools": [{**asdict(BEAT.pools[0]), "idle": 10**400}]}).encode(),
+        json.dumps({**json.loads(to_json(BEAT)), "pools": [{**asdict(BEAT.pools[0]), "opened": -1}]}).encode(),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_what_is_no_heartbeat_is_none(data: bytes) -> None:
     assert read(data) is None
