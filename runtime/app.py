@@ -212,14 +212,14 @@ class Worker:
         self._bulletins.boot(self._url)
         self._keeper.start()
         self._standstills.watch()
-        self._pooled = asyncio.create_task(self._beside("keeping the pools", self._pools.run))
+        pooled = asyncio.create_task(self._beside("keeping the pools", self._pools.run))
         try:
             await self._serve()
         except Exception as error:  # a bug of ours outside of the actors, which have given their jobs back
             self._failure = bug_of(error)
         finally:
             self._pools.close()
-            await asyncio.wait([self._pooled], timeout=POOLS_S)
+            await asyncio.wait([pooled], timeout=POOLS_S)
             with anyio.move_on_after(CLOSE_S, shield=True):
                 await self._close()
         failure = self._failure or self._supervisor.failure

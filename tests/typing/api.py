@@ -105,7 +105,7 @@ named: Pool[Browser] = Pool("named", size=1, open=lambda: launch_browser())
 
 
 @handler(queue="exports")
-async def export(ctx: Context, page: str) -> bytes:
+async def render(ctx: Context, page: str) -> bytes:
     async with ctx.use(chromium) as browser:
         pdf: bytes = await browser.pdf(page)
     async with ctx.use(launched) as other, ctx.use(named) as third:
