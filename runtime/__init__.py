@@ -26,6 +26,7 @@ from runtime.core.errors import (
     Transient,
     WaitTimedOut,
 )
+from runtime.core.limits import Concurrency
 from runtime.core.pool import Pool
 from runtime.core.quota import Allowance, Quota
 from runtime.core.request import Options, Request
@@ -44,6 +45,7 @@ __all__ = [
     "Bucket",
     "Checked",
     "Client",
+    "Concurrency",
     "Context",
     "Grant",
     "Handler",

@@ -5,6 +5,7 @@ serve
   ├─ lease keeper, watchdog (threads)
   ├─ pools ─ a task for each item
   ├─ heartbeats
+  ├─ permits: those that were handed on to this worker, and those to give back
   ├─ HTTP server
   └─ signals:  first: drain until the grace is over · second: give back now · third: end now
 """
@@ -27,6 +28,7 @@ from runtime.adapters.redis.buckets import RedisLimits
 from runtime.adapters.redis.heartbeats import Heartbeats
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.ledger import RedisLedger
+from runtime.adapters.redis.permits import RedisPermits
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
 from runtime.adapters.runner import AsyncioRunner
@@ -172,6 +174,7 @@ class Worker:
         ledger = RedisLedger(self._source.redis)
         journal = self._traces or self._journal
         self._limits = RedisLimits(self._source.redis)
+        self._permits = RedisPermits(self._url, self._source.redis, self._source.incarnation, self._journal.trouble)
         ports = Ports(
             self._source,
             self._keeper,
@@ -182,6 +185,7 @@ class Worker:
             journal,
             self._limits,
             Apis(self._buckets).find,
+            self._permits,
             self._redact,
         )
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], journal)
@@ -236,6 +240,7 @@ class Worker:
             group.start_soon(self._beside, "bringing jobs forward", self._bring_forward)
             group.start_soon(self._beside, "telling of the limits", self._tell_of_limits)
             group.start_soon(self._beside, "the heartbeat", self._beat)
+            group.start_soon(self._beside, "handing permits on", self._permits.run)
             if self._listener is not None:
                 group.start_soon(self._serve_http, self._listener)
             await self._supervisor.run()
@@ -307,6 +312,7 @@ class Worker:
         await self._beside("leaving", self._heartbeats.leave)
         await self._beside("closing the HTTP sessions", self._sessions.close)
         await self._beside("closing the client", self._client.close)
+        await self._beside("giving permits back", self._permits.close)
         await self._beside("closing the connections to Redis", self._source.close)
         if self._traces is not None:
             await self._beside("sending the last spans", self._traces.flush_and_stop)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 
 from runtime.core import limits
 from runtime.core.errors import HandlerInvalid, Invalid, PayloadInvalid
-from runtime.core.limits import one_each
+from runtime.core.limits import Keyed, one_each
 from runtime.core.quota import Counted, Quota
 from runtime.core.request import Options, Request, check_options
 from runtime.core.retry import Retry
@@ -168,7 +168,7 @@ def handler(
     retry: Retry | None = None,
     priority: int = 0,
     keep_result: Span = "1h",
-    limit: Bucket | Iterable[Bucket] = (),
+    limit: Keyed | Iterable[Keyed] = (),
     quota: Quota | None = None,
 ) -> _Decorator: ...
 
@@ -183,20 +183,20 @@ def handler(
     retry: Retry | None = None,
     priority: int = 0,
     keep_result: Span = "1h",
-    limit: Bucket | Iterable[Bucket] = (),
+    limit: Keyed | Iterable[Keyed] = (),
     quota: Quota | None = None,
 ) -> Any:
     """Declare an `async def` whose first parameter is the `Context` as a handler of jobs.
 
     `name` is its name on the wire (default: the function's), `queue` the Redis key of its queue, `timeout` the longest
     run (default: the worker's), `retry` what follows a failure (default: three attempts), `priority` that of its jobs
-    unless an enqueue says otherwise, `keep_result` how long a result can be read ("0s": none is kept), `limit` the
-    buckets of which every attempt takes a token before it runs: it waits for up to 10 s in its slot, else the job goes
-    back for as long as it takes; `quota` how many of its jobs one user may enqueue. Raises `HandlerInvalid`,
-    `OptionInvalid` or `LimitInvalid` where it stands.
+    unless an enqueue says otherwise, `keep_result` how long a result can be read ("0s": none is kept), `limit` what
+    every attempt takes before it runs: of each `Bucket` a token, of each `Concurrency` a permit that it holds to its
+    end (it waits for up to 10 s in its slot, else the job goes back for as long as it takes), `quota` how many of its
+    jobs one user may enqueue. Raises `HandlerInvalid`, `OptionInvalid` or `LimitInvalid` where it stands.
     """
     check_options({"priority": priority, "queue": queue})
-    buckets = tuple(one_each(limit))
+    limited = one_each(limit)
     if retry is not None and not isinstance(retry, Retry):
         raise HandlerInvalid(f"retry={retry!r:.40}: it is a Retry", hint="e.g. retry=Retry(3)")
 
@@ -212,7 +212,7 @@ def handler(
                 retry=retry or Retry(),
                 priority=priority,
                 keep_result_s=seconds(keep_result),
-                limit=buckets,
+                limit=limited,
                 quota=quota,
                 where=where,
             )

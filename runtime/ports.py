@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from runtime.core.feedback import Feedback
 from runtime.core.job import Claim, Settlement, Verdict
-from runtime.core.limits import Answer, Bucket, Costs
+from runtime.core.limits import Answer, Bucket, Concurrency, Costs, Permit, Refused
 from runtime.core.policy import Ended, Stop
 from runtime.core.pool import Pool
 from runtime.core.redaction import BY_SHAPE, Redactor
@@ -215,6 +215,23 @@ class Pools(Protocol):
         ...
 
 
+class Permits(Protocol):
+    """Who may run at once, of all workers."""
+
+    async def acquire(
+        self, limit: Concurrency, claim: Claim, patience_s: float, waiting: AbstractContextManager[object]
+    ) -> Permit | Refused:
+        """A permit, waited for in line for not longer than `patience_s`, and within `waiting`. May be cancelled.
+
+        Raises `Away` when the store cannot even be asked (once in line, the wait goes on until it can), `LeaseLost`
+        when the job is no longer ours, and `LimitInvalid` for a job that holds one already: it would wait for itself.
+        """
+        ...
+
+    def release(self, permit: Permit) -> None:
+        """Give it back, for the first in line: soon, or when the store is there again. Never raises, never blocks."""
+
+
 class Entry(Protocol):
     """A handler that can be called: how the actor finds and runs it."""
 
@@ -273,5 +290,6 @@ class Ports:
     limits: Limits
     apis: Callable[[str], Api | None]
     """By name; None for one that is called as it is."""
+    permits: Permits
     redact: Redactor = BY_SHAPE
     """What failures say goes through it before anybody else sees it."""

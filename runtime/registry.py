@@ -43,7 +43,7 @@ def buckets(modules: Sequence[str] = (), folder: Path | None = None) -> Sequence
     """The buckets that the same modules declare. Raises `HandlerInvalid` also for two rules under one name."""
     found: dict[str, Bucket] = {}
     for value in _declared(_named(modules, folder)):
-        for bucket in value.spec.limit if isinstance(value, Handler) else [value]:
+        for bucket in value.spec.limit.costs if isinstance(value, Handler) else [value]:
             if isinstance(bucket, Bucket) and found.setdefault(bucket.name, bucket).rule != bucket.rule:
                 raise HandlerInvalid(
                     f"two buckets are named {bucket.name!r}",

@@ -1,9 +1,10 @@
-"""Limits as values: what a bucket allows, and what comes of asking it."""
+"""Limits as values: what a bucket allows, how many may hold a permit, and what comes of asking."""
 
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from runtime.core.errors import LimitInvalid
@@ -65,7 +66,42 @@ def spell_rate(its: Rule) -> str:
     return f"{its.count}/{its.period_us / 1e6:g}s"
 
 
-class Bucket:
+class Keyed:
+    """A limit: it has a name, and may be had for each key."""
+
+    __slots__ = ("key", "name")
+
+    def __init__(self, name: object) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise LimitInvalid(
+                f"{name!r:.80} is no name of a limit",
+                hint="1 to 64 letters, digits, '.', '_' and '-', such as openai.tokens",
+            )
+        self.name = name
+        self.key: str | None = None
+        """Whose it is, of those that share the declaration."""
+
+    def __getitem__(self, key: str) -> Self:
+        """The limit of this key alone, with the same numbers: `judit["tenant-42"]`. Raises `LimitInvalid`."""
+        if self.key is not None:
+            raise LimitInvalid(f"{self.name!r} has a key already", hint="take the key of the limit as declared")
+        if not isinstance(key, str) or not 1 <= len(key) <= LONGEST_KEY or any("\ud800" <= c <= "\udfff" for c in key):
+            raise LimitInvalid(f"a key of {self.name!r} is a text of 1 to {LONGEST_KEY} characters")
+        keyed = copy(self)
+        keyed.key = key
+        return keyed
+
+    @property
+    def label(self) -> str:
+        """Its name, with its key."""
+        return self.name if self.key is None else f"{self.name}[{self.key}]"
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+LONGEST_KEY = 256
+
+
+class Bucket(Keyed):
     """A token bucket that all workers share: `rate` flows in, at most `burst` tokens stay in it, and it begins full.
 
     In any stretch of t seconds it gives at most burst + rate·t tokens, by the clock of the server. `rate` is a text
@@ -73,12 +109,10 @@ class Bucket:
     Declaring has no side effect. Raises `LimitInvalid`.
     """
 
-    __slots__ = ("key", "name", "rule")
+    __slots__ = ("rule",)
 
     def __init__(self, name: str, rate: str, burst: int | None = None) -> None:
-        self.name = _name(name)
-        self.key: str | None = None
-        """Whose it is, of those that share the declaration."""
+        super().__init__(name)
         try:
             count, period_s = parse_rate(rate)
             self.rule = rule(count, period_s, count if burst is None else burst)
@@ -93,7 +127,7 @@ class Bucket:
         Raises `LimitInvalid`.
         """
         bucket = cls.__new__(cls)
-        bucket.name, bucket.key = _name(name), None
+        Keyed.__init__(bucket, name)
         try:
             if not isinstance(limit, int) or not isinstance(burst, int) or burst >= limit:
                 raise ValueError(
@@ -103,17 +137,6 @@ class Bucket:
         except (TypeError, ValueError) as error:
             raise LimitInvalid(f"Bucket.window({name!r}): {error}") from None
         return bucket
-
-    def __getitem__(self, key: str) -> Self:
-        """The bucket of this key alone, with the same rate: `judit["tenant-42"]`. Raises `LimitInvalid`."""
-        keyed = self.__class__.__new__(self.__class__)
-        keyed.name, keyed.rule, keyed.key = self.name, self.rule, _key(self, key)
-        return keyed
-
-    @property
-    def label(self) -> str:
-        """Its name, with its key."""
-        return self.name if self.key is None else f"{self.name}[{self.key}]"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Bucket) and (self.label, self.rule) == (other.label, other.rule)
@@ -125,53 +148,78 @@ class Bucket:
         return f"<Bucket {one_line(self.label)}: {self.rule}>"
 
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+MOST_PERMITS = 1000
 
 
-def _name(name: object) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise LimitInvalid(
-            f"{name!r:.80} is no name of a limit",
-            hint="1 to 64 letters, digits, '.', '_' and '-', such as openai.tokens",
-        )
-    return name
+class Concurrency(Keyed):
+    """At most `most` jobs hold a permit at once, in all workers together; the others wait, first come, first served.
 
+    A permit is valid as long as its job's lease: those of a dead worker are free when its leases have lapsed. Where two
+    declarations differ (a rolling deploy lowers `most`), a job gets in by its own, and no holder is thrown out. Jobs
+    hold permits, calls do not: a job that asks for what it holds already gets `LimitInvalid`, as it would wait for
+    itself. Declaring has no side effect. Raises `LimitInvalid`.
+    """
 
-LONGEST_KEY = 256
+    __slots__ = ("most",)
 
+    def __init__(self, name: str, most: int) -> None:
+        super().__init__(name)
+        if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= MOST_PERMITS:
+            raise LimitInvalid(
+                f"Concurrency({name!r}): it is {most!r:.40}, and must be a whole number from 1 to {MOST_PERMITS}"
+            )
+        self.most = most
 
-def _key(of: Bucket, key: object) -> str:
-    if of.key is not None:
-        raise LimitInvalid(f"the bucket {of.name!r} has a key already", hint="take the key of the bucket as declared")
-    if not isinstance(key, str) or not 1 <= len(key) <= LONGEST_KEY or any("\ud800" <= c <= "\udfff" for c in key):
-        raise LimitInvalid(f"a key of the bucket {of.name!r} is a text of 1 to {LONGEST_KEY} characters")
-    return key
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Concurrency) and (self.label, self.most) == (other.label, other.most)
+
+    def __hash__(self) -> int:
+        return hash((self.label, self.most))
+
+    def __repr__(self) -> str:
+        return f"<Concurrency {one_line(self.label)}: {self.most}>"
 
 
 Costs = Mapping[Bucket, int]
 
 
-def checked(costs: Mapping[Any, Any]) -> dict[Bucket, int]:
-    """`costs` without those that cost nothing. Raises `LimitInvalid` for what could never be had."""
-    if not isinstance(costs, Mapping) or not all(isinstance(bucket, Bucket) for bucket in costs):
-        raise LimitInvalid("a limit is a Bucket, or a mapping of buckets to what is taken of each")
-    for bucket, cost in costs.items():
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a job asks for at once."""
+
+    permits: tuple[Concurrency, ...]
+    """By label: all take them in this order, so that no two that ask for the same can wait for each other."""
+    costs: Costs
+
+
+NOTHING = Wanted((), {})
+
+
+def wanted(what: Mapping[Any, Any]) -> Wanted:
+    """`what` without that of which nothing is taken. Raises `LimitInvalid` for what could never be had."""
+    if not isinstance(what, Mapping) or not all(isinstance(limit, Keyed) for limit in what):
+        raise LimitInvalid("a limit is a Bucket or a Concurrency, or a mapping of these to what is taken of each")
+    for limit, cost in what.items():
         if isinstance(cost, bool) or not isinstance(cost, int) or cost < 0:
-            raise LimitInvalid(f"{bucket.label}: a cost is a whole number from 0, not {cost!r:.40}")
-        if cost > bucket.rule.burst:
+            raise LimitInvalid(f"{limit.label}: a cost is a whole number from 0, not {cost!r:.40}")
+        if isinstance(limit, Concurrency) and cost > 1:
+            raise LimitInvalid(f"{limit.label}: {cost} permits are more than the one that a job can hold")
+        if isinstance(limit, Bucket) and cost > limit.rule.burst:
             raise LimitInvalid(
-                f"{bucket.label}: {cost} tokens at once are more than it ever holds ({bucket.rule.burst})",
+                f"{limit.label}: {cost} tokens at once are more than it ever holds ({limit.rule.burst})",
                 hint="split the work, or declare the bucket with a larger burst",
             )
-    if len({bucket.label for bucket in costs}) < len(costs):
-        raise LimitInvalid("one bucket is named twice, with different rules")
-    return {bucket: cost for bucket, cost in costs.items() if cost}
+    permits = [limit for limit, cost in what.items() if isinstance(limit, Concurrency) and cost]
+    costs = {limit: cost for limit, cost in what.items() if isinstance(limit, Bucket) and cost}
+    for some in (permits, costs):
+        if len({limit.label for limit in some}) < len(some):
+            raise LimitInvalid("one limit is named twice, with different numbers")
+    return Wanted(tuple(sorted(permits, key=lambda limit: limit.label)), costs)
 
 
-def one_each(limit: "Bucket | Iterable[Bucket]") -> dict[Bucket, int]:
+def one_each(limit: Keyed | Iterable[Keyed]) -> Wanted:
     """What a handler's `limit=` takes for each attempt. Raises `LimitInvalid`."""
-    buckets = [limit] if isinstance(limit, Bucket) else list(limit)
-    return checked(dict.fromkeys(buckets, 1))
+    return wanted(dict.fromkeys([limit] if isinstance(limit, Keyed) else limit, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +248,24 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Nothing was taken: it would have to be waited for too long, or the breaker is open."""
+    """Nothing was taken: it would have to be waited for too long (`full`: others hold all permits), or the breaker is
+    open."""
 
     wait_s: float
     """When it is worth asking again."""
     by: str
-    why: Literal["dry", "open"]
+    why: Literal["dry", "open", "full"]
 
 
 Answer = Reserved | Granted | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What a job holds of a `Concurrency`, to be given back."""
+
+    limit: Concurrency
+    token: str
+    """Of the claim that it is valid with."""
+    text: bytes = field(repr=False)
+    """As the store has it: no other permit is the same."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from runtime.core.limits import Bucket
+from runtime.core.limits import NOTHING, Wanted
 from runtime.core.quota import Quota
 from runtime.core.retry import Retry
 
@@ -23,8 +23,8 @@ class Spec:
     retry: Retry = field(default_factory=Retry)
     priority: int = 0
     keep_result_s: float = 3600.0
-    limit: tuple[Bucket, ...] = ()
-    """Each attempt takes a token of all of these before it runs."""
+    limit: Wanted = NOTHING
+    """What each attempt takes before it runs; the permits are held until its end."""
     quota: Quota | None = None
     """How many of its jobs one user may enqueue."""
     where: str = ""

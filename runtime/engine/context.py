@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from runtime.core.job import Call, Claim
-from runtime.core.limits import Bucket, checked
+from runtime.core.limits import Keyed, wanted
 from runtime.core.pool import Pool
 from runtime.core.span import Span, seconds
 from runtime.engine.limiter import PATIENCE_S, Limit, Limiter
@@ -15,7 +15,7 @@ from runtime.ports import Ports
 
 P = ParamSpec("P")
 T = TypeVar("T")
-B = TypeVar("B", bound=Bucket)
+K = TypeVar("K", bound=Keyed)
 
 
 class Checked(Generic[P, T]):
@@ -97,15 +97,17 @@ class Context(Mapping[str, Any]):
             await self._ports.ledger.finish(self._claim, step, value)
             return value
 
-    def limit(self, what: Bucket | Mapping[B, int], *, cost: int = 1, patience: Span = PATIENCE_S) -> Limit:
+    def limit(self, what: Keyed | Mapping[K, int], *, cost: int = 1, patience: Span = PATIENCE_S) -> Limit:
         """Take tokens for a block: `async with ctx.limit({requests: 1, tokens: 900}) as grant:`, or of one bucket
-        `ctx.limit(tokens, cost=900)`. All or none; the block begins when they may be used.
+        `ctx.limit(tokens, cost=900)`. All or none; the block begins when they may be used. Of a `Concurrency` it takes
+        a permit, which is given back at its end: `ctx.limit(exports)`, `ctx.limit({exports: 1, requests: 1})`.
 
         A wait of up to `patience` is slept through in the slot; where it would be longer, `Limited` is raised: the job
         is snoozed until it can go on, and its attempt given back. While Redis is away it waits. `grant.settle` corrects
-        an estimate. Raises `LimitInvalid` for a cost that the bucket can never hold.
+        an estimate. Raises `LimitInvalid` for a cost that the bucket can never hold, and for a permit that
+        the job has already, from an outer block or from its handler's `limit=`.
         """
-        return Limit(self._limiter, checked({what: cost} if isinstance(what, Bucket) else what), seconds(patience))
+        return Limit(self._limiter, wanted({what: cost} if isinstance(what, Keyed) else what), seconds(patience))
 
     def http(self, name: str) -> Any:
         """The `aiohttp.ClientSession` of this name, one per worker: shared connections, a timeout on every request.

@@ -1,17 +1,18 @@
-"""Takes tokens for a job: a short wait is slept through in its slot, for a long one the job is snoozed."""
+"""Takes tokens and permits for a job: a short wait is spent in its slot, for a long one the job is snoozed."""
 
 import random
-from collections.abc import Awaitable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Awaitable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from types import TracebackType
 
 import anyio
 
 from runtime.core.errors import Limited, LimitInvalid
 from runtime.core.job import Claim
-from runtime.core.limits import Bucket, Costs, Granted, Refused, Reserved
+from runtime.core.limits import Bucket, Concurrency, Costs, Granted, Keyed, Permit, Refused, Reserved, Wanted
 from runtime.engine.drought import Drought
-from runtime.ports import Away, Journal, Limits
+from runtime.ports import Away, Ports
 
 PATIENCE_S = 10.0
 """How long a wait in a slot may take, unless the handler says otherwise."""
@@ -23,17 +24,73 @@ JITTER_S = 1.0
 """Who waits for a breaker comes back within so long after it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What was got of all that was wanted."""
+
+    permits: Sequence[Permit]
+    granted: Granted | None
+
+
 class Limiter:
     """The limits as one run of a job uses them."""
 
-    def __init__(self, claim: Claim, handler: str, limits: Limits, journal: Journal, drought: Drought) -> None:
+    def __init__(self, claim: Claim, handler: str, ports: Ports, drought: Drought) -> None:
         self._claim = claim
         self._handler = handler
-        self._limits = limits
-        self._journal = journal
+        self._limits = ports.limits
+        self._permits = ports.permits
+        self._journal = ports.journal
         self._drought = drought
+        self._held: list[Permit] = []
         self.waited_s = 0.0
-        """Slept through so far, for all limits together."""
+        """Spent in waiting so far, for all limits together."""
+
+    async def take(self, what: Wanted, patience_s: float = PATIENCE_S) -> Taken:
+        """Return when all of it is there: permits first, as tokens cannot be kept for later. Else nothing is held.
+
+        Raises as `acquire` does, and `LimitInvalid` for a permit that the job holds already.
+        """
+        permits: list[Permit] = []
+        try:
+            for limit in what.permits:
+                permit, waited_s = await self._permit(limit, patience_s)
+                permits.append(permit)
+                self._held.append(permit)
+                patience_s -= waited_s
+            granted = await self.acquire(what.costs, patience_s) if what.costs else None
+        except BaseException:
+            self.release(permits)
+            raise
+        self._drought.over(self._handler)
+        return Taken(permits, granted)
+
+    async def _permit(self, limit: Concurrency, patience_s: float) -> tuple[Permit, float]:
+        """A permit, and for how long it was waited. While the store is away, wait: that is no matter of patience."""
+        retry_s, most_s = AWAY_RETRY_S
+        while True:
+            asked = anyio.current_time()
+            try:
+                answer = await self._permits.acquire(limit, self._claim, patience_s, self._waiting(limit.label))
+            except Away as cause:
+                self._journal.weather(cause)
+                await anyio.sleep(retry_s)
+                retry_s = min(2 * retry_s, most_s)
+                continue
+            if isinstance(answer, Refused):
+                raise self._limited(answer, [limit])
+            return answer, anyio.current_time() - asked
+
+    def release(self, permits: Sequence[Permit]) -> None:
+        """Give these back."""
+        for permit in permits:
+            if permit in self._held:
+                self._held.remove(permit)
+                self._permits.release(permit)
+
+    def end(self) -> None:
+        """The run has ended: give back every permit that it still has."""
+        self.release(list(self._held))
 
     async def acquire(self, costs: Costs, patience_s: float = PATIENCE_S, breaker: str | None = None) -> Granted:
         """Return when the tokens may be used. While the store is away, wait: that is no matter of patience.
@@ -68,8 +125,8 @@ class Limiter:
                     held = answer.id
                     await self._sleep_until(asked + answer.wait_s, costs, held, breaker, by=answer.by)
 
-    def _limited(self, refused: Refused, costs: Costs) -> Limited:
-        if not any(bucket.key is not None and bucket.label == refused.by for bucket in costs):
+    def _limited(self, refused: Refused, asked: Iterable[Keyed]) -> Limited:
+        if not any(limit.key is not None and limit.label == refused.by for limit in asked):
             self._drought.refused(self._handler, refused.wait_s)
         jitter_s = random.uniform(0, JITTER_S) if refused.why == "open" else 0.0
         return Limited(refused.by, refused.wait_s + jitter_s)
@@ -77,13 +134,19 @@ class Limiter:
     async def _sleep_until(
         self, until: float, costs: Costs, held: str, breaker: str | None, *, by: str | None = None
     ) -> None:
-        began = anyio.current_time()
         try:
-            with self._journal.within(self._claim, f"limit {by}") if by else nullcontext():
+            with self._waiting(by):
                 await anyio.sleep_until(until)
         except BaseException:
             await self.say(self._limits.leave(costs, held, breaker))
             raise
+
+    @contextmanager
+    def _waiting(self, by: str | None) -> Generator[None]:
+        began = anyio.current_time()
+        try:
+            with self._journal.within(self._claim, f"limit {by}") if by else nullcontext():
+                yield
         finally:
             self.waited_s += anyio.current_time() - began
 
@@ -114,7 +177,7 @@ class Grant:
             raise LimitInvalid("a grant is settled once", hint="settle when all of its cost is known")
         if not isinstance(used, Mapping):
             if len(self._costs) != 1:
-                raise LimitInvalid("several buckets were taken from", hint="settle({bucket: used, …})")
+                raise LimitInvalid("a number is for a limit of one bucket", hint="settle({bucket: used, …})")
             used = dict.fromkeys(self._costs, used)
         for bucket, tokens in used.items():
             if bucket not in self._costs:
@@ -126,19 +189,21 @@ class Grant:
 
 
 class Limit:
-    """What `ctx.limit` gives: entered, it has taken the tokens."""
+    """What `ctx.limit` gives: entered, it has taken the tokens and permits; left, it gives the permits back."""
 
-    def __init__(self, limiter: Limiter, costs: Costs, patience_s: float) -> None:
+    def __init__(self, limiter: Limiter, what: Wanted, patience_s: float) -> None:
         self._limiter = limiter
-        self._costs = costs
+        self._what = what
         self._patience_s = patience_s
 
     async def __aenter__(self) -> Grant:
-        self._granted = await self._limiter.acquire(self._costs, self._patience_s)
-        self._grant = Grant(self._costs)
+        self._taken = await self._limiter.take(self._what, self._patience_s)
+        self._grant = Grant(self._what.costs)
         return self._grant
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        await self._limiter.settle(self._grant.more, self._granted)
+        self._limiter.release(self._taken.permits)
+        if self._taken.granted is not None:
+            await self._limiter.settle(self._grant.more, self._taken.granted)

@@ -123,8 +123,8 @@ class Slots:
             return
         assert isinstance(call, Call)
         assert entry is not None
-        ports, limit = self._ports, dict.fromkeys(entry.spec.limit, 1)
-        limiter = Limiter(claim, call.handler, ports.limits, ports.journal, self._drought)
+        ports, limit = self._ports, entry.spec.limit
+        limiter = Limiter(claim, call.handler, ports, self._drought)
         slot = self._busy[claim.token] = _Slot(claim, entry, now_ms, limiter)
         self._statistics.entered()
         if suspect(claim):
@@ -138,16 +138,17 @@ class Slots:
                     claim.token,
                     lambda: entry.run(context, call.args, call.kwargs),
                     timeout_s,
-                    lambda ended: self._ended(claim.token, ended),
+                    lambda ended: self._ended(claim.token, limiter, ended),
                     lambda: self._will_not_stop(claim.token),
-                    before=(lambda: limiter.acquire(limit)) if limit else None,
+                    before=(lambda: limiter.take(limit)) if limit.permits or limit.costs else None,
                 )
         finally:
             if slot.run is None:  # a bug of ours: what never ran is not to be taken for a run that does not stop
                 del self._busy[claim.token]
                 self._left(claim.token)
 
-    def _ended(self, token: str, ended: Ended) -> None:
+    def _ended(self, token: str, limiter: Limiter, ended: Ended) -> None:
+        limiter.end()
         if not self.free:
             self.free_since = anyio.current_time()
         slot = self._busy.pop(token, None)

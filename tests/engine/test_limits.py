@@ -9,7 +9,7 @@ import trio
 
 from runtime.core.errors import LimitInvalid
 from runtime.core.job import Cancelled, Dead, Done, Outcome, Released, Retried, Snoozed
-from runtime.core.limits import Bucket
+from runtime.core.limits import Bucket, Concurrency
 from runtime.core.retry import Retry
 from runtime.engine.context import Context
 from runtime.engine.drought import LONGEST_S
@@ -18,6 +18,8 @@ from tests.engine.world import CancelOnce, Row, World
 
 ONE_A_SECOND = Bucket("judit", "1/s", burst=1)
 TOKENS = Bucket("openai.tokens", "10/s", burst=50)
+EXPORTS = Concurrency("exports", 2)
+ALONE = Concurrency("alone", 1)
 
 
 def outcomes(world: World) -> list[Outcome]:
@@ -266,3 +268,142 @@ async def test_a_handler_that_swallows_the_cancellation_of_its_wait_goes_on_with
     await world.until(lambda: first.outcome and second.outcome)
     assert Done("cut short") in (first.outcome, second.outcome)
     assert not any(isinstance(outcome, Retried) for outcome in outcomes(world))
+
+
+# Permits.
+
+
+async def test_so_many_run_at_once_and_each_holds_its_permit_to_its_end(world: World) -> None:
+    async def work(ctx: Context) -> float:
+        began = world.now
+        await trio.sleep(3)
+        return began
+
+    world.handle(work, limit=(EXPORTS, TOKENS))
+    rows = [world.store.add() for _ in range(5)]
+    world.serve(world.actor(size=5))
+    await world.until(lambda: all(row.outcome for row in rows))
+    began = [outcome.result for outcome in outcomes(world) if isinstance(outcome, Done)]
+    assert began == [0, 0, 3, 3, 6]
+    assert world.turnstile.held == []
+    waited = sorted(settlement_of(world, row).waited_s for row in rows)
+    assert waited == pytest.approx([0, 0, 3, 3, 6])
+    assert sum(part == "limit exports" for _, part in world.diary.parts) == 3
+
+
+@pytest.mark.parametrize("how", ["raises", "times out", "is aborted", "is stopped"])
+async def test_however_a_run_ends_its_permits_are_given_back(world: World, how: str) -> None:
+    async def work(ctx: Context) -> None:
+        async with ctx.limit(EXPORTS):
+            if how == "raises":
+                raise ValueError("it failed")
+            await trio.sleep(3600)
+
+    world.handle(work, timeout_s=5.0 if how == "times out" else 7200.0, retry=Retry(1), limit=(ALONE,))
+    row = world.store.add()
+    serving = world.serve(world.actor())
+    await world.at(1)
+    if how == "is aborted":
+        world.keeper.notify(row, "abort")
+    if how == "is stopped":
+        serving.hurry()
+        await serving.end()
+    else:
+        await world.until(lambda: row.outcome)
+    assert world.turnstile.held == []
+
+
+async def test_where_there_are_no_tokens_the_permits_are_given_back(world: World) -> None:
+    async def work(ctx: Context) -> int:
+        if ctx.job_id == first.id:
+            async with ctx.limit(TOKENS, cost=50):
+                return 0
+        async with ctx.limit({ALONE: 1, TOKENS: 50}, patience="1s"):
+            assert len(world.turnstile.held) == 1
+        return ctx.attempt
+
+    world.handle(work)
+    first = world.store.add()
+    await ended(world, first)
+    second = world.store.add()
+    await world.until(lambda: second.outcome)
+    *snoozed, done = world.store.outcomes(second.id)
+    assert snoozed
+    assert all(isinstance(outcome, Snoozed) and outcome.waits_for == "openai.tokens" for outcome in snoozed)
+    assert done == Done(1)
+    assert world.turnstile.held == []
+
+
+async def test_the_patience_is_for_all_limits_together(world: World) -> None:
+    async def work(ctx: Context, tokens: int) -> None:
+        async with ctx.limit({ALONE: 1, TOKENS: tokens}, patience="2s"):
+            await trio.sleep(1.8)
+
+    world.handle(work)
+    first = world.store.add("work", 30)
+    world.serve(world.actor())
+    await world.at(0.1)
+    second = world.store.add("work", 50)  # has its permit at 1.8 s, and could have its tokens at 3 s
+    await world.until(lambda: first.outcome and second.outcome)
+    snoozed, done = world.store.outcomes(second.id)
+    assert isinstance(snoozed, Snoozed)
+    assert snoozed.delay_s == pytest.approx(1.2)
+    assert (snoozed.waits_for, done) == ("openai.tokens", Done(None))
+
+
+async def test_over_the_patience_for_a_permit_the_job_is_snoozed_and_the_queue_left_alone(world: World) -> None:
+    async def work(ctx: Context) -> int:
+        await trio.sleep(35)
+        return ctx.attempt
+
+    world.handle(work, limit=(ALONE,))
+    rows = [world.store.add() for _ in range(2)]
+    world.serve(world.actor())
+    await world.until(lambda: all(row.outcome for row in rows))
+    assert {row.outcome for row in rows} == {Done(1)}
+    snoozed = [outcome for outcome in outcomes(world) if isinstance(outcome, Snoozed)]
+    assert 2 <= len(snoozed) <= 4
+    assert {outcome.waits_for for outcome in snoozed} == {"alone"}
+
+
+async def test_who_asks_for_permits_waits_while_the_store_is_away_however_long(world: World) -> None:
+    async def work(ctx: Context) -> None: ...
+
+    world.handle(work, limit=(ALONE,))
+    world.turnstile.away = "connection refused"
+    row = world.store.add()
+    world.serve(world.actor())
+    await world.at(60)
+    assert row.outcome is None
+    world.turnstile.away = None
+    await world.until(lambda: row.outcome)
+    assert world.store.outcomes(row.id) == [Done(None)]
+    assert any("connection refused" in text for _, text in world.diary.weathers)
+
+
+async def test_permits_are_taken_by_label_whatever_order_they_are_named_in(world: World) -> None:
+    """So two jobs that ask for the same ones do not wait for each other."""
+    asked: list[list[str]] = []
+
+    async def work(ctx: Context, *order: str) -> None:
+        async with ctx.limit({Concurrency(name, 2): 1 for name in order}):
+            asked.append([permit.limit.label for permit in world.turnstile.held])
+
+    world.handle(work)
+    await ended(world, world.store.add("work", "b", "c", "a"))
+    await ended(world, world.store.add("work", "c", "a", "b"))
+    assert asked == [["a", "b", "c"]] * 2
+
+
+async def test_a_permit_costs_one_and_a_number_settles_none(world: World) -> None:
+    async def work(ctx: Context) -> None:
+        async with ctx.limit(ALONE) as grant:
+            with pytest.raises(LimitInvalid, match="one bucket"):
+                grant.settle(3)
+        with pytest.raises(LimitInvalid, match="2 permits"):
+            ctx.limit({ALONE: 2})
+        async with ctx.limit({ALONE: 0}):
+            assert world.turnstile.held == []
+
+    world.handle(work)
+    assert isinstance(await ended(world, world.store.add()), Done)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -30,7 +30,18 @@ from runtime.core.job import (
     Unreadable,
     Verdict,
 )
-from runtime.core.limits import Answer, Bucket, Costs, Granted, Refused, Reserved
+from runtime.core.limits import (
+    Answer,
+    Bucket,
+    Concurrency,
+    Costs,
+    Granted,
+    Keyed,
+    Permit,
+    Refused,
+    Reserved,
+    one_each,
+)
 from runtime.core.policy import Ended, Stop, attempt_after
 from runtime.core.retry import Retry
 from runtime.core.spec import Spec
@@ -559,6 +570,40 @@ class Taps:
         return breaker in self.open
 
 
+class Turnstile:
+    """`ports.Permits`: so many at once, first come, first served."""
+
+    def __init__(self) -> None:
+        self.away: str | None = None
+        self.held: list[Permit] = []
+        self._changed = trio.Event()
+
+    async def acquire(
+        self, limit: Concurrency, claim: Claim, patience_s: float, waiting: AbstractContextManager[object]
+    ) -> Permit | Refused:
+        await trio.lowlevel.checkpoint()
+        if self.away:
+            raise Away(self.away, "limit")
+        permit = Permit(limit, claim.token, b"")
+        if not self._full(limit):
+            self.held.append(permit)
+            return permit
+        with waiting, trio.move_on_after(patience_s):
+            while self._full(limit):
+                await self._changed.wait()
+            self.held.append(permit)
+            return permit
+        return Refused(2.0, limit.label, "full")
+
+    def _full(self, limit: Concurrency) -> bool:
+        return sum(permit.limit.label == limit.label for permit in self.held) >= limit.most
+
+    def release(self, permit: Permit) -> None:
+        self.held.remove(permit)
+        self._changed.set()
+        self._changed = trio.Event()
+
+
 class Diary:
     """`ports.Journal`: writes everything down."""
 
@@ -672,6 +717,7 @@ class World:
         self.apis: dict[str, Api] = {}
         self.warnings: list[str] = []
         self.pools = Pools(self.warnings.append)
+        self.turnstile = Turnstile()
         self.statistics = Statistics()
         self.entries: dict[str, Entry] = {}
         self.nursery: trio.Nursery = None  # type: ignore[assignment]  # set before the test begins
@@ -691,6 +737,7 @@ class World:
             self.diary,
             self.taps,
             self.apis.get,
+            self.turnstile,
         )
 
     def handle(
@@ -700,10 +747,10 @@ class World:
         name: str = "work",
         retry: Retry | None = None,
         timeout_s: float | None = None,
-        limit: tuple[Bucket, ...] = (),
+        limit: tuple[Keyed, ...] = (),
     ) -> None:
         self.entries[name] = Work(
-            Spec(name, queue="q", timeout_s=timeout_s, retry=retry or Retry(), limit=limit), function
+            Spec(name, queue="q", timeout_s=timeout_s, retry=retry or Retry(), limit=one_each(limit)), function
         )
 
     def handle_taking(self, length_s: float, name: str = "work") -> None:

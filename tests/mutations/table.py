@@ -537,4 +537,64 @@ CANCEL = _of(
     ("R19 a count of a wrong type costs nothing", "try('HINCRBY', count", "redis.call('HINCRBY', count"),
 )  # fmt: skip
 
-MUTANTS = [*CANCEL, *COMMON, *ENQUEUE, *CLAIM, *EXTEND, *SETTLE, *ONCE]
+PERMITS = _of(
+    "permits",
+    ("an id may have any sign in it", "([^|]*)|(.*)$'", "([^|]*)|([^|]*)$'"),
+    ("a lease is of its job's token", "owner == permits[n].token and 'live'", "owner and 'live'"),
+    ("another's lease is lost", "owner and 'lost' or 'lapsed'", "'lapsed'"),
+    ("a lapsed lease is not lost", "owner and 'lost' or 'lapsed'", "'lost'"),
+    ("who holds is alive, as far as is known", "redis.call('ZADD', held, 0, permit)", "redis.call('ZADD', held, 1, permit)"),
+    ("what is held expires", "  redis.call('PEXPIRE', held, HELD_MS)\n", ""),
+    ("R19 a message that cannot be left stops nothing", "redis.pcall('RPUSH', list, one.permit)", "redis.call('RPUSH', list, one.permit)"),
+    ("a message is left", "  redis.pcall('RPUSH', list, one.permit)\n", ""),
+    ("its process is told", "'rt:{limit}:handed:' .. one.incarnation", "'rt:{limit}:handed:a-1'"),
+    ("a message expires", "  redis.pcall('PEXPIRE', list, HANDED_MS)\n", ""),
+    ("the first in line comes first", "redis.call('ZRANGE', waiting, 0, 0)[1]", "redis.call('ZRANGE', waiting, -1, -1)[1]"),
+    ("no more than may", "if holders >= one.most then", "if false then"),
+    ("as many as may", "if holders >= one.most then", "if holders + 1 >= one.most then"),
+    ("who is let in waits no longer", "    redis.call('ZREM', waiting, first)\n", "    if redis.call('ZSCORE', held, first) then return false end\n"),
+    ("who waits and is dead is passed over", "if states({ one })[1] == 'live' then", "if true then"),
+    ("who is let in holds", "      hold(held, first)\n", ""),
+    ("who is let in counts", "      holders = holders + 1\n", ""),
+    ("who is answered needs no message", "if not asking[first] then", "if true then"),
+)  # fmt: skip
+
+ACQUIRE = _of(
+    "acquire",
+    ("nobody passes who waits", "redis.call('ZCARD', waiting) == 0\n", "true\n"),
+    ("who lost its job takes no room", "#permits == 1 and answers[1] == 'live' and", "#permits == 1 and"),
+    ("room is taken at once", "if #permits == 1 and answers", "if false and answers", "it only saves commands"),
+    ("only where there is room", "redis.call('ZCARD', held) < permits[1].most then", "true then"),
+    ("several are not answered as one", "if #permits == 1 and answers", "if answers"),
+    ("it is asked again when a lease would lapse", "look = left >= 0 and math.min(look, left + 1) or look", "look = look"),
+    ("a lease without an end lapses never", "left >= 0 and math.min(look, left + 1) or look", "math.min(look, left + 1)"),
+    ("the first lease that would lapse", "math.min(look, left + 1)", "left + 1"),
+    ("a lease that is back is missed no longer", "if missed > 0 then", "if false then"),
+    ("a job that another has gives its permit back", "state == 'lost' or (missed", "(missed"),
+    ("a dead holder is taken out", "(missed > 0 and now - missed >= GRACE)", "false"),
+    ("not before its keeper had its time", "now - missed >= GRACE", "true"),
+    ("who is missed is noted", "missed == 0 or missed > now", "missed > now"),
+    ("a clock turned back misses nobody for hours", "missed == 0 or missed > now", "missed == 0"),
+    ("it is asked again when that time is over", "look = math.min(look, missed + GRACE - now)", ""),
+    ("a clock turned back lets nobody pass", "math.max(now_us, last and tonumber(last) + 1 or 0)", "now_us"),
+    ("in the order of the call", "whole(turn + n)", "whole(turn)"),
+    ("who lost its job does not wait", "if answers[n] == 'live' and not places[n] then", "if not places[n] then"),
+    ("who holds does not wait", "if answers[n] == 'live' and not places[n] then", "if answers[n] == 'live' then"),
+    ("asked again, everybody keeps its turn", "redis.call('ZADD', waiting, 'NX', unpack(turns))", "redis.call('ZADD', waiting, unpack(turns))"),
+    ("the line expires", "    redis.call('PEXPIRE', waiting, WAITING_MS)\n", ""),
+    ("who is refused looks for the dead", "  look = bury()\n", ""),
+    ("what the dead leave is handed on", "  look = bury()\n  hand_on(held, waiting, asking)\n", "  look = bury()\n"),
+    ("a lost job is told so", "state ~= 'live' and state or places[n]", "places[n]"),
+)  # fmt: skip
+
+RELEASE = _of(
+    "release",
+    ("what is held is given back", "if redis.call('ZREM', held, permit) == 0 then", "if true then"),
+    ("who waits leaves", "    redis.call('ZREM', waiting, permit)\n", ""),
+    ("what is free is handed on", "  hand_on(held, waiting, {})\n", ""),
+    ("R19 a wrong type keeps nothing else back", "local ok, err = pcall(give_back, KEYS[2 * n - 1], KEYS[2 * n], permit)", "local ok, err = true, give_back(KEYS[2 * n - 1], KEYS[2 * n], permit)"),
+    ("the server's trouble is no wrong type", "if not string.find(text, 'WRONGTYPE', 1, true) then", "if false then"),
+    ("R19 a wrong type is told", "    trouble[#trouble + 1] = text\n", ""),
+)  # fmt: skip
+
+MUTANTS = [*CANCEL, *COMMON, *ENQUEUE, *CLAIM, *EXTEND, *SETTLE, *ONCE, *PERMITS, *ACQUIRE, *RELEASE]

@@ -26,6 +26,9 @@ TESTS = {
     "settle": ("settle", "claim", "commands"),
     "once": ("once", "source"),
     "cancel": ("cancel",),
+    "permits": ("permits",),
+    "acquire": ("permits",),
+    "release": ("permits",),
 }
 QUICKLY = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--assert=plain"]
 NO_TEST, FAILED = pytest.ExitCode.NO_TESTS_COLLECTED, pytest.ExitCode.TESTS_FAILED

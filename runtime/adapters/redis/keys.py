@@ -37,6 +37,10 @@ Of limits. They share a hash tag, as one script asks several of them: a cluster 
 | `rt:{limit}:known` | hash: name → rule as declared | 30 days after a worker with a limit last ran |
 | `rt:{limit}:count:<name>` | hash: how often, how long, how many | 30 days after the last |
 | `rt:{limit}:quota:<quota>:<user>` | zset: `sha1 of the body|id` → ms | an hour, or as long as a body that counts |
+| `rt:{limit}:held:<label>` | zset: permit → 0, or ms (`lua/permits.lua`) | while held; if one died, 30 days at most |
+| `rt:{limit}:waiting:<label>` | zset: permit → turn | while waited for; if who waits died, 5 minutes at most |
+| `rt:{limit}:handed:<incarnation>` | list: permits handed to that process | until it reads them, 1 minute at most |
+| `rt:{limit}:concurrency` | hash: name → most, as declared | 30 days after a worker with such a limit last ran |
 """
 
 JOB = "arq:job:"
@@ -49,6 +53,7 @@ ONCE = "rt:once:"
 LETTER = "rt:dead:"
 WORKERS = "rt:workers"
 LIMITS_KNOWN = "rt:{limit}:known"
+CONCURRENCY_KNOWN = "rt:{limit}:concurrency"
 LIMIT = "rt:{limit}:"
 """What all limits begin with: one script may touch several of them, and in a cluster they are together."""
 
@@ -116,6 +121,18 @@ def bucket_count(name: str) -> str:
 
 def breaker(name: str) -> str:
     return f"rt:{{limit}}:breaker:{name}"
+
+
+def held(label: str) -> str:
+    return f"rt:{{limit}}:held:{label}"
+
+
+def waiting(label: str) -> str:
+    return f"rt:{{limit}}:waiting:{label}"
+
+
+def handed(incarnation: str) -> str:
+    return f"rt:{{limit}}:handed:{incarnation}"
 
 
 def batch(queue: str, incarnation: str) -> str:
