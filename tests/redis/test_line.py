@@ -17,7 +17,7 @@ from runtime.adapters.redis import permits as permits_module
 from runtime.adapters.redis.connection import connect
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.permits import RedisPermits
-from runtime.adapters.redis.scripts import NewJob
+from runtime.adapters.redis.scripts import NewJob, script
 from runtime.adapters.redis.source import RedisSource
 from runtime.core.errors import LeaseLost, LimitInvalid
 from runtime.core.job import Claim
@@ -354,6 +354,25 @@ def test_a_message_that_is_lost_costs_no_more_than_a_lease(url: str) -> None:
     asyncio.run(play())
 
 
+def test_who_dies_between_the_hand_over_and_the_message_keeps_nobody_waiting(url: str) -> None:
+    async def play() -> None:
+        async with processes(url, 3, lease_s=3) as (holds, dies, lives):
+            got = await holds.get(await holds.job())
+            dead = await dies.in_line()
+            (lost,) = dies.permits._line
+            dies.permits._line.clear()  # it hears of nothing any more
+            dies.die()
+            waiting = await lives.in_line()
+            holds.permits.release(got)
+            await until(lambda: lives.raw.zscore(keys.held("exports"), lost.decode()) == 0)
+            await handed(waiting, 3 + 2 + SLACK_S)
+            dead.cancel()
+            with suppress(asyncio.CancelledError, KeyError):
+                await dead
+
+    asyncio.run(play())
+
+
 def test_a_dead_waiter_is_passed_over(url: str) -> None:
     async def play() -> None:
         async with processes(url, 3, lease_s=1) as (holds, dies, lives):
@@ -566,6 +585,44 @@ def test_a_server_that_hangs_keeps_nothing_from_anybody(server: Server) -> None:
             assert process.is_clean()
 
     server.flush()
+    asyncio.run(play())
+
+
+class Overtaken:
+    """A connection whose first question arrives after what takes it back."""
+
+    def __init__(self, redis: Any) -> None:
+        self._redis = redis
+        self._late: tuple[Any, ...] | None = None
+
+    async def execute_command(self, *args: Any) -> Any:
+        if args[1] == script("acquire", "permits").sha and self._late is None:
+            self._late = args
+            await asyncio.Event().wait()
+        reply = await self._redis.execute_command(*args)
+        if self._late:
+            await self._redis.execute_command(*self._late)
+            self._late = ()
+        return reply
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_question_that_arrives_after_it_was_taken_back_leaves_nothing(url: str, full: bool) -> None:
+    async def play() -> None:
+        async with processes(url) as (process,):
+            first, claim = await process.lease(2)
+            before = [await process.get(first)]
+            if not full:
+                process.permits.release(before.pop())
+                await until(process.is_clean)
+            process.permits._redis = Overtaken(process.source.redis)
+            task = asyncio.create_task(process.ask(claim))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await until(lambda: not process.permits._returned)
+            assert (len(process.held()), process.waiting()) == (len(before), 0)
+
     asyncio.run(play())
 
 

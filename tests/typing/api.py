@@ -10,7 +10,9 @@ from datetime import UTC, datetime, timedelta
 
 from runtime import (
     Allowance,
+    Bucket,
     Checked,
+    Concurrency,
     Context,
     Invalid,
     Job,
@@ -81,6 +83,26 @@ async def export_or_say_when(user_id: int) -> Job[str] | float:
 @handler(name="old-name")
 async def old(ctx: dict[str, object], url: str) -> None:
     assert ctx["job_id"], url
+
+
+requests = Bucket("openai.requests", "500/m")
+tokens = Bucket("openai.tokens", "30000/m")
+renders = Concurrency("renders", 5)
+
+
+@handler(limit=[requests, renders])
+async def limited(ctx: Context, tenant: str) -> None:
+    async with ctx.limit({tokens: 900, renders[tenant]: 1}, patience="2s") as grant:
+        grant.settle({tokens: 731})
+    async with ctx.limit(renders[tenant]):
+        pass
+
+
+@handler(limit=renders)
+async def limited_by_one(ctx: Context) -> None:
+    ctx.limit("renders")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a name for a limit
+    ctx.limit({renders: "one"})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]  # a text for a number
+    Concurrency("renders", "5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # likewise
 
 
 class Browser:

@@ -43,7 +43,7 @@ async def standing(redis: Any, labels: Sequence[str]) -> list[Standing]:
             found = await pipe.execute()
         permits = [text.split(b"|", 4) for texts in found[::2] for text in texts]
         leases = [keys.IN_PROGRESS.encode() + job_id for *_, job_id in permits]
-        owners = await redis.mget(leases) if leases else []
+        owners: list[bytes | None] = await redis.mget(leases) if leases else []
     of_all = iter(
         Holder(keys.id_text(job_id), owner == token) for (*_, token, job_id), owner in zip(permits, owners, strict=True)
     )
