@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from runtime.core.spec import DEFAULT_QUEUE
 from tests.faults import campaign, exports, jobs
 from tests.faults.ledger import Ledger, Line, executions, recoveries
 from tests.processes import Worker, enqueue, wait_until, workers
+from tests.servers import Server
 
 LEASE_S = 3.0
 SLACK_S = 5.0
@@ -117,6 +119,25 @@ def test_workers_are_killed_and_still_never_more_run_and_all_is_done(redis_url: 
     assert {job for job, runs in executions(lines).items() if runs[-1].end} >= {
         job for job in acked if job not in campaign.letters(redis_url)
     }
+
+
+@pytest.mark.parametrize("away_s", [1, LEASE_S + 2], ids=["shorter than a lease", "longer than a lease"])
+def test_redis_is_restarted_with_its_data_and_never_more_run(tmp_path: Path, ledger: Ledger, away_s: float) -> None:
+    """Half of the jobs are longer than the outage, and hold their permits through it."""
+    lengths = [0.1, away_s + 3] * 8
+    with Server(tmp_path) as server, workers(crew(server.url, ledger)) as three:
+        for worker in three:
+            worker.up()
+        enqueue(server.url, *(exports.export.request(length_s) for length_s in lengths))
+        wait_until(lambda: len(ledger.starts()) > 4)
+        server.kill()
+        time.sleep(away_s)
+        server.start()
+        wait_until(lambda: campaign.ended(server.url) == len(lengths), 90)
+        wait_until(lambda: not permits_left(server.url), LEASE_S + SLACK_S)
+        found = values(server.url)
+    assert most_at_once(ledger.lines()) == exports.MOST
+    assert found == [1] * len(lengths)
 
 
 def test_a_killed_holders_permit_is_free_within_its_lease_and_two_seconds(redis_url: str, ledger: Ledger) -> None:

@@ -354,6 +354,21 @@ def test_a_message_that_is_lost_costs_no_more_than_a_lease(url: str) -> None:
     asyncio.run(play())
 
 
+def test_a_message_that_is_lost_with_its_connection_is_not_waited_for(url: str) -> None:
+    async def play() -> None:
+        async with processes(url, 2) as (here, there):
+            got = await here.get(await here.job())
+            waiting = await there.in_line()
+            await until(lambda: there.listens() == 1)
+            (listener,) = [client for client in there.raw.client_list() if client["cmd"] == "blpop"]
+            there.raw.client_kill_filter(_id=listener["id"])
+            here.permits.release(got)
+            await until(lambda: there.raw.delete(keys.handed(there.source.incarnation)))
+            await handed(waiting, SLACK_S)
+
+    asyncio.run(play())
+
+
 def test_who_dies_between_the_hand_over_and_the_message_keeps_nobody_waiting(url: str) -> None:
     async def play() -> None:
         async with processes(url, 3, lease_s=3) as (holds, dies, lives):
