@@ -5,7 +5,6 @@
 -- Gives { in how many ms to ask again, 'held' | 'waiting' | 'lapsed' (ask soon) | 'lost' for each }
 
 local held, waiting = KEYS[1], KEYS[2]
-local now, now_us = clock()
 
 local permits, asking = {}, {}
 for n, permit in ipairs(ARGV) do
@@ -19,6 +18,7 @@ if #permits == 1 and answers[1] == 'live' and redis.call('ZCARD', waiting) == 0
   hold(held, ARGV[1])
   return { LOOK, 'held' }
 end
+local now, now_us = clock()
 
 -- Holders without a lease are taken out when they have been so for long enough. Gives when it is worth looking again:
 -- when the first lease would lapse that is not extended.
