@@ -40,13 +40,13 @@ class RedisLimits:
         with away_when_lost("limit"):
             reply: list[Any] = await _schedule("take")(self._redis, _names(costs, breaker), args)
         what, us, now = bytes(reply[0]), int(reply[1]), int(reply[2])
-        latest, probe = int(reply[3]), reply[4] == 1
+        latest, probe, watched, its_id = int(reply[3]), reply[4] == 1, reply[5] == 1, bytes(reply[6]).decode()
         by: str = list(costs)[latest - 1].label if latest else breaker or ""
         match what:
             case b"granted":
-                return Granted(now + us, us / 1e6, held or call, probe, reply[5] == 1)
+                return Granted(now + us, max(0, us) / 1e6, its_id, probe, watched)
             case b"reserved":
-                return Reserved(call, us / 1e6, by)
+                return Reserved(its_id, us / 1e6, by)
             case _:
                 return Refused(us / 1e6, by, "open" if what == b"open" else "dry")
 
@@ -59,7 +59,7 @@ class RedisLimits:
         await self._adjust({bucket: ("settle", _bounded(bucket, n), granted_us) for bucket, n in more.items() if n})
 
     async def lower(self, left: Mapping[Bucket, int]) -> None:
-        await self._adjust({bucket: ("lower", n, 0) for bucket, n in left.items() if n < bucket.rule.burst})
+        await self._adjust({bucket: ("lower", max(0, n), 0) for bucket, n in left.items() if n < bucket.rule.burst})
 
     async def close(self, costs: Costs, wait_s: float) -> None:
         await self._adjust({bucket: ("close", _us(wait_s), 0) for bucket in costs})
@@ -88,7 +88,7 @@ class RedisLimits:
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hset(keys.LIMITS_KNOWN, mapping={name: _said(rule) for name, rule in new.items()})
                 pipe.expire(keys.LIMITS_KNOWN, KNOWN_S)
-                await pipe.execute()
+                await pipe.execute(raise_on_error=False)  # it is for show, and no reason to give nothing
         self._told.update(new)
 
 

@@ -11,12 +11,22 @@ local count = tonumber(ARGV[1])
 local now = clock()
 local values = redis.call('MGET', unpack(KEYS))
 
--- A use that was smaller than thought is taken out again. Once the bucket has been full since, it is forgotten already;
--- as far as it was more than half full, that may be so.
+-- A use that was smaller than thought is made smaller, so far as that leaves the bucket no fuller than what was used
+-- after it allows. The mark before it tells as much, or a little less; without a mark, nobody knows.
 local function refund(bucket, n, granted)
-  local rule = bucket.rule
+  local rule, marks, mark, least = bucket.rule, bucket.marks, #bucket.marks + 1, 0
   if granted < bucket.last then
-    n = granted < bucket.half and 0 or math.min(n, math.floor(rule.burst / 2))
+    repeat
+      mark = mark - 1
+      if mark == 0 then
+        return 0
+      end
+    until marks[mark].t <= granted
+    least = marks[mark].full
+    n = math.min(n, (divide(math.max(0, bucket.full - least) * rule.count, rule.period)))
+  end
+  for i = 1, mark - 1 do
+    marks[i].full = math.max(least, marks[i].full - (add(rule, 0, 0, n)))
   end
   bucket.full, bucket.parts = add(rule, bucket.full, bucket.parts, -n)
   if bucket.full < now then
@@ -29,7 +39,7 @@ local function settle(bucket, more, granted)
   if more < 0 then
     return refund(bucket, -more, granted)
   end
-  bucket.full, bucket.parts = use(bucket.rule, bucket.full, bucket.parts, now, more)
+  spend(bucket, now, more)
   return 0
 end
 
@@ -38,13 +48,19 @@ local function leave_only(bucket, n, t)
   local full, parts = add(bucket.rule, t, 0, math.max(0, bucket.rule.burst - n))
   if full > bucket.full or (full == bucket.full and parts > bucket.parts) then
     bucket.full, bucket.parts = full, parts
+    forget(bucket, t)
   end
 end
 
 -- Who has a reservation is to ask again: all at once would be a stampede. One comes first, the others by the rate.
+-- What is sure will be used in spite of it.
 local function close(bucket, us)
   bucket.closed = math.max(bucket.closed, now + us)
-  bucket.reserved = {}
+  local sure = {}
+  for _, one in ipairs(bucket.reserved) do
+    sure[#sure + 1] = one.sure and one or nil
+  end
+  bucket.reserved = sure
   leave_only(bucket, 1, bucket.closed)
 end
 

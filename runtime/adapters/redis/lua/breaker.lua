@@ -8,7 +8,7 @@
 local key = KEYS[1]
 local what, id, most, cool, remember, reason = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local now = clock()
-local breaker = breaker_of(redis.call('GET', key))
+local breaker = breaker_of(redis.call('MGET', key)[1]) -- of a wrong type it is none
 local open = breaker ~= nil and breaker.open > 0
 local probe = open and breaker.id == id
 

@@ -19,7 +19,6 @@ for i = 1, count do
 end
 local breaker = breaker_of(values[2 * count + 1])
 if breaker and breaker.id == id then
-  local value = whole(breaker.open) .. ' 0 ' .. whole(breaker.failures) .. ' - ' .. breaker.reason
-  redis.call('SET', KEYS[2 * count + 1], value, 'KEEPTTL')
+  end_probe(KEYS[2 * count + 1], breaker)
 end
 return had

@@ -6,14 +6,18 @@
 -- whole number of microseconds, and so many parts of one of which `count` make it.
 --
 -- The value of a bucket's key:
---   at full parts count closed cursor half last|[id:t:n:sure] ...
+--   at full parts count closed cursor last|[t:full] ...|[id:t:n:sure] ...
 --     at      the time of the last write                     closed  nothing is given before
 --     cursor  up to here those who were refused are told to come back
---     half    the last use of a bucket that was more than half full; last  the last use (for refunds)
+--     last    the last use
+--     t:full  marks, for refunds: when the bucket would be full again if it had been full at t
 --     sure    1: it was asked for at its time, and is used. Who never asks (it died) has used nothing.
 
-local SLACK = 1000000 -- so long after its time a reservation that nobody has asked for is taken for dead
+local LATE = 50000    -- so long after its time a reservation may be asked for; else its use would be too near to others
+local SLACK = 1000000 -- so long after it nobody has asked for it, and it is taken for dead
+local MOST_PAST = 100 -- but when so many wait for it to be seen whether one before them is dead, it is once it is late
 local MOST_RESERVED = 500
+local MOST_MARKS = 4
 
 local function clock()
   local t = redis.call('TIME')
@@ -26,7 +30,7 @@ end
 
 -- x / y, rounded down, and the rest: exact for whole numbers up to 2^53, unlike floor(x / y).
 local function divide(x, y)
-  local rest = math.fmod(x, y)
+  local rest = math.fmod(x, y) + 0 -- for fmod gives -0 too, which is written with its sign
   if rest < 0 then
     rest = rest + y
   end
@@ -56,61 +60,80 @@ end
 
 -- `given` is 'count:period:burst', as declared; `set` the same, as an operator has set it for now.
 local function rule_of(given, set)
-  local count, period, burst = string.match(set or given, '^(%d+):(%d+):(%d+)')
+  local pattern = '^([1-9]%d*):([1-9]%d*):([1-9]%d*)'
+  local count, period, burst = string.match(set or '', pattern)
+  if not count then
+    count, period, burst = string.match(given, pattern)
+  end
   return { count = tonumber(count), period = tonumber(period), burst = tonumber(burst) }
 end
 
-local function shift(bucket, by)
-  for _, name in ipairs({ 'full', 'closed', 'cursor', 'half', 'last' }) do
-    bucket[name] = math.max(0, bucket[name] - by)
+-- Nothing that was used until t is refunded any more.
+local function forget(bucket, t)
+  bucket.last, bucket.marks = math.max(bucket.last, t), {}
+end
+
+-- As if no time had gone by since `at`, by a clock that was turned back to `now`.
+local function shift(bucket, at, now)
+  for _, name in ipairs({ 'full', 'closed', 'cursor' }) do
+    bucket[name] = math.max(0, bucket[name] - (at - now))
   end
   for _, one in ipairs(bucket.reserved) do
-    one.t = one.t - by
+    one.t = one.t - (at - now)
   end
+  forget(bucket, at + 1) -- moments of the one clock and of the other cannot be told apart
 end
 
-local function note_use(bucket, t)
-  local rule = bucket.rule
-  if bucket.full - t < rule.burst * rule.period / rule.count / 2 then
-    bucket.half = t
+-- n tokens are used at t.
+local function spend(bucket, t, n)
+  local rule, marks = bucket.rule, bucket.full > t and bucket.marks or {}
+  local newest = marks[#marks]
+  if not newest or t - newest.t >= rule.burst * rule.period / rule.count / 2 then
+    if #marks == MOST_MARKS then
+      table.remove(marks, 1)
+    end
+    marks[#marks + 1] = { t = t, full = t }
   end
-  bucket.last = t
+  for _, mark in ipairs(marks) do
+    local full, parts = use(rule, mark.full, 0, t, n)
+    mark.full = full + (parts > 0 and 1 or 0)
+  end
+  bucket.full, bucket.parts = use(rule, bucket.full, bucket.parts, t, n)
+  bucket.last, bucket.marks = math.max(bucket.last, t), marks
 end
 
--- What is past becomes part of what was used; what nobody came for is dropped.
+-- What is past becomes part of what was used, in its order; what nobody came for is dropped.
 local function settle_past(bucket, now)
-  local reserved, gone = bucket.reserved, 0
+  local reserved, left = bucket.reserved, {}
+  local slack = reserved[MOST_PAST] and reserved[MOST_PAST].t <= now and LATE or SLACK
   for _, one in ipairs(reserved) do
-    local dead = not one.sure and one.t < now - SLACK
-    if one.t > now or not (one.sure or dead) then
-      break
+    if one.sure and one.t <= now and #left == 0 then
+      spend(bucket, one.t, one.n)
+    elseif one.sure or one.t >= now - slack then
+      left[#left + 1] = one
     end
-    if one.sure then
-      note_use(bucket, one.t)
-      bucket.full, bucket.parts = use(bucket.rule, bucket.full, bucket.parts, one.t, one.n)
-    end
-    gone = gone + 1
   end
-  if gone > 0 then
-    bucket.reserved = { unpack(reserved, gone + 1) }
-  end
+  bucket.reserved = left
 end
 
 local function read(key, value, rule, now)
-  local bucket = { key = key, rule = rule, full = 0, parts = 0, closed = 0, cursor = 0, half = 0, last = 0, reserved = {} }
-  local at, full, parts, count, closed, cursor, half, last, reserved =
-    string.match(value or '', '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)|(.*)$')
+  local bucket = { key = key, rule = rule, full = 0, parts = 0, closed = 0, cursor = 0, last = 0, marks = {}, reserved = {} }
+  local at, full, parts, count, closed, cursor, last, marks, reserved =
+    string.match(value or '', '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)|([^|]*)|(.*)$')
   if at then
     bucket.full, bucket.parts, bucket.closed = tonumber(full), tonumber(parts), tonumber(closed)
-    bucket.cursor, bucket.half, bucket.last = tonumber(cursor), tonumber(half), tonumber(last)
+    bucket.cursor, bucket.last = tonumber(cursor), tonumber(last)
     if tonumber(count) ~= rule.count and bucket.parts > 0 then
       bucket.full, bucket.parts = bucket.full + 1, 0 -- a part was something else to who wrote it
+    end
+    for t, would_be_full in string.gmatch(marks, '(%d+):(%d+)') do
+      bucket.marks[#bucket.marks + 1] = { t = tonumber(t), full = tonumber(would_be_full) }
     end
     for id, t, n, sure in string.gmatch(reserved, '([^ :]+):(%d+):(%d+):(%d)') do
       bucket.reserved[#bucket.reserved + 1] = { id = id, t = tonumber(t), n = tonumber(n), sure = sure == '1' }
     end
     if tonumber(at) > now then
-      shift(bucket, tonumber(at) - now) -- the clock was turned back: as if no time had gone by
+      shift(bucket, tonumber(at), now)
     end
   end
   settle_past(bucket, now)
@@ -121,16 +144,20 @@ end
 local function write(bucket, now)
   local head = {
     whole(now), whole(bucket.full), whole(bucket.parts), whole(bucket.rule.count),
-    whole(bucket.closed), whole(bucket.cursor), whole(bucket.half), whole(bucket.last),
+    whole(bucket.closed), whole(bucket.cursor), whole(bucket.last),
   }
-  local full, parts, out = bucket.full, bucket.parts, {}
+  local full, parts, marks, out = bucket.full, bucket.parts, {}, {}
+  for i, mark in ipairs(bucket.marks) do
+    marks[i] = whole(mark.t) .. ':' .. whole(mark.full)
+  end
   for _, one in ipairs(bucket.reserved) do
     full, parts = use(bucket.rule, full, parts, one.t, one.n)
     out[#out + 1] = one.id .. ':' .. whole(one.t) .. ':' .. whole(one.n) .. ':' .. (one.sure and 1 or 0)
   end
-  local left = math.max(full + 1, bucket.closed, bucket.cursor) - now + (#bucket.reserved > 0 and SLACK or 0)
-  local value = table.concat(head, ' ') .. '|' .. table.concat(out, ' ')
-  redis.call('SET', bucket.key, value, 'PX', whole(math.max(1000, math.ceil(left / 1000))))
+  local till = math.max(full + 1, bucket.closed, bucket.cursor, now + SLACK) + (#bucket.reserved > 0 and SLACK or 0)
+  local value = table.concat(head, ' ') .. '|' .. table.concat(marks, ' ') .. '|' .. table.concat(out, ' ')
+  -- A moment, not a length: by when the script runs, its server reckons lengths from a little earlier.
+  redis.call('SET', bucket.key, value, 'PXAT', whole(math.ceil(till / 1000)))
 end
 
 local function hindered(bucket, i, full, parts, with_full, with_parts)
@@ -206,4 +233,10 @@ local function breaker_of(value)
     return nil
   end
   return { open = tonumber(open), probe = tonumber(probe), failures = tonumber(failures), id = id, reason = reason }
+end
+
+-- Another call may find out now.
+local function end_probe(key, breaker)
+  local value = whole(breaker.open) .. ' 0 ' .. whole(breaker.failures) .. ' - ' .. breaker.reason
+  redis.call('SET', key, value, 'KEEPTTL')
 end

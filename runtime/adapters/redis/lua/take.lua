@@ -4,18 +4,17 @@
 -- ARGV  1 number of buckets  2 id of this call  3 id of the reservation whose time has come, else ''
 --       4 the longest wait (us)  5 how long a probe may take (us)
 --       then two for each bucket: rule ('count:period:burst'), tokens
--- Gives { what, us, now (us), n, whether it is the probe (0|1), whether the breaker is to hear of a success (0|1) }
---   'granted'   in `us` (0, or a moment where the time had nearly come)
---   'reserved'  for `us` from now, under the id of this call; bucket n has them latest
+-- Gives { what, us, now (us), n, whether it is the probe (0|1), whether the breaker is to hear of a success (0|1), id }
+--   'granted'   in `us`: 0, or a little more or less (below zero) where it was reserved; under this id
+--   'reserved'  for `us` from now, under this id; bucket n has them latest
 --   'dry'       nothing was taken; come back in `us`; because of bucket n
 --   'open'      nothing was taken; come back in `us`; because of the breaker
 
 local EARLY = 250000 -- whoever comes so long before its time may wait the rest by itself
-local LATE = 50000   -- and so long after it is in time; else what it does would be too near to what others do
 local SPREAD = 60000000
 
 local count, id, held = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local patience, probe_us = tonumber(ARGV[4]), tonumber(ARGV[5])
+local patience, probe_us = math.max(0, tonumber(ARGV[4])), tonumber(ARGV[5])
 local now = clock()
 local values = redis.call('MGET', unpack(KEYS))
 
@@ -59,19 +58,19 @@ local function begin_probe(its_id, wait)
   end
 end
 
-local function answer(what, us, which)
-  return { what, whole(us), whole(now), which or 0, is_probe() and 1 or 0, breaker and 1 or 0 }
+local function answer(what, us, which, its_id)
+  return { what, whole(us), whole(now), which or 0, is_probe() and 1 or 0, breaker and 1 or 0, its_id or '' }
 end
 
--- The microseconds that are left to the time of what is held, which is used then; nil if it is not there in time.
+-- From now to the time of what is held (us), which is used then; nil if it is not there in time.
 local function due()
-  local mine, left = {}, 0
+  local mine, left = {}, count > 0 and -LATE or 0
   for i, bucket in ipairs(buckets) do
     mine[i] = find(bucket, held)
     if not mine[i] or mine[i].t < now - LATE or mine[i].t > now + EARLY then
       return nil
     end
-    left = math.max(mine[i].t - now, 0)
+    left = math.max(left, mine[i].t - now)
   end
   for _, one in ipairs(mine) do
     one.sure = true
@@ -98,7 +97,7 @@ if held ~= '' then
   if left then
     save()
     begin_probe(held, left)
-    return answer('granted', left)
+    return answer('granted', left, 0, held)
   end
   let_go()
 end
@@ -127,6 +126,9 @@ if t - now > patience or (crowded and t > now) then
   end
   bucket.cursor = add(bucket.rule, back, 0, n[latest])
   save()
+  if held ~= '' and breaker and breaker.id == held then
+    end_probe(breaker_key, breaker)
+  end
   return answer('dry', back - now, latest)
 end
 
@@ -139,4 +141,4 @@ for i, bucket in ipairs(buckets) do
 end
 save()
 begin_probe(id, t - now)
-return answer(sure and 'granted' or 'reserved', t - now, latest)
+return answer(sure and 'granted' or 'reserved', t - now, latest, id)
