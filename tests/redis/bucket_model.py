@@ -1,7 +1,7 @@
 """Buckets as they are meant to be, in exact fractions: what `lua/schedule.lua` and the scripts on it promise.
 
-No Redis and no clock: `now` (us) is given to every call. `Witness` knows nothing of how a bucket is kept: it is the list
-of what was used, and the windows over it. Both are the oracles of `test_bucket_model.py`.
+No Redis and no clock: `now` (us) is given to every call. `Witness` knows nothing of how a bucket is kept: it is the
+list of what was used, and the windows over it. Both are the oracles of `test_bucket_model.py`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def till(state: State, rule: Rule, now: int) -> int:
 
 def spend(state: State, rule: Rule, t: int, n: int) -> State:
     marks = list(state.marks) if state.full >= t + 1 else []  # a bucket that is full by then begins anew
-    if not marks or t - marks[-1][0] >= rule.burst * each_us(rule) / 2:
+    if t >= state.last and (not marks or t - marks[-1][0] >= rule.burst * each_us(rule) / 2):
         marks = [*marks[-(MOST_MARKS - 1) :], (t, t)]
     marks = [(since, ceil(used(Fraction(would), rule, t, n))) for since, would in marks]
     return replace(state, full=used(state.full, rule, t, n), last=max(state.last, t), marks=tuple(marks))
@@ -209,14 +209,18 @@ def close(state: State, rule: Rule, now: int, us: int) -> State:
     state = seen_at(state, rule, now)
     closed = max(state.closed, now + us)
     state = replace(state, closed=closed, reserved=tuple(one for one in state.reserved if one.sure))
-    return _leave_only(state, rule, 1, closed)
+    return _forget(_leave_only(state, rule, 1, closed), closed)
 
 
 def _leave_only(state: State, rule: Rule, left: int, t: int) -> State:
     full = t + max(0, rule.burst - left) * each_us(rule)
     if full <= state.full:
         return state
-    return replace(state, full=full, last=max(state.last, t), marks=())
+    return _forget(replace(state, full=full), t)
+
+
+def _forget(state: State, t: int) -> State:
+    return replace(state, last=max(state.last, t), marks=())
 
 
 def left(state: State, rule: Rule, now: int, id: str) -> State:

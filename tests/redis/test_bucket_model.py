@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import floor
 from typing import TypeVar
@@ -46,7 +46,7 @@ class Tap:
     bucket: Bucket
     rule: Rule
     witness: Witness
-    state: State = State()
+    state: State = field(default_factory=State)
 
     def begin_anew(self, its: Rule) -> None:
         """By another rule. What was granted or promised by the one before is no matter of this one."""
@@ -140,11 +140,12 @@ class Histories(RuleBasedStateMachine):
         costs = {n: max(1, self.taps[n].bucket.rule.burst * parts[n] // 100) for n in chosen}
         self._take(costs, 0 if "reservations" in self.off else patience_s, None)
 
-    @precondition(lambda self: any(call.reserved for call in self.calls))
     @rule(which=numbers, late_ms=st.sampled_from([-400, -249, -100, 0, 1, 20, 48, 51, 700, 1100]), wait=st.booleans())
     def ask_again(self, which: int, late_ms: int, wait: bool) -> None:
         """When its time has come, or sooner, or later."""
-        waiting = sorted((call for call in self.calls if call.reserved), key=lambda call: call.at_us)
+        waiting = sorted(self._waiting(), key=lambda call: call.at_us)
+        if not waiting:
+            return  # no precondition: real time goes by too, and it is not the same in each run of a history
         call = waiting[which % len(waiting)] if which > 20 else waiting[0]
         if wait:
             seconds, micros = self.store.redis.time()
@@ -209,10 +210,11 @@ class Histories(RuleBasedStateMachine):
             uses = self.taps[n].witness.uses
             uses[:] = [use for use in uses if use.id != call.id]
 
-    @precondition(lambda self: any(call.reserved for call in self.calls))
     @rule(which=numbers)
     def leave(self, which: int) -> None:
-        waiting = [call for call in self.calls if call.reserved]
+        waiting = self._waiting()
+        if not waiting:
+            return
         call = waiting[which % len(waiting)]
         before = {n: self._now(n) for n in call.costs}
         self.buckets.leave({self.taps[n].bucket: cost for n, cost in call.costs.items()}, call.id)
@@ -221,19 +223,24 @@ class Histories(RuleBasedStateMachine):
                 self._change(n, partial(model.left, id=call.id))
         self._drop(call)
 
-    @precondition(lambda self: "deaths" not in self.off and any(call.reserved for call in self.calls))
+    @precondition(lambda self: "deaths" not in self.off)
     @rule(which=numbers)
     def die(self, which: int) -> None:
         """It never asks again. What it has reserved stays, until it is seen that nobody comes for it."""
-        waiting = [call for call in self.calls if call.reserved]
-        self.calls.remove(waiting[which % len(waiting)])
+        if waiting := self._waiting():
+            self.calls.remove(waiting[which % len(waiting)])
+
+    def _waiting(self) -> list[Call]:
+        return [call for call in self.calls if call.reserved]
 
     # -- corrections
 
-    @precondition(lambda self: "settles" not in self.off and any(self._open(call) for call in self.calls))
+    @precondition(lambda self: "settles" not in self.off)
     @rule(which=numbers, percent=st.sampled_from([-100, -100, -70, -40, -1, 30, 250]))
     def settle(self, which: int, percent: int) -> None:
-        unsettled = [call for call in self.calls if self._open(call)]
+        unsettled = [call for call in self.calls if not call.reserved and not call.settled]
+        if not unsettled:
+            return
         call = unsettled[which % len(unsettled)]
         call.settled, self.exact = True, False
         for n, cost in call.costs.items():
@@ -247,9 +254,6 @@ class Histories(RuleBasedStateMachine):
             assert refunded <= cost
             for use in tap.witness.uses:
                 use.n -= refunded if use.id == call.id else 0
-
-    def _open(self, call: Call) -> bool:
-        return not call.reserved and not call.settled
 
     @precondition(lambda self: "lower" not in self.off)
     @rule(n=st.integers(0, 2), percent=st.integers(-10, 120))

@@ -62,6 +62,7 @@ local function close(bucket, us)
   end
   bucket.reserved = sure
   leave_only(bucket, 1, bucket.closed)
+  forget(bucket, bucket.closed)
 end
 
 local refunded = {}

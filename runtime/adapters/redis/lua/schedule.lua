@@ -84,11 +84,11 @@ local function shift(bucket, at, now)
   forget(bucket, at + 1) -- moments of the one clock and of the other cannot be told apart
 end
 
--- n tokens are used at t.
+-- n tokens are used at t. A bucket that is full by then begins anew.
 local function spend(bucket, t, n)
   local rule, marks = bucket.rule, bucket.full > t and bucket.marks or {}
   local newest = marks[#marks]
-  if not newest or t - newest.t >= rule.burst * rule.period / rule.count / 2 then
+  if t >= bucket.last and (not newest or t - newest.t >= rule.burst * rule.period / rule.count / 2) then
     if #marks == MOST_MARKS then
       table.remove(marks, 1)
     end
