@@ -12,8 +12,9 @@ from runtime.core.span import Span, seconds, spell
 from runtime.core.text import one_line
 
 YEAR_S = 366 * 86_400.0
-MOST_EXACT = 2**52
-"""The store counts in doubles, in which whole numbers are exact up to twice this."""
+MOST_EXACT = 2**51
+"""The store counts in doubles, in which whole numbers are exact up to four times this: now in microseconds (less than
+one of these until 2041), a bucket that is empty, and as much again for who waits for all that it holds."""
 _RATE = re.compile(r"(\d{1,15})\s*/\s*([\d.]*\s*(?:ms|s|m|h|d))", re.ASCII)
 
 
