@@ -735,7 +735,8 @@ TAKE = _of(
 
 LEAVE = _of(
     "leave",
-    ("what is not there is not written", "  if values[i] then\n", "  if true then\n"),
+    ("what is not there is not written", "  if values[i] then\n", "  if true then\n",
+     "nothing is found in an empty bucket"),
     ("it is taken out", "find(bucket, id, true)", "find(bucket, id)"),
     ("only what had it is written", "    if find(bucket, id, true) then\n", "    find(bucket, id, true)\n    if true then\n"),
     ("that is written", "      write(bucket, now)\n", ""),
