@@ -29,10 +29,10 @@ bench: $(VENV)/dev.stamp
 image: $(VENV)/dev.stamp
 	RUNTIME_TEST_IMAGE=1 $(BIN)/python -m pytest -q tests/image
 
-# The queue's scripts against their model, over other histories at each run.
+# The queue's and the buckets' scripts against their models, over other histories at each run.
 EXAMPLES ?= 5000
 model: $(VENV)/dev.stamp
-	MODEL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q --timeout=0 tests/redis/test_model.py
+	MODEL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q --timeout=0 tests/redis/test_model.py tests/redis/test_bucket_model.py
 
 # Each guard of the scripts taken away: a test must fail.
 mutants: $(VENV)/dev.stamp
