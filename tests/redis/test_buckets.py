@@ -23,8 +23,8 @@ from tests.redis.store import Store
 from tests.servers import Server
 
 SLOW = Bucket("slow", "1/m", 10)
-"""In the time of a test nothing flows in."""
-ONE = Bucket("one", "1/s", 1)
+ONE = Bucket("one", "1/m", 1)
+"""In the time of a test nothing flows in, of these."""
 
 
 @pytest.fixture
@@ -57,9 +57,9 @@ def test_fractions_of_a_token_survive_any_number_of_touches(buckets: Buckets) ->
     granted = buckets.grant({SLOW: 10}).at_us
     for _ in range(100):
         buckets.refuse({SLOW: 1})
-        buckets.age(590)
-    assert buckets.shown(SLOW).full == granted + 600_000_000 - 59_000_000
-    buckets.age(1_000)
+        buckets.age(500)
+    assert buckets.shown(SLOW).full == granted + 600_000_000 - 50_000_000
+    buckets.age(10_000)
     buckets.grant({SLOW: 1})
 
 
@@ -86,7 +86,7 @@ def test_a_key_lives_for_a_second_at_least(buckets: Buckets) -> None:
 def test_what_is_reserved_is_kept_until_nobody_may_come_for_it(buckets: Buckets) -> None:
     first = buckets.grant({ONE: 1})
     buckets.reserve({ONE: 1})
-    assert buckets.shown(ONE).till_ms == (first.at_us + 2_000_001 + 1_000_000 + 999) // 1000
+    assert buckets.shown(ONE).till_ms == (first.at_us + 120_000_001 + 1_000_000 + 999) // 1000
 
 
 def test_a_closure_is_kept_as_long_as_it_lasts(buckets: Buckets) -> None:
@@ -112,11 +112,11 @@ def test_a_clock_that_is_turned_back_gives_nothing_and_takes_nothing(buckets: Bu
     waiting = buckets.reserve({ONE: 1})
     buckets.age(-3_600_000)
     refused = buckets.refuse({ONE: 1})
-    assert 1.9 < refused.wait_s <= 2
+    assert 119 < refused.wait_s <= 120
     stored = buckets.shown(ONE)
     assert stored.at <= 1000 * buckets.store.now_ms()
-    assert stored.reserved[0].t - stored.at <= 1_000_000
-    buckets.age(stored.reserved[0].t / 1000 - buckets.store.now_ms())
+    assert stored.reserved[0].t - stored.at <= 60_000_000
+    _age_to(buckets, stored.reserved[0].t - 100_000)
     assert buckets.grant({ONE: 1}, held=waiting.id).id == waiting.id
 
 
@@ -348,7 +348,7 @@ def test_the_time_to_come_is_in_order_and_as_late_as_the_rate(buckets: Buckets) 
     granted = buckets.grant({ONE: 1})
     for _ in range(5):
         buckets.reserve({ONE: 1})
-    assert [one.t - granted.at_us for one in buckets.shown(ONE).reserved] == [1e6, 2e6, 3e6, 4e6, 5e6]
+    assert [one.t - granted.at_us for one in buckets.shown(ONE).reserved] == [60e6, 120e6, 180e6, 240e6, 300e6]
 
 
 # -- several buckets
@@ -378,7 +378,7 @@ def test_what_is_reserved_for_later_is_not_overrun_by_who_comes_before(buckets: 
 
 
 def test_the_one_that_has_them_latest_is_named(buckets: Buckets) -> None:
-    two = Bucket("two", "1/2s", 1)
+    two = Bucket("two", "1/2m", 1)
     buckets.grant({ONE: 1, two: 1})
     assert buckets.reserve({two: 1, ONE: 1}).by == "two"
     assert buckets.refuse({ONE: 1, two: 1}).by == "two"
@@ -399,13 +399,18 @@ def _age_to(buckets: Buckets, moment_us: int) -> None:
 
 @pytest.mark.parametrize("ms", [-200, 0, 30])
 def test_who_asks_in_time_is_granted_what_is_reserved(buckets: Buckets, ms: int) -> None:
-    waiting, t = _waiting(buckets)
-    _age_to(buckets, t + ms * 1000)
-    aged_by = t - buckets.shown(ONE).reserved[0].t
-    granted = buckets.grant({ONE: 1}, held=waiting.id)
-    assert (granted.id, granted.at_us) == (waiting.id, t - aged_by)
-    assert granted.rest_s == max(0, granted.at_us - buckets.shown(ONE).at) / 1e6
-    assert buckets.shown(ONE).reserved[0].sure
+    for _ in range(20):
+        buckets.store.raw.flushall()
+        waiting, t = _waiting(buckets)
+        _age_to(buckets, t + ms * 1000)
+        t = buckets.shown(ONE).reserved[0].t
+        granted = buckets.grant({ONE: 1}, held=waiting.id)
+        stored = buckets.shown(ONE)
+        if stored.at <= t + 50_000:  # else this machine was held up
+            break
+    assert (granted.id, granted.at_us) == (waiting.id, t)
+    assert granted.rest_s == max(0, t - stored.at) / 1e6
+    assert stored.reserved[0].sure
 
 
 def test_who_asks_too_late_is_given_a_new_time(buckets: Buckets) -> None:
@@ -434,9 +439,9 @@ def test_who_was_granted_may_ask_again_before_its_time(buckets: Buckets) -> None
 def test_what_nobody_asks_for_goes_to_others_a_second_after_its_time(buckets: Buckets) -> None:
     long = Bucket("long", "1/h", 1)
     _, t = _waiting(buckets, long)
-    _age_to(buckets, t + 900_000)
+    _age_to(buckets, t + 400_000)
     buckets.refuse({long: 1})
-    buckets.age(200)
+    buckets.age(600)
     buckets.grant({long: 1})
     assert buckets.shown(long).reserved == ()
 
@@ -458,19 +463,19 @@ def test_who_asks_again_and_is_refused_has_given_back_what_it_held(buckets: Buck
 
 
 def test_who_is_refused_comes_back_one_after_the_other_for_a_minute(buckets: Buckets) -> None:
-    buckets.drain(ONE)
-    waits = [buckets.refuse({ONE: 1}).wait_s for _ in range(62)]
-    assert [round(wait) for wait in waits] == [*range(2, 62), 1, 2]
-    assert buckets.shown(ONE).reserved == ()
+    tenth = Bucket("tenth", "1/10s", 1)
+    buckets.grant({tenth: 1})
+    waits = [buckets.refuse({tenth: 1}).wait_s for _ in range(9)]
+    assert [round(wait / 10) for wait in waits] == [1, 2, 3, 4, 5, 6, 7, 1, 2]
+    assert buckets.shown(tenth).reserved == ()
 
 
 def test_patience_is_enough_or_nothing_is_taken(buckets: Buckets) -> None:
     granted = buckets.grant({ONE: 1})
-    buckets.refuse({ONE: 1}, 0.5)
+    buckets.refuse({ONE: 1}, 30)
     buckets.refuse({ONE: 1}, -1)
-    buckets.age(0)
-    buckets.reserve({ONE: 1}, 1)
-    assert buckets.shown(ONE).reserved[0].t == granted.at_us + 1_000_000
+    buckets.reserve({ONE: 1}, 60)
+    assert buckets.shown(ONE).reserved[0].t == granted.at_us + 60_000_000
 
 
 def test_no_more_than_500_wait_at_a_bucket(buckets: Buckets) -> None:
@@ -509,6 +514,29 @@ def test_one_that_died_does_not_make_a_busy_bucket_slow(buckets: Buckets) -> Non
     buckets.store.redis.set(keys.bucket(fast.label), value, ex=600)
     assert isinstance(buckets.take({fast: 1}), Refused)
     assert buckets.shown(fast).reserved == ()
+
+
+def test_one_that_may_be_late_is_waited_for_however_many_are_to_come(buckets: Buckets) -> None:
+    slow = Bucket("many", "1/h", 1)
+    now_us = round(buckets.store.now_ms() * 1000)
+    to_come = " ".join(f"r.{n}:{now_us + 3_600_000_000 * n}:1:0" for n in range(1, 200))
+    value = f"{now_us} {now_us - 500_000} 0 1 0 0 0||late.1:{now_us - 300_000}:1:0 {to_come}"
+    buckets.store.redis.set(keys.bucket(slow.label), value, ex=3600)
+    buckets.refuse({slow: 1})
+    assert buckets.shown(slow).reserved[0].id == "late.1"
+
+
+def test_what_is_used_after_one_that_may_be_late_is_kept_in_its_order(buckets: Buckets) -> None:
+    now_us = round(buckets.store.now_ms() * 1000)
+    value = f"{now_us} {now_us - 500_000} 0 1 0 0 0||late.1:{now_us - 300_000}:1:0 used.1:{now_us - 200_000}:1:1"
+    buckets.store.redis.set(keys.bucket(SLOW.label), value, ex=3600)
+    buckets.grant({SLOW: 1})
+    stored = buckets.shown(SLOW)
+    assert [one.id for one in stored.reserved[:2]] == ["late.1", "used.1"]
+    assert stored.full == now_us - 500_000
+    buckets.age(1_000)
+    buckets.grant({SLOW: 1})
+    assert buckets.shown(SLOW).full == now_us - 1_200_000 + 3 * 60_000_000
 
 
 # -- settling
@@ -567,6 +595,7 @@ def test_a_busy_bucket_refunds_all(buckets: Buckets) -> None:
             buckets.settle({tokens: -5}, under_way.pop(0)[1] - passed_ms * 1000)
             used += 5
     assert used / 600 > 0.9
+    assert len(buckets.shown(tokens).marks) == 4
 
 
 def test_a_lost_key_refunds_nothing(buckets: Buckets) -> None:
@@ -721,11 +750,10 @@ def test_a_late_success_of_another_call_closes_nothing(buckets: Buckets) -> None
 
 @pytest.mark.usefixtures("open_breaker")
 def test_a_probe_that_waits_for_its_tokens_is_the_probe_when_it_has_them(buckets: Buckets) -> None:
-    waiting, t = _waiting(buckets)  # asks for no breaker
-    buckets.leave({ONE: 1}, waiting.id)
+    buckets.drain(ONE)  # that asks for no breaker
     probe = buckets.reserve({ONE: 1}, breaker="api")
     assert buckets.refuse({SLOW: 1}, breaker="api").why == "open"
-    _age_to(buckets, t)
+    _age_to(buckets, buckets.shown(ONE).reserved[0].t - 100_000)
     granted = buckets.grant({ONE: 1}, held=probe.id, breaker="api")
     assert granted.probe
     assert not buckets.report("api", "ok", granted.id)
@@ -733,8 +761,6 @@ def test_a_probe_that_waits_for_its_tokens_is_the_probe_when_it_has_them(buckets
 
 @pytest.mark.usefixtures("open_breaker")
 def test_a_probe_that_comes_too_late_is_the_probe_by_its_new_name(buckets: Buckets) -> None:
-    _, t = _waiting(buckets)
-    buckets.store.redis.delete(keys.bucket(ONE.label))
     buckets.drain(ONE)
     probe = buckets.reserve({ONE: 1}, breaker="api")
     _age_to(buckets, buckets.shown(ONE).reserved[0].t + 70_000)
@@ -742,7 +768,6 @@ def test_a_probe_that_comes_too_late_is_the_probe_by_its_new_name(buckets: Bucke
     assert granted.probe
     assert granted.id != probe.id
     assert not buckets.report("api", "ok", granted.id)
-    assert t
 
 
 @pytest.mark.usefixtures("open_breaker")

@@ -51,11 +51,11 @@ local function use(rule, full, parts, t, n)
   return add(rule, full, parts, n)
 end
 
--- By how many microseconds a use of n at t comes too early, if the bucket will be full at (full, parts) after it. What is
--- more than the bucket holds (somebody has made it smaller) is given when it is full.
+-- By how many microseconds a use of n at t comes too early (above zero: it does), if the bucket will be full at (full,
+-- parts) after it. What is more than the bucket holds (somebody has made it smaller) is given when it is full.
 local function early(rule, full, parts, t, n)
   local span, rest = divide(math.max(rule.burst, n) * rule.period, rule.count)
-  return math.max(0, full - t - span + (parts > rest and 1 or 0))
+  return full - t - span + (parts > rest and 1 or 0)
 end
 
 -- `given` is 'count:period:burst', as declared; `set` the same, as an operator has set it for now.
@@ -109,7 +109,7 @@ local function settle_past(bucket, now)
   for _, one in ipairs(reserved) do
     if one.sure and one.t <= now and #left == 0 then
       spend(bucket, one.t, one.n)
-    elseif one.sure or one.t >= now - slack then
+    elseif one.t >= now - slack then
       left[#left + 1] = one
     end
   end
