@@ -83,6 +83,15 @@ def test_a_key_lives_for_a_second_at_least(buckets: Buckets) -> None:
     assert buckets.shown(fast).till_ms == (granted.at_us + 1_000_000 + 999) // 1000
 
 
+def test_a_key_outlives_the_last_part_of_a_microsecond(buckets: Buckets) -> None:
+    sevenths = Bucket("sevenths", "7/h", 7)
+    full_ms = round(buckets.store.now_ms()) + 600_000
+    value = f"{full_ms * 1000 - 600_000_000} {full_ms * 1000} 3 7 0 0 0||"
+    buckets.store.redis.set(keys.bucket(sevenths.label), value, ex=3600)
+    buckets.lower({sevenths: 6})
+    assert buckets.shown(sevenths).till_ms == full_ms + 1
+
+
 def test_what_is_reserved_is_kept_until_nobody_may_come_for_it(buckets: Buckets) -> None:
     first = buckets.grant({ONE: 1})
     buckets.reserve({ONE: 1})
@@ -260,6 +269,12 @@ def test_a_closure_holds_whoever_closes_for_less(buckets: Buckets) -> None:
     assert 19 < buckets.refuse({SLOW: 1}).wait_s <= 20
 
 
+def test_a_closure_holds_whatever_rule_an_operator_sets(buckets: Buckets) -> None:
+    buckets.close({SLOW: 1}, 20)
+    buckets.set_rule(SLOW, "1:1000:10000000")
+    assert 19 < buckets.refuse({SLOW: 1}).wait_s <= 20
+
+
 def test_a_refund_does_not_undo_a_closure(buckets: Buckets) -> None:
     granted = buckets.grant({SLOW: 5})
     buckets.close({SLOW: 1}, 0)
@@ -375,6 +390,14 @@ def test_what_is_reserved_for_later_is_not_overrun_by_who_comes_before(buckets: 
     assert buckets.refuse({SLOW: 1}).wait_s > 50
     buckets.leave({ONE: 1, SLOW: 2}, wants_all.id)
     assert buckets.drain(SLOW) == 2
+
+
+def test_too_much_that_is_reserved_for_later_keeps_nobody_back_now(buckets: Buckets) -> None:
+    """Somebody has made the bucket smaller since."""
+    now_us = round(buckets.store.now_ms() * 1000)
+    later = " ".join(f"r.{n}:{now_us + 3_600_000_000}:9:0" for n in range(3))
+    buckets.store.redis.set(keys.bucket(SLOW.label), f"{now_us} {now_us} 0 1 0 0 0||{later}", ex=7200)
+    assert buckets.drain(SLOW) == 10
 
 
 def test_the_one_that_has_them_latest_is_named(buckets: Buckets) -> None:
