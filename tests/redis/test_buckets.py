@@ -497,6 +497,7 @@ def test_patience_is_enough_or_nothing_is_taken(buckets: Buckets) -> None:
     granted = buckets.grant({ONE: 1})
     buckets.refuse({ONE: 1}, 30)
     buckets.refuse({ONE: 1}, -1)
+    buckets.grant({SLOW: 1}, patience_s=-1)
     buckets.reserve({ONE: 1}, 60)
     assert buckets.shown(ONE).reserved[0].t == granted.at_us + 60_000_000
 
