@@ -696,7 +696,7 @@ TAKE = _of(
     ("it has the time for its call", "whole(now + wait + probe_us)", "whole(now + wait)"),
     ("and for its wait", "whole(now + wait + probe_us)", "whole(now + probe_us)"),
     ("a breaker under trial stays remembered", "breaker.reason, 'KEEPTTL')", "breaker.reason)"),
-    ("what is not there is not granted", "not mine[i] or mine[i].t < now - LATE", "mine[i] and (mine[i].t < now - LATE"),
+    ("what is not there is not granted", "    if not mine[i] or mine[i].t < now - LATE", "    mine[i] = mine[i] or { t = now }\n    if mine[i].t < now - LATE"),
     ("what is late is not granted", "mine[i].t < now - LATE or ", ""),
     ("what is early is not granted", " or mine[i].t > now + EARLY then", " then"),
     ("it is used at the latest of its times", "left = math.max(left, mine[i].t - now)", "left = math.min(left + LATE, mine[i].t - now)"),
