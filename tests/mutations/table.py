@@ -685,7 +685,6 @@ TAKE = _of(
     ("not even less than no patience", "math.max(0, tonumber(ARGV[4]))", "tonumber(ARGV[4])"),
     ("each bucket has its rule", "values[count + i]", "values[count + 1]"),
     ("every bucket is written", "    write(bucket, now)\n", "    if bucket == buckets[1] then\n      write(bucket, now)\n    end\n"),
-    ("a breaker that only counts keeps nobody back", "not breaker or breaker.open == 0", "not breaker"),
     ("an open breaker keeps all back", "if breaker.open > now then", "if false then"),
     ("a probe under way keeps others back", "if breaker.probe > now and breaker.id ~= held then", "if false then"),
     ("not for ever", "if breaker.probe > now and breaker.id ~= held then", "if breaker.probe > 0 and breaker.id ~= held then"),

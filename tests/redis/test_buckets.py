@@ -784,6 +784,15 @@ def test_a_probe_that_waits_for_its_tokens_is_the_probe_when_it_has_them(buckets
 
 
 @pytest.mark.usefixtures("open_breaker")
+def test_nobody_else_is_the_probe_while_one_waits_for_its_tokens(buckets: Buckets) -> None:
+    two = Bucket("two", "1/2m", 1)
+    buckets.drain(two)
+    buckets.reserve({two: 1}, breaker="api")
+    buckets.age(90_000)
+    assert buckets.refuse({SLOW: 1}, breaker="api").why == "open"
+
+
+@pytest.mark.usefixtures("open_breaker")
 def test_a_probe_that_comes_too_late_is_the_probe_by_its_new_name(buckets: Buckets) -> None:
     buckets.drain(ONE)
     probe = buckets.reserve({ONE: 1}, breaker="api")

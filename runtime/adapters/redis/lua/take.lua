@@ -35,7 +35,7 @@ local breaker = breaker_key and breaker_of(values[2 * count + 1])
 
 -- How long the breaker keeps this call back; nil if it does not. Half-open, it lets one through: the probe.
 local function kept_back()
-  if not breaker or breaker.open == 0 then
+  if not breaker then
     return nil
   end
   if breaker.open > now then
