@@ -508,6 +508,7 @@ def test_no_more_than_500_wait_at_a_bucket(buckets: Buckets) -> None:
     answers = [buckets.take({hot: 1}, 1e6) for _ in range(502)]
     assert [type(answer) for answer in answers] == [Reserved] * 500 + [Refused] * 2
     assert answers[-1].wait_s > 4_900  # type: ignore[union-attr]
+    buckets.refuse({hot: 1, SLOW: 1}, 1e6)
     buckets.forget_commands()
     for _ in range(20):
         buckets.take({hot: 1}, 0)
@@ -780,6 +781,17 @@ def test_a_probe_that_waits_for_its_tokens_is_the_probe_when_it_has_them(buckets
     _age_to(buckets, buckets.shown(ONE).reserved[0].t - 100_000)
     granted = buckets.grant({ONE: 1}, held=probe.id, breaker="api")
     assert granted.probe
+    assert not buckets.report("api", "ok", granted.id)
+
+
+def test_one_that_waited_since_before_it_opened_may_be_the_probe(buckets: Buckets) -> None:
+    two = Bucket("two", "1/2m", 1)
+    waiting, t = _waiting(buckets, two)
+    buckets.report("api", "broken")
+    _age_to(buckets, t - 100_000)
+    granted = buckets.grant({two: 1}, held=waiting.id, breaker="api")
+    assert granted.probe
+    assert buckets.refuse({SLOW: 1}, breaker="api").why == "open"
     assert not buckets.report("api", "ok", granted.id)
 
 
