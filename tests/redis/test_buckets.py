@@ -518,6 +518,13 @@ def test_no_more_than_500_wait_at_a_bucket(buckets: Buckets) -> None:
     buckets.grant({hot: 1})
 
 
+def test_however_many_wait_what_is_there_now_is_given(buckets: Buckets) -> None:
+    now_us = round(buckets.store.now_ms() * 1000)
+    later = " ".join(f"r.{n}:{now_us + 3_600_000_000 * (n + 10)}:1:0" for n in range(500))
+    buckets.store.redis.set(keys.bucket(SLOW.label), f"{now_us} {now_us} 0 1 0 0 0||{later}", ex=3600)
+    buckets.grant({SLOW: 1})
+
+
 def test_two_full_buckets_with_gaps_in_turn_are_searched_in_bounded_time(buckets: Buckets) -> None:
     one, other = Bucket("left", "10/s", 1), Bucket("right", "10/s", 1)
     now_us = round(buckets.store.now_ms() * 1000)

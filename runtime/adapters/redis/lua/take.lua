@@ -126,7 +126,7 @@ if t - now > patience or (crowded and t > now) then
   end
   bucket.cursor = add(bucket.rule, back, 0, n[latest])
   save()
-  if held ~= '' and breaker and breaker.id == held then
+  if breaker and breaker.id == held then
     end_probe(breaker_key, breaker)
   end
   return answer('dry', back - now, latest)
