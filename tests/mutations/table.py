@@ -719,7 +719,7 @@ TAKE = _of(
     ("the refused are spread", "math.max(t, bucket.cursor)", "t"),
     ("over a minute", "  if back > t + SPREAD then\n    back = t\n  end\n", ""),
     ("each by what it asks for", "add(bucket.rule, back, 0, n[latest])", "back"),
-    ("that is written", "  save()\n  if held ~= ''", "  if held ~= ''"),
+    ("that is written", "  save()\n  if breaker", "  if breaker"),
     ("a probe that is refused is over", "    end_probe(breaker_key, breaker)\n", ""),
     ("only the probe", "if breaker and breaker.id == held then", "if breaker then",
      "while one is under way all others are kept back; without one there is nothing to end"),

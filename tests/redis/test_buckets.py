@@ -630,6 +630,45 @@ def test_a_busy_bucket_refunds_all(buckets: Buckets) -> None:
     assert len(buckets.shown(tokens).marks) == 4
 
 
+def test_what_was_used_between_is_in_the_way_of_a_refund(buckets: Buckets) -> None:
+    granted = buckets.grant({SLOW: 1}).at_us
+    buckets.grant({SLOW: 9})
+    buckets.age(5 * 60_000)
+    buckets.grant({SLOW: 5})
+    buckets.settle({SLOW: -1}, granted - 5 * 60_000_000)
+    buckets.refuse({SLOW: 1})
+
+
+def test_a_refund_of_nothing_costs_nothing(buckets: Buckets) -> None:
+    sevenths = Bucket("sevenths", "7/h", 7)
+    granted = buckets.grant({sevenths: 3}).at_us
+    buckets.grant({sevenths: 1})
+    full = buckets.shown(sevenths).full
+    buckets.settle({sevenths: -3}, granted)
+    assert buckets.shown(sevenths).full == full
+
+
+def test_what_is_full_after_a_refund_owes_no_part_of_a_microsecond(buckets: Buckets) -> None:
+    sevenths = Bucket("sevenths", "7/h", 7)
+    granted = buckets.grant({sevenths: 3}).at_us
+    buckets.age(1_000_000)
+    buckets.settle({sevenths: -2}, granted - 1_000_000_000)
+    stored = buckets.shown(sevenths)
+    assert (stored.full, stored.parts) == (stored.at, 0)
+
+
+def test_an_older_mark_is_no_fuller_than_a_later_one_after_a_refund(buckets: Buckets) -> None:
+    minute = 60_000_000
+    now_us = round(buckets.store.now_ms() * 1000)
+    marks = f"{now_us - 10 * minute}:{now_us + 18 * minute} {now_us - 5 * minute}:{now_us + 17 * minute}"
+    value = f"{now_us} {now_us + 20 * minute} 0 1 0 0 {now_us - minute}|{marks}|"
+    buckets.store.redis.set(keys.bucket(SLOW.label), value, ex=3600)
+    buckets.settle({SLOW: -5}, now_us - 4 * minute)
+    stored = buckets.shown(SLOW)
+    assert stored.full == now_us + 17 * minute
+    assert [would for _, would in stored.marks] == [now_us + 17 * minute] * 2
+
+
 def test_a_lost_key_refunds_nothing(buckets: Buckets) -> None:
     buckets.settle({SLOW: -10}, round(buckets.store.now_ms() * 1000))
     assert buckets.drain(SLOW) == 10
