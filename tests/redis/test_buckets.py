@@ -283,6 +283,25 @@ def test_a_refund_does_not_undo_a_closure(buckets: Buckets) -> None:
     buckets.refuse({SLOW: 1})
 
 
+def test_a_refund_does_not_undo_the_closure_of_an_empty_bucket(buckets: Buckets) -> None:
+    granted = buckets.grant({SLOW: 10})
+    buckets.close({SLOW: 1}, 0)
+    buckets.settle({SLOW: -5}, granted.at_us)
+    buckets.refuse({SLOW: 1})
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 5), (6, 6)])
+def test_a_closure_leaves_one_token_to_the_part_of_a_microsecond(buckets: Buckets, before: int, after: int) -> None:
+    sevenths = Bucket("sevenths", "7/h", 7)
+    now_us = round(buckets.store.now_ms() * 1000)
+    closed, full = now_us + 600_000_000, now_us + 600_000_000 + 6 * 3_600_000_000 // 7
+    value = f"{now_us} {full} {before} 7 {closed} 0 0||"
+    buckets.store.redis.set(keys.bucket(sevenths.label), value, ex=3600)
+    buckets.close({sevenths: 1}, 0)
+    stored = buckets.shown(sevenths)
+    assert (stored.full, stored.parts) == (full, after)
+
+
 def test_what_is_about_to_be_used_counts_in_spite_of_a_closure(buckets: Buckets) -> None:
     fifth = Bucket("fifth", "5/s", 1)
     buckets.grant({fifth: 1})
@@ -682,6 +701,12 @@ def test_a_provider_that_has_less_left_lowers_the_bucket(buckets: Buckets) -> No
     assert buckets.drain(SLOW) == 3
 
 
+def test_each_bucket_is_lowered_to_what_is_said_of_it(buckets: Buckets) -> None:
+    other = Bucket("other", "1/m", 5)
+    buckets.lower({SLOW: 3, other: 1})
+    assert (buckets.drain(SLOW), buckets.drain(other)) == (3, 1)
+
+
 def test_a_provider_that_has_more_left_raises_nothing(buckets: Buckets) -> None:
     buckets.drain(SLOW)
     buckets.lower({SLOW: 9, ONE: 1_000})
@@ -898,6 +923,14 @@ def test_failures_in_a_row_open_it(buckets: Buckets) -> None:
     assert [buckets.report("api", "failed") for _ in range(6)] == [False] * 4 + [True] * 2
     assert isinstance(_ask(buckets), Refused)
     assert buckets.store.redis.get(keys.breaker("api")).endswith(" no more quota")
+
+
+def test_failures_of_calls_that_were_on_their_way_do_not_prolong_it(buckets: Buckets) -> None:
+    for _ in range(5):
+        buckets.report("api", "failed")
+    buckets.age(50_000)
+    assert buckets.report("api", "failed")
+    assert buckets.refuse({SLOW: 1}, breaker="api").wait_s <= 10
 
 
 def test_failures_are_counted_for_an_hour(buckets: Buckets) -> None:
