@@ -16,7 +16,7 @@ from runtime.adapters.redis import keys
 from runtime.adapters.redis.buckets import RedisLimits
 from runtime.adapters.redis.connection import connect
 from runtime.core.errors import LimitInvalid
-from runtime.core.limits import Bucket, Granted, Refused, Reserved, checked
+from runtime.core.limits import Bucket, Granted, Refused, Reserved, wanted
 from runtime.ports import Away
 from tests.redis.buckets import Buckets
 from tests.redis.store import Store
@@ -105,7 +105,7 @@ def test_a_closure_is_kept_as_long_as_it_lasts(buckets: Buckets) -> None:
 
 def test_more_than_a_bucket_holds_is_refused_where_it_is_asked_for() -> None:
     with pytest.raises(LimitInvalid, match="more than it ever holds"):
-        checked({SLOW: 11})
+        wanted({SLOW: 11})
 
 
 def test_more_than_an_operator_has_left_room_for_is_given_by_a_full_bucket(buckets: Buckets) -> None:
