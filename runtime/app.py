@@ -211,7 +211,9 @@ class Worker:
         )
         self._looking = anyio.CancelScope()
         self._listen_to_signals()
-        self._heartbeats = Heartbeats(self._source.redis, self._source.incarnation, self._bulletins.heartbeat)
+        self._heartbeats = Heartbeats(
+            self._source.redis, self._source.incarnation, self._bulletins.heartbeat, self._limits.send_counts
+        )
         await self._look()
         self._bulletins.boot(self._url)
         self._keeper.start()

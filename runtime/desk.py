@@ -7,6 +7,7 @@ from typing import Any
 
 from runtime.adapters.http.jobs import Ending, Order, Receipt
 from runtime.adapters.redis import keys, letters, pickles, scripts
+from runtime.adapters.redis.source import history_of
 from runtime.client import Client, Status
 from runtime.core.errors import ResultUnknown, WaitTimedOut
 from runtime.core.text import presentable
@@ -36,7 +37,7 @@ class Desk:
         place, status = await self._client.find(job_id, self._asked(queue))
         found = {"jobId": job_id, "status": status}
         if status in LIVE:
-            return {**found, "queue": place, "attempt": await self._starts(job_id)}
+            return {**found, "queue": place, **await self._standing(job_id, status)}
         if status == "dead":
             return {**found, **await self._letter(job_id)}
         return found if status == "unknown" else {**found, **await self._result(job_id, place)}
@@ -55,9 +56,15 @@ class Desk:
     def _asked(self, queue: str | None) -> Sequence[str]:
         return self._queues if queue is None else [queue]
 
-    async def _starts(self, job_id: str) -> int:
-        starts = await self._client.ask(lambda redis: redis.get(keys.of(keys.RETRY, job_id)))
-        return int(starts) if starts and starts.isdigit() else 0
+    async def _standing(self, job_id: str, status: Status) -> dict[str, Any]:
+        """How often a job was started, and the limit for which it was put off."""
+        names = [keys.of(keys.RETRY, job_id), keys.of(keys.OWN, job_id)]
+        starts, own = await self._client.ask(lambda redis: redis.mget(names))
+        waits_for = None if status == "active" else history_of(own).waits_for
+        return {
+            "attempt": int(starts) if starts and starts.isdigit() else 0,
+            **({"waitsFor": presentable(waits_for)} if waits_for else {}),
+        }
 
     async def _result(self, job_id: str, queue: str) -> dict[str, Any]:
         try:

@@ -19,7 +19,8 @@ COMMANDS = {
     "job": "show where a job is, and its result",
     "dlq": "list, show, replay or discard dead letters",
     "handlers": "list what `serve` would run",
-    "inspect": "show queues, jobs, workers or settings",
+    "inspect": "show queues, jobs, workers, limits or settings",
+    "limit": "list, show, set or reset limits",
     "check": "exit 0 if a worker is alive",
 }
 

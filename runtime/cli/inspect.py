@@ -1,10 +1,12 @@
-"""Show queues, jobs, workers or settings; without a word, queues and workers on one page. It changes nothing.
+"""Show queues, jobs, workers, limits or settings; without a word, all but jobs and settings on one page. It changes
+nothing.
 
-  runtime inspect             queues and workers
+  runtime inspect             queues, limits and workers
   runtime inspect queues      jobs counted by state, how long the oldest waits, how many live workers serve the queue
   runtime inspect jobs        jobs of each state: when they are due, who holds them and for how long
   runtime inspect job ID      everything known of one job; its arguments and result only with --args
   runtime inspect workers     what each worker last said of itself (every 30 s; it is live for 2 minutes after)
+  runtime inspect limits      the level of each limit, what waits for it; more, and what to do: runtime limit
   runtime inspect settings    every setting, its value and its source; exit 78 if one is wrong
 
 --json prints one document. Its first key is "schema": "runtime.inspect/1"; keys are only ever added. Lengths of time
@@ -23,11 +25,12 @@ from runtime.cli.display import say, say_json
 from runtime.core.errors import HandlerInvalid, UsageInvalid
 
 SCHEMA = "runtime.inspect/1"
+WHATS = ("queues", "jobs", "job", "workers", "limits", "settings")
 Document = dict[str, Any]
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="?", choices=("queues", "jobs", "job", "workers", "settings"), metavar="WHAT")
+    parser.add_argument("what", nargs="?", choices=WHATS, metavar="WHAT")
     parser.add_argument("id", nargs="?", help="the job's id, for `job`")
     parser.add_argument(
         "-Q", "--queue", action="append", default=[], metavar="NAME",
@@ -78,8 +81,10 @@ def _of_handlers(modules: Sequence[str]) -> list[str]:
 async def _found(redis: Any, url: str, named: Sequence[str], args: argparse.Namespace) -> Document:
     """What is asked for: of one queue or more that are named with -Q, else of those of handlers and live workers."""
     from runtime.adapters.redis.connection import shown
-    from runtime.cli import survey
+    from runtime.cli import gauges, survey
 
+    if args.what == "limits":
+        return await gauges.read(redis)
     found = await survey.begin(redis, named, ask_workers=not args.queue)
     match args.what:
         case "queues":
@@ -91,7 +96,8 @@ async def _found(redis: Any, url: str, named: Sequence[str], args: argparse.Name
         case "workers":
             return {"workers": found.workers()}
         case _:
-            return {"redis": shown(url), "queues": await found.queues(), "workers": found.workers()}
+            queues, limits = await found.queues(), await gauges.read(redis)
+            return {"redis": shown(url), "queues": queues, "workers": found.workers(), **limits}
 
 
 def _settings(*, as_document: bool) -> int:

@@ -1,6 +1,7 @@
 """What `runtime inspect` has found, as lines for people."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ def overview(document: Document) -> list[str]:
         f"{document['redis']}  workers: {len(live)} live, {slots} slots  "
         f"jobs: {total('active')} active, {total('waiting')} waiting  dead letters: {total('dead')}"
     )
-    return [plain(summary), "", *queues_page(document), "", *workers_page(document)]
+    limits = ["", *limits_page(document)] if document["limits"] else []
+    return [plain(summary), "", *queues_page(document), *limits, "", *workers_page(document)]
 
 
 def queues_page(document: Document) -> list[str]:
@@ -135,6 +137,7 @@ def _standing(job: Mapping[str, Any]) -> list[Row]:
         ("enqueued", job["enqueued_at"]),
         ("due", job["state"] != "dead" and (_when(job) or "").removeprefix("due ")),
         ("lease", _held(job["held_by"])),
+        ("reason", job["state"] != "dead" and job["reason"]),
         ("place", job["place"] and f"{job['place']:.17g}, {job['ahead']} before it"),
     ]
 
@@ -170,4 +173,92 @@ def _result(result: Mapping[str, Any]) -> str:
     return f"{how}; finished {result['finished_at']} after {roughly(result['took_s'])}, kept {kept}"
 
 
-PAGES = {None: overview, "queues": queues_page, "jobs": jobs_page, "job": job_page, "workers": workers_page}
+def limits_page(document: Document) -> list[str]:
+    if not document["limits"]:
+        return ["no worker has told of a limit"]
+    rows: list[Sequence[object]] = [("LIMIT", "LEVEL", "RATE", "WAITING", "429S", "LAST 429", " ")]
+    for limit in document["limits"]:
+        counts = limit["counts"]
+        notes = [note for _, note in _standing_out(limit) if note]
+        rows.append(
+            (limit["limit"], _level(limit), limit["rate"], limit["waiting"], counts["met"], _second(counts["met_at"]),
+             "; ".join(notes) or " ")
+        )  # fmt: skip
+    broken = [breaker for breaker in document["breakers"] if breaker["state"] != "closed"]
+    return columns(rows) + [plain(f"breaker {one['breaker']}: {_breaker(one)}") for one in broken]
+
+
+def limit_page(document: Document) -> list[str]:
+    """Everything about each limit, and about the breakers."""
+    lines: list[str] = []
+    for limit in document["limits"]:
+        rows = [*_level_of(limit), *_standing_out(limit), *_use_of(limit["counts"])]
+        lines += [f"{name:<8}  {plain(str(value))}" for name, value in rows if value] + [""]
+    return lines + [plain(f"breaker   {one['breaker']}: {_breaker(one)}") for one in document["breakers"]]
+
+
+def _level(limit: Document) -> str:
+    return f"{math.floor(limit['tokens']):,} / {limit['burst']:,}"
+
+
+def _level_of(limit: Document) -> list[Row]:
+    next_s = limit["next_s"]
+    return [
+        ("limit", limit["limit"]),
+        ("level", f"{_level(limit)} tokens; {f'the next in {roughly(next_s)}' if next_s else 'one can be had now'}"),
+        ("rate", f"{limit['rate']}, burst {limit['burst']}"),
+        ("waiting", f"{limit['waiting']} for a moment that is theirs"),
+    ]
+
+
+def _standing_out(limit: Document) -> list[Row]:
+    """What is not as usual."""
+    declared, for_s = limit["declared"], limit["set_for_s"]
+    until = "until it is reset" if for_s is None else f"for {roughly(for_s)} more"
+    return [
+        ("set", limit["set"] and f"set {until}; declared: {declared['rate']}, burst {declared['burst']}"),
+        ("closed", limit["closed_s"] and f"closed by the provider for {roughly(limit['closed_s'])}"),
+    ]
+
+
+def _use_of(counts: Mapping[str, Any]) -> list[Row]:
+    """What has come of it, as workers say every half minute."""
+    error, last = counts["estimate_error"], _second(counts["met_at"])
+    return [
+        ("taken", f"{counts['tokens']:,} tokens in {counts['takes']:,} takes"),
+        ("used", error and f"{counts['used']:,} tokens; the estimates were off by {100 * error:.1f} %"),
+        ("waited", counts["waits"] and f"{counts['waits']:,} takes, for {roughly(counts['waited_s'])} in all"),
+        ("snoozed", counts["refused"] and f"{counts['refused']:,} takes would have had to wait for too long"),
+        ("429s", counts["met"] and f"{counts['met']:,}, the last at {last}"),
+    ]
+
+
+def _breaker(breaker: Document) -> str:
+    parts: list[str] = [breaker["state"]]
+    if breaker["probing"]:
+        parts.append("one call finds out now whether the provider works again")
+    elif breaker["state"] == "open":
+        parts.append(f"lets one call through in {roughly(breaker['open_s'])}")
+    elif breaker["state"] == "half-open":
+        parts.append("lets one call through")
+    if breaker["failures"]:
+        parts.append(f"{breaker['failures']} failures in a row")
+    if breaker["reason"]:
+        parts.append(f"the last: {breaker['reason']}")
+    if breaker["kept_back"]:
+        parts.append(f"it has kept {breaker['kept_back']:,} calls back so far")
+    return ", ".join(parts)
+
+
+def _second(moment: str | None) -> str | None:
+    return moment and moment[:19]
+
+
+PAGES = {
+    None: overview,
+    "queues": queues_page,
+    "jobs": jobs_page,
+    "job": job_page,
+    "workers": workers_page,
+    "limits": limits_page,
+}

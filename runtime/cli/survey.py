@@ -56,6 +56,7 @@ class Survey:
             "queue": sheet.job.queue or None,
             "crashes": sheet.history.crashes,
             "errors": [{**asdict(error), "at": moment(error.at_ms)} for error in sheet.history.errors],
+            "waits_for": sheet.history.waits_for,
             "snoozed_since": moment(sheet.history.snoozed_since_ms),
             "unknown_since": moment(sheet.history.unknown_since_ms),
             "place": sheet.place,

@@ -84,6 +84,12 @@ class LimitInvalid(Problem):
     exit_code = 78
 
 
+class LimitUnknown(Problem):
+    """No worker has told of a limit of this name."""
+
+    exit_code = 2
+
+
 class QuotaExceeded(Problem):
     """The job's user has enqueued too many in an hour, or has too many that have not ended. Nothing was written."""
 

@@ -42,7 +42,19 @@ def rule(count: int, period_s: float, burst: int) -> Rule:
             raise ValueError(f"{name} is {number!r:.40}, and must be a whole number from 1")
     if not 0.001 <= period_s <= YEAR_S:
         raise ValueError(f"its period is {spell(period_s)}, and must be from a millisecond to a year")
-    period_us = round(period_s * 1_000_000)
+    return _exact(count, round(period_s * 1_000_000), burst)
+
+
+def changed(its: Rule, rate: tuple[int, float] | None, burst: int | None) -> Rule:
+    """`its`, but for what is given: a rate as `parse_rate` reads it, a burst. Raises `ValueError` as `rule` does."""
+    burst = its.burst if burst is None else burst
+    if rate is not None:
+        return rule(*rate, burst)
+    rule(1, 1.0, burst)
+    return _exact(its.count, its.period_us, burst)
+
+
+def _exact(count: int, period_us: int, burst: int) -> Rule:
     common = math.gcd(count, period_us)
     count, period_us = count // common, period_us // common
     if max(count, burst + 1) * period_us > MOST_EXACT:

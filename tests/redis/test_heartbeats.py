@@ -30,6 +30,7 @@ from runtime.adapters.redis.heartbeats import (
 )
 from runtime.adapters.redis.source import RedisSource
 from runtime.core.pool import PoolStatistics
+from runtime.ports import Away
 from tests.redis.store import Store
 from tests.servers import Server
 
@@ -109,7 +110,14 @@ class Beating:
 
     def __init__(self, url: str) -> None:
         self.redis = connect(url)
-        self.beats = Heartbeats(self.redis, "a-1", lambda: replace(BEAT, at_ms=round(time.time() * 1000)))
+        self.beats = Heartbeats(
+            self.redis, "a-1", lambda: replace(BEAT, at_ms=round(time.time() * 1000)), self.send_counts
+        )
+        self.counts_sent = 0
+
+    async def send_counts(self) -> None:
+        self.counts_sent += 1
+        raise Away("refused", "limit", refused=True)
 
     async def __aenter__(self) -> Beating:
         return self
@@ -153,9 +161,13 @@ def test_one_is_sent_at_once_then_on_and_on_and_taken_back_at_the_end(
         async with Beating(store.url) as it:
             for _ in range(2):  # it may be stopped and started again
                 async with beating(it):
-                    first = await changed(it, 0)
-                    await changed(it, first)
+                    last = 0
+                    for _ in range(3):
+                        last = await changed(it, last)
+            before = it.counts_sent
+            assert before >= 2, "with each; that they are not taken stops no heartbeat"
             await it.beats.leave()
+            assert it.counts_sent == before + 1
             assert not await it.redis.exists(keys.WORKERS)
 
     async def changed(it: Beating, than_ms: int) -> int:

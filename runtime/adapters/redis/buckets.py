@@ -2,15 +2,18 @@
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
-from runtime.adapters.redis import keys
+from runtime.adapters.redis import keys, tally
 from runtime.adapters.redis.connection import away_when_lost
 from runtime.adapters.redis.scripts import script
+from runtime.adapters.redis.tally import Tally
 from runtime.core.limits import MOST_EXACT, Answer, Bucket, Costs, Granted, Refused, Reserved, Rule
 from runtime.core.text import one_line
+from runtime.ports import Away
 
 PROBE_S = 60.0
 """How long the one call may take that finds out whether a broken provider works again."""
@@ -30,32 +33,38 @@ class RedisLimits:
         self._mine = secrets.token_hex(4)
         self._number = count(1)
         self._told: dict[str, Rule] = {}
+        self._tally = Tally()
 
     async def take(self, costs: Costs, patience_s: float, *, held: str = "", breaker: str | None = None) -> Answer:
         await self.tell_of(costs)
         call = f"{self._mine}.{next(self._number)}"
         args: list[Any] = [len(costs), call, held, _us(patience_s), _us(PROBE_S)]
         for bucket, cost in costs.items():
-            args += [_said(bucket.rule), cost]
+            args += [said(bucket.rule), cost]
         with away_when_lost("limit"):
             reply: list[Any] = await _schedule("take")(self._redis, _names(costs, breaker), args)
         what, us, now = bytes(reply[0]), int(reply[1]), int(reply[2])
         latest, probe, watched, its_id = int(reply[3]), reply[4] == 1, reply[5] == 1, bytes(reply[6]).decode()
-        by: str = list(costs)[latest - 1].label if latest else breaker or ""
+        dry = list(costs)[latest - 1] if latest else None
+        by: str = dry.label if dry else breaker or ""
+        answer: Answer
         match what:
             case b"granted":
-                return Granted(now + us, max(0, us) / 1e6, its_id, probe, watched)
+                answer = Granted(now + us, max(0, us) / 1e6, its_id, probe, watched)
             case b"reserved":
-                return Reserved(its_id, us / 1e6, by)
+                answer = Reserved(its_id, us / 1e6, by)
             case _:
-                return Refused(us / 1e6, by, "open" if what == b"open" else "dry")
+                answer = Refused(us / 1e6, by, "open" if what == b"open" else "dry")
+        self._tally.took(costs, answer, dry.name if dry else by, again=held != "")
+        return answer
 
     async def leave(self, costs: Costs, held: str, breaker: str | None = None) -> None:
-        args = [len(costs), held, *(_said(bucket.rule) for bucket in costs)]
+        args = [len(costs), held, *(said(bucket.rule) for bucket in costs)]
         with away_when_lost("limit"):
             await _schedule("leave")(self._redis, _names(costs, breaker), args)
 
     async def settle(self, more: Mapping[Bucket, int], granted_us: int) -> None:
+        self._tally.settled(more)
         await self._adjust({bucket: ("settle", _bounded(bucket, n), granted_us) for bucket, n in more.items() if n})
 
     async def lower(self, left: Mapping[Bucket, int]) -> None:
@@ -63,13 +72,15 @@ class RedisLimits:
 
     async def close(self, costs: Costs, wait_s: float) -> None:
         await self._adjust({bucket: ("close", _us(wait_s), 0) for bucket in costs})
+        with suppress(Away):
+            await tally.count_met(self._redis, {bucket.name for bucket in costs})
 
     async def _adjust(self, what: Mapping[Bucket, tuple[str, int, int]]) -> None:
         if not what:
             return
         args: list[Any] = [len(what)]
         for bucket, words in what.items():
-            args += [_said(bucket.rule), *words]
+            args += [said(bucket.rule), *words]
         with away_when_lost("limit"):
             await _schedule("adjust")(self._redis, _names(what, None), args)
 
@@ -79,6 +90,10 @@ class RedisLimits:
             state = await _schedule("breaker")(self._redis, [keys.breaker(breaker)], args)
         return bool(state == b"open")
 
+    async def send_counts(self) -> None:
+        """Add what was counted here since the last time to what operators see."""
+        await self._tally.send(self._redis)
+
     async def tell_of(self, buckets: Iterable[Bucket]) -> None:
         """Let operators see which limits there are, once for each process."""
         new = {b.name: b.rule for b in buckets if self._told.get(b.name) != b.rule}
@@ -86,7 +101,7 @@ class RedisLimits:
             return
         with away_when_lost("limit"):
             async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.hset(keys.LIMITS_KNOWN, mapping={name: _said(rule) for name, rule in new.items()})
+                pipe.hset(keys.LIMITS_KNOWN, mapping={name: said(rule) for name, rule in new.items()})
                 pipe.expire(keys.LIMITS_KNOWN, KNOWN_S)
                 await pipe.execute(raise_on_error=False)  # it is for show, and no reason to give nothing
         self._told.update(new)
@@ -127,7 +142,7 @@ async def look(
 ) -> tuple[list[Level], list[BreakerState]]:
     """How these are, without changing them."""
     names = _names(dict.fromkeys(buckets), None) + [keys.breaker(name) for name in breakers]
-    reply = await _schedule("look")(redis, names, [len(buckets), *(_said(bucket.rule) for bucket in buckets)])
+    reply = await _schedule("look")(redis, names, [len(buckets), *(said(bucket.rule) for bucket in buckets)])
     levels = [
         Level(
             tokens=float(reply[a]),
@@ -164,7 +179,7 @@ def _names(costs: Mapping[Bucket, object], breaker: str | None) -> list[str]:
     return [*names, keys.breaker(breaker)] if breaker else names
 
 
-def _said(its: Rule) -> str:
+def said(its: Rule) -> str:
     """A rule as the scripts read it."""
     return f"{its.count}:{its.period_us}:{its.burst}"
 

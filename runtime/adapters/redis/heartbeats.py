@@ -1,6 +1,6 @@
 """Heartbeats: what each worker says of itself every 30 s while it is awake, and what others make of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -73,12 +73,22 @@ class Heartbeat:
 
 
 class Heartbeats:
-    """Sends those of one worker. `report` is asked for each anew."""
+    """Sends those of one worker. `report` is asked for each anew.
 
-    def __init__(self, redis: Any, incarnation: str, report: Callable[[], Heartbeat]) -> None:
+    `send_counts` is called after each, and at the end: what was counted since is sent with them. It may raise `Away`.
+    """
+
+    def __init__(
+        self,
+        redis: Any,
+        incarnation: str,
+        report: Callable[[], Heartbeat],
+        send_counts: Callable[[], Awaitable[None]],
+    ) -> None:
         self._redis = redis
         self._incarnation = incarnation
         self._report = report
+        self._send_counts = send_counts
         self._sent = False
 
     async def run(self) -> None:
@@ -93,6 +103,8 @@ class Heartbeats:
             await anyio.sleep(BEAT_S)
             with suppress(Away):
                 await self.beat()
+            with suppress(Away):
+                await self._send_counts()
 
     async def beat(self) -> None:
         """Send one. Raises `Away`."""
@@ -102,10 +114,10 @@ class Heartbeats:
 
     async def leave(self) -> None:
         """Take back what was sent: this worker has stopped in good order. Gives up after a second."""
-        if not self._sent:
-            return
         with anyio.move_on_after(LEAVE_S), suppress(Away), away_when_lost("heartbeat"):
-            await self._redis.hdel(keys.WORKERS, self._incarnation)
+            if self._sent:
+                await self._redis.hdel(keys.WORKERS, self._incarnation)
+            await self._send_counts()
 
     async def _sweep(self) -> None:
         """Delete what workers said that died long ago, and what is no heartbeat."""

@@ -62,7 +62,7 @@ class Listed:
     enqueued_ms: int | None = None
     holder: Holder | None = None
     reason: str | None = None
-    """Why it is a dead letter, or what it waits for: `unknown-handler`."""
+    """Why it is a dead letter, or what it waits for: `unknown-handler`, or a limit in words."""
     died_ms: int | None = None
     trouble: str | None = None
 
@@ -184,12 +184,13 @@ async def _describe(
             pipe.get(keys.RETRY.encode() + job.id)
             pipe.pttl(keys.IN_PROGRESS.encode() + job.id)
             pipe.hget(keys.unknown(queue), job.id)
+            pipe.get(keys.OWN.encode() + job.id)
         answers = await _answers(pipe)
-    facts = [answers[at : at + 4] for at in range(0, len(answers), 4)]
+    facts = [answers[at : at + 5] for at in range(0, len(answers), 5)]
     small = [job.id for (_, job), (size, *_) in zip(all_of_them, facts, strict=True) if 0 < (size or 0) <= MOST_READ]
     bodies = await _bodies(redis, small)
     listed: list[Listed] = []
-    for (state, job), (size, starts, left_ms, unknown) in zip(all_of_them, facts, strict=True):
+    for (state, job), (size, starts, left_ms, unknown, own) in zip(all_of_them, facts, strict=True):
         call, trouble = _call(size, bodies.get(job.id), serializer)
         where = place(job.score, now_ms)
         name = unknown.decode("utf-8", "backslashreplace") if unknown else None
@@ -204,11 +205,17 @@ async def _describe(
                 due_ms=where.due_ms if where and job.owner is None else None,
                 enqueued_ms=call.enqueued_ms if call else None,
                 holder=_holder(job.owner, left_ms),
-                reason="unknown-handler" if unknown else None,
+                reason="unknown-handler" if unknown else _waits(state, history_of(own)),
                 trouble=trouble,
             )
         )
     return listed
+
+
+def _waits(state: State, history: History) -> str | None:
+    """What a job waits for that was snoozed for it."""
+    snoozed = state in ("waiting", "deferred") and history.waits_for is not None
+    return f"waits for the limit {history.waits_for}" if snoozed else None
 
 
 async def _bodies(redis: Any, ids: Sequence[bytes]) -> dict[bytes, bytes | None]:
@@ -255,13 +262,14 @@ async def job(redis: Any, job_id: str, queues: Sequence[str], serializer: Serial
     letter, result = _letter(found.letter), _result(found.result, serializer)
     spot = await _spot(redis, job_id, [*queues, letter.queue] if letter else queues)
     call, why = _call(found.body_bytes, found.body, serializer) if found.body_bytes else (None, None)
+    history = History(letter.crashes, letter.errors) if letter else history_of(found.own)
     return Sheet(
-        job=_summary(job_id, found, spot, call, letter, result),
+        job=_summary(job_id, found, spot, call, letter, result, history),
         now_ms=found.now_ms,
         place=spot.place if spot else None,
         ahead=spot.ahead if spot else None,
         body_bytes=found.body_bytes,
-        history=History(letter.crashes, letter.errors) if letter else history_of(found.own),
+        history=history,
         steps=[step.decode("utf-8", "backslashreplace") for step in found.steps],
         abort_ms=_finite(found.abort_ms),
         letter=letter,
@@ -279,22 +287,24 @@ def _summary(
     call: Call | None,
     letter: Letter | None,
     result: wire.Result | None,
+    history: History,
 ) -> Listed:
     """The job as it would be listed: what its body does not say, its letter does, or its result."""
     ended = letter or result
     where = place(spot.score, found.now_ms) if spot else None
     source = call or ended
+    state = _state(found, spot, letter, result)
     return Listed(
         id=job_id,
         queue=spot.queue if spot else letter.queue if letter else "",
-        state=_state(found, spot, letter, result),
+        state=state,
         handler=source.handler if source else None,
         attempt=_count(found.starts) or (ended.attempt if ended else 0),
         priority=where.priority if where else 0,
         due_ms=where.due_ms if where and not found.owner else None,
         enqueued_ms=call.enqueued_ms if call else None,
         holder=_holder(found.owner, found.lease_left_ms),
-        reason=letter.reason if letter else None,
+        reason=letter.reason if letter else _waits(state, history),
         died_ms=letter.died_ms if letter else None,
     )
 

@@ -35,7 +35,7 @@ Of limits. They share a hash tag, as one script asks several of them: a cluster 
 | `rt:{limit}:set:<name>` | string: rule set by an operator | as they said, else until it is reset |
 | `rt:{limit}:breaker:<name>` | string: its state (`lua/schedule.lua`) | 1 h after it was last told of a failure |
 | `rt:{limit}:known` | hash: name → rule as declared | 30 days after a worker with a limit last ran |
-| `rt:{limit}:count:<name>` | hash: how often, how long, how many | 30 days after the last |
+| `rt:{limit}:count:<name>` | hash: how often, how long, how many (`tally.py`) | 30 days after the last |
 | `rt:{limit}:quota:<quota>:<user>` | zset: `sha1 of the body|id` → ms | an hour, or as long as a body that counts |
 | `rt:{limit}:held:<label>` | zset: permit → 0, or ms (`lua/permits.lua`) | while held; if one died, 30 days at most |
 | `rt:{limit}:waiting:<label>` | zset: permit → turn | while waited for; if who waits died, 5 minutes at most |

@@ -1,0 +1,110 @@
+"""How the limits stand, as documents: for `runtime limit` and `runtime inspect`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runtime.adapters.redis import buckets, controls, tally
+from runtime.adapters.redis.buckets import BreakerState, Level
+from runtime.adapters.redis.tally import Counts
+from runtime.cli.display import moment
+from runtime.core.errors import LimitUnknown
+from runtime.core.limits import Bucket, Rule, spell_rate
+
+Document = dict[str, Any]
+AT_ONCE = 100
+"""Buckets that are looked at in one call: the server serves nobody else meanwhile."""
+
+
+async def read(redis: Any) -> Document:
+    """All limits that are known, and the breakers of their APIs: three round trips, and one if there is none."""
+    known = await controls.known(redis)
+    return await read_these(redis, list(known.values()), sorted({api_of(name) for name in known}))
+
+
+async def read_these(redis: Any, chosen: Sequence[Bucket], breakers: Sequence[str]) -> Document:
+    if not chosen:
+        return {"limits": [], "breakers": []}
+    levels: list[Level] = []
+    states: list[BreakerState] = []
+    for at in range(0, max(len(chosen), len(breakers)), AT_ONCE):
+        some = await buckets.look(redis, chosen[at : at + AT_ONCE], breakers[at : at + AT_ONCE])
+        levels += some[0]
+        states += some[1]
+    names = [bucket.name for bucket in chosen]
+    counts = dict(zip([*names, *breakers], await tally.read(redis, [*names, *breakers]), strict=True))
+    return {
+        "limits": [_limit(*one, counts[one[0].name]) for one in zip(chosen, levels, strict=True)],
+        "breakers": [_breaker(name, one, counts[name]) for name, one in zip(breakers, states, strict=True)],
+    }
+
+
+def api_of(name: str) -> str:
+    """The API whose limit this is, as `runtime.apis` has it; its breaker has the same name."""
+    return name.partition(".")[0]
+
+
+def choose(known: Mapping[str, Bucket], label: str) -> tuple[list[Bucket], str]:
+    """The buckets that an operator means, and the API: `openai` stands for all of its limits, `judit[tenant-42]` for
+    the bucket of a key. Raises `LimitUnknown`, and `LimitInvalid` for what is no key."""
+    name, key = split(label)
+    meant = [one for one in known if name in (one, api_of(one))]
+    if not meant or (key is not None and name not in known):
+        raise unknown(known, name)
+    return [known[name][key]] if key is not None else [known[one] for one in meant], api_of(name)
+
+
+def split(label: str) -> tuple[str, str | None]:
+    """The name and the key in a label."""
+    found = re.fullmatch(r"([^\[]*)\[(.*)\]", label, re.DOTALL)
+    return (found[1], found[2]) if found else (label, None)
+
+
+def unknown(known: Mapping[str, Bucket], name: str) -> LimitUnknown:
+    import difflib
+
+    names = sorted({*known, *map(api_of, known)})
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"there are: {', '.join(names)}" if names else "workers tell of their limits when they start"
+    return LimitUnknown(f"no limit named {name!r:.80}", hint=(f"did you mean {near[0]!r}? " if near else "") + hint)
+
+
+def _limit(bucket: Bucket, level: Level, counts: Counts) -> Document:
+    return {
+        "limit": bucket.label,
+        "tokens": level.tokens,
+        **_rule(level.rule),
+        "declared": _rule(bucket.rule),
+        "set": level.set,
+        "set_for_s": level.set_for_s,
+        "next_s": level.next_s,
+        "closed_s": level.closed_s or None,
+        "waiting": level.waiting,
+        "counts": {
+            "takes": counts.takes,
+            "tokens": counts.tokens,
+            "used": counts.tokens + counts.more - counts.less,
+            "estimate_error": (counts.more + counts.less) / counts.tokens if counts.tokens else None,
+            "waits": counts.waits,
+            "waited_s": counts.waited_ms / 1000,
+            "refused": counts.refused,
+            "met": counts.met,
+            "met_at": moment(counts.met_ms),
+        },
+    }
+
+
+def _rule(its: Rule) -> Document:
+    return {"rate": spell_rate(its), "burst": its.burst}
+
+
+def _breaker(name: str, its: BreakerState, counts: Counts) -> Document:
+    return {
+        "breaker": name,
+        "state": its.state,
+        "open_s": its.opens_in_s or None,
+        "failures": its.failures,
+        "probing": its.probing,
+        "reason": its.reason or None,
+        "kept_back": counts.kept_back,
+    }
