@@ -69,7 +69,10 @@ def _length(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     if args.action == "set" and args.rate is None and args.burst is None:
-        raise UsageInvalid("limit set: give it a --rate or a --burst", hint="or take back what was set: limit reset")
+        raise UsageInvalid(
+            "limit set: give it a --rate or a --burst",
+            hint=f"to take back what was set: runtime limit reset {args.name}",
+        )
     if args.action == "set" and (key := gauges.split(args.name)[1]) is not None:
         name = args.name.removesuffix(f"[{key}]")
         raise UsageInvalid("limit set changes the limit of all keys", hint=f"runtime limit set {name} …")

@@ -185,7 +185,7 @@ def limits_page(document: Document) -> list[str]:
              "; ".join(notes) or " ")
         )  # fmt: skip
     broken = [breaker for breaker in document["breakers"] if breaker["state"] != "closed"]
-    return columns(rows) + [plain(f"breaker {one['breaker']}: {_breaker(one)}") for one in broken]
+    return columns(rows) + [_breaker(one) for one in broken]
 
 
 def limit_page(document: Document) -> list[str]:
@@ -194,7 +194,7 @@ def limit_page(document: Document) -> list[str]:
     for limit in document["limits"]:
         rows = [*_level_of(limit), *_standing_out(limit), *_use_of(limit["counts"])]
         lines += [f"{name:<8}  {plain(str(value))}" for name, value in rows if value] + [""]
-    return lines + [plain(f"breaker   {one['breaker']}: {_breaker(one)}") for one in document["breakers"]]
+    return lines + [_breaker(breaker) for breaker in document["breakers"]]
 
 
 def _level(limit: Document) -> str:
@@ -207,7 +207,7 @@ def _level_of(limit: Document) -> list[Row]:
         ("limit", limit["limit"]),
         ("level", f"{_level(limit)} tokens; {f'the next in {roughly(next_s)}' if next_s else 'one can be had now'}"),
         ("rate", f"{limit['rate']}, burst {limit['burst']}"),
-        ("waiting", f"{limit['waiting']} for a moment that is theirs"),
+        ("waiting", limit["waiting"] and f"{limit['waiting']} takes, each for a moment of its own"),
     ]
 
 
@@ -216,7 +216,10 @@ def _standing_out(limit: Document) -> list[Row]:
     declared, for_s = limit["declared"], limit["set_for_s"]
     until = "until it is reset" if for_s is None else f"for {roughly(for_s)} more"
     return [
-        ("set", limit["set"] and f"set {until}; declared: {declared['rate']}, burst {declared['burst']}"),
+        (
+            "set",
+            limit["set"] and f"set by an operator {until}; declared: {declared['rate']}, burst {declared['burst']}",
+        ),
         ("closed", limit["closed_s"] and f"closed by the provider for {roughly(limit['closed_s'])}"),
     ]
 
@@ -233,21 +236,15 @@ def _use_of(counts: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-def _breaker(breaker: Document) -> str:
-    parts: list[str] = [breaker["state"]]
-    if breaker["probing"]:
-        parts.append("one call finds out now whether the provider works again")
-    elif breaker["state"] == "open":
-        parts.append(f"lets one call through in {roughly(breaker['open_s'])}")
-    elif breaker["state"] == "half-open":
-        parts.append("lets one call through")
-    if breaker["failures"]:
-        parts.append(f"{breaker['failures']} failures in a row")
-    if breaker["reason"]:
-        parts.append(f"the last: {breaker['reason']}")
-    if breaker["kept_back"]:
-        parts.append(f"it has kept {breaker['kept_back']:,} calls back so far")
-    return ", ".join(parts)
+def _breaker(its: Document) -> str:
+    notes = [
+        its["open_s"] and f"for {roughly(its['open_s'])}, then one call finds out whether the provider works",
+        its["probing"] and "one call is finding out whether the provider works",
+        its["reason"],
+        its["failures"] and f"failures in a row: {its['failures']}",
+        its["kept_back"] and f"calls kept back so far: {its['kept_back']:,}",
+    ]
+    return plain("; ".join([f"breaker {its['breaker']}: {its['state']}", *(str(note) for note in notes if note)]))
 
 
 def _second(moment: str | None) -> str | None:
