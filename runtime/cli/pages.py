@@ -179,10 +179,10 @@ def limits_page(document: Document) -> list[str]:
     rows: list[Sequence[object]] = [("LIMIT", "LEVEL", "RATE", "WAITING", "429S", "LAST 429", " ")]
     for limit in document["limits"]:
         counts = limit["counts"]
-        notes = [note for _, note in _standing_out(limit) if note]
+        notes = "; ".join(str(note) for _, note in _standing_out(limit) if note)
         rows.append(
             (limit["limit"], _level(limit), limit["rate"], limit["waiting"], counts["met"], _second(counts["met_at"]),
-             "; ".join(notes) or " ")
+             notes or " ")
         )  # fmt: skip
     broken = [breaker for breaker in document["breakers"] if breaker["state"] != "closed"]
     return columns(rows) + [_breaker(one) for one in broken]
