@@ -31,7 +31,8 @@ class State:
 
     at: int = 0
     full: Fraction = Fraction(0)
-    count: int = 1
+    rule: Rule | None = None
+    """By which it was used."""
     closed: int = 0
     cursor: int = 0
     last: int = 0
@@ -71,8 +72,6 @@ def spend(state: State, rule: Rule, t: int, n: int) -> State:
 
 def seen_at(state: State, rule: Rule, now: int) -> State:
     """The bucket as who comes now finds it."""
-    if rule.count != state.count:
-        state = replace(state, count=rule.count, full=Fraction(ceil(state.full)))
     if state.at > now:
         back = state.at - now
         state = replace(
@@ -80,6 +79,9 @@ def seen_at(state: State, rule: Rule, now: int) -> State:
             cursor=max(0, state.cursor - back), last=max(state.last, state.at + 1), marks=(),
             reserved=tuple(replace(one, t=one.t - back) for one in state.reserved),
         )  # fmt: skip
+    if state.rule not in (None, rule):
+        state = _obeying(state, rule, now)
+    state = replace(state, rule=rule)
     crowd = len(state.reserved) >= MOST_PAST and state.reserved[MOST_PAST - 1].t <= now
     left: list[Reservation] = []
     reserved, state = state.reserved, replace(state, at=now)
@@ -91,6 +93,20 @@ def seen_at(state: State, rule: Rule, now: int) -> State:
         else:
             left.append(one)
     return replace(state, reserved=tuple(left))
+
+
+def _obeying(state: State, rule: Rule, now: int) -> State:
+    """By another rule from now on, or from when it is open: with the tokens that it would have had, if they fit.
+
+    Reckoned in floats, as the script does: it may be a microsecond off, and no promise spans a change of rules.
+    """
+    was = state.rule
+    assert was is not None
+    since = max(now, state.closed)
+    used = float(max(Fraction(0), (state.full - since) * was.count)) / was.period_us
+    missing = max(0.0, used + rule.burst - was.burst)
+    full = Fraction(since + min(2**51, ceil(missing * rule.period_us / rule.count)))
+    return replace(state, full=full, last=max(state.last, now), marks=())
 
 
 def earliest(state: State, rule: Rule, since: int, n: int) -> int:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from runtime.adapters.redis import keys
-from runtime.adapters.redis.buckets import RedisLimits
-from runtime.core.limits import Answer, Bucket, Costs, Granted, Refused, Reserved
+from runtime.adapters.redis.buckets import RedisLimits, read_rule
+from runtime.core.limits import Answer, Bucket, Costs, Granted, Refused, Reserved, Rule
 from tests.redis.store import Store
 
 # What is a moment is made so much smaller; a moment that never was stays 0.
@@ -21,7 +21,7 @@ end
 for _, key in ipairs(redis.call('KEYS', 'rt:{limit}:*')) do
   local value = redis.call('TYPE', key).ok == 'string' and redis.call('GET', key) or ''
   local at, full, rest, closed, cursor, last, marks, reserved =
-    string.match(value, '^(%d+) (%d+) (%d+ %d+) (%d+) (%d+) (%d+)|([^|]*)|(.*)$')
+    string.match(value, '^(%d+) (%d+) (%d+ [%d:]+) (%d+) (%d+) (%d+)|([^|]*)|(.*)$')
   local open, probe, told = string.match(value, '^(%d+) (%d+) (.*)$')
   if at then
     marks = string.gsub(marks, '(%d+):(%d+)', function(t, would) return older(t) .. ':' .. older(would) end)
@@ -56,7 +56,7 @@ class Stored:
     at: int
     full: int
     parts: int
-    count: int
+    rule: Rule
     closed: int
     cursor: int
     last: int
@@ -67,11 +67,11 @@ class Stored:
     @classmethod
     def of(cls, value: str, till_ms: int) -> Stored:
         head, marks, reserved = value.split("|")
-        at, full, parts, count, closed, cursor, last = map(int, head.split(" "))
+        at, full, parts, rule, closed, cursor, last = head.split(" ")
         pairs = [one.split(":") for one in marks.split()]
         kept = [one.split(":") for one in reserved.split()]
         return cls(
-            at, full, parts, count, closed, cursor, last,
+            int(at), int(full), int(parts), read_rule(rule), int(closed), int(cursor), int(last),
             tuple((int(t), int(would)) for t, would in pairs),
             tuple(Kept(id, int(t), int(n), sure == "1") for id, t, n, sure in kept),
             till_ms,

@@ -358,7 +358,7 @@ def as_stored(tap: Tap, now: int) -> Stored:
     state, its = tap.state, tap.rule
     whole = floor(state.full)
     return Stored(
-        now, whole, int((state.full - whole) * its.count), its.count, state.closed, state.cursor, state.last,
+        now, whole, int((state.full - whole) * its.count), its, state.closed, state.cursor, state.last,
         state.marks, tuple(Kept(one.id, one.t, one.n, one.sure) for one in state.reserved),
         -(-model.till(state, its, now) // 1000),
     )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from runtime.adapters.redis import keys
-from runtime.adapters.redis.buckets import RedisLimits
+from runtime.adapters.redis.buckets import RedisLimits, said
 from runtime.adapters.redis.connection import connect
 from runtime.core.errors import LimitInvalid
 from runtime.core.limits import Bucket, Granted, Refused, Reserved, wanted
@@ -48,7 +48,7 @@ def test_numbers_keep_every_digit(buckets: Buckets) -> None:
     first = buckets.grant({thirds: 1})
     second = buckets.reserve({thirds: 1})
     stored = buckets.shown(thirds)
-    assert (stored.full, stored.parts, stored.count) == (first.at_us + 333_333_333, 1, 3)
+    assert (stored.full, stored.parts, stored.rule.count) == (first.at_us + 333_333_333, 1, 3)
     assert stored.reserved[0].t == first.at_us + 333_333_334
     assert round(second.wait_s * 1e6) == stored.reserved[0].t - stored.at
 
@@ -86,7 +86,7 @@ def test_a_key_lives_for_a_second_at_least(buckets: Buckets) -> None:
 def test_a_key_outlives_the_last_part_of_a_microsecond(buckets: Buckets) -> None:
     sevenths = Bucket("sevenths", "7/h", 7)
     full_ms = round(buckets.store.now_ms()) + 600_000
-    value = f"{full_ms * 1000 - 600_000_000} {full_ms * 1000} 3 7 0 0 0||"
+    value = f"{full_ms * 1000 - 600_000_000} {full_ms * 1000} 3 7:3600000000:7 0 0 0||"
     buckets.store.redis.set(keys.bucket(sevenths.label), value, ex=3600)
     buckets.lower({sevenths: 6})
     assert buckets.shown(sevenths).till_ms == full_ms + 1
@@ -224,7 +224,7 @@ def test_two_deploys_with_different_rules_share_a_bucket_and_corrupt_nothing(buc
     for turn in range(60):
         for which, bucket in enumerate((old, new)):
             given[which] += isinstance(buckets.take({bucket: 1}), Granted)
-            assert buckets.shown(bucket).count == bucket.rule.count
+            assert buckets.shown(bucket).rule == bucket.rule
         buckets.age(100 + turn % 3)
     passed_s = (buckets.store.now_ms() - since) / 1000 + 60 * 0.102
     assert 10 <= sum(given) <= 10 + passed_s * 10 / 3
@@ -232,12 +232,54 @@ def test_two_deploys_with_different_rules_share_a_bucket_and_corrupt_nothing(buc
     assert given[1] > 0
 
 
-def test_a_part_of_a_microsecond_by_another_rule_is_a_whole_one(buckets: Buckets) -> None:
-    thirds, halves = Bucket("api", "3000/s", 1), Bucket("api", "2000/s", 1)
-    granted = buckets.grant({thirds: 1}).at_us
-    assert buckets.shown(thirds).parts == 1
-    buckets.close({halves: 1}, -10)
-    assert (buckets.shown(halves).full, buckets.shown(halves).parts) == (granted + 334, 0)
+OBEY = """
+%s
+local was, rule, ahead, parts, closed = rule_of(ARGV[1]), rule_of(ARGV[2]), unpack(ARGV, 3)
+local now = 1700000000000000
+local bucket = { rule = rule, full = now + ahead, parts = tonumber(parts), closed = now + closed, last = 0, marks = {} }
+obey(bucket, was, now)
+return { whole(bucket.full - now), bucket.parts }
+"""
+
+
+@pytest.mark.parametrize(
+    ("was", "rule", "ahead_us", "parts", "closed_us", "becomes_us"),
+    [
+        ("1:60000000:5", "1:1000000:5", 300_000_000, 0, 0, 5_000_000),  # empty, and a higher rate
+        ("1:1000000:5", "1:60000000:5", 5_000_000, 0, 0, 300_000_000),  # empty, and a lower rate
+        ("1:1000000:5", "1:1000000:2", 5_000_000, 0, 0, 2_000_000),  # empty, and it holds less
+        ("1:1000000:5", "1:1000000:2", 1_000_000, 0, 0, 0),  # four tokens, of which two fit
+        ("1:1000000:2", "1:1000000:5", 500_000, 0, 0, 3_500_000),  # one and a half, and it would hold five
+        ("1:1000000:2", "1:1000000:5", -9_000_000, 0, 0, 3_000_000),  # two
+        ("1:1000000:2", "2:1000000:2", 7_000_000, 0, 0, 3_500_000),  # a debt of five
+        ("1:1000000:5", "10:1000000:5", 604_000_000, 0, 600_000_000, 600_400_000),  # one, when it is open again
+        ("3:1000:1", "3:2000:1", 333, 1, 0, 667),  # one and not 0.999
+        ("1000000000:1:1", "1:86400000000:1", 10**12, 0, 0, 2**51),  # a debt for more than all time
+    ],
+)
+def test_by_another_rule_there_are_as_many_tokens_as_before_if_they_fit(
+    store: Store, was: str, rule: str, ahead_us: int, parts: int, closed_us: int, becomes_us: int
+) -> None:
+    source = (files("runtime.adapters.redis") / "lua" / "schedule.lua").read_text()
+    told = store.redis.eval(OBEY % source, 0, was, rule, ahead_us, parts, closed_us)
+    assert [int(told[0]), told[1]] == [becomes_us, 0]
+
+
+def test_an_empty_bucket_gives_by_the_new_rate_at_once(buckets: Buckets) -> None:
+    hourly = Bucket("api", "1/h", 1)
+    buckets.grant({hourly: 1})
+    buckets.set_rule(hourly, "2:1000000:1")
+    assert 0.4 < buckets.reserve({hourly: 1}).wait_s <= 0.5
+    buckets.set_rule(hourly, "1:60000000:1")
+    buckets.limits = RedisLimits(buckets.store.scripts)
+    assert 110 < buckets.reserve({hourly: 1}).wait_s <= 120, "after who waits already"
+
+
+def test_what_was_granted_by_another_rule_is_not_refunded(buckets: Buckets) -> None:
+    granted = buckets.grant({SLOW: 5})
+    buckets.set_rule(SLOW, "1:30000000:10")
+    buckets.settle({SLOW: -5}, granted.at_us)
+    assert buckets.drain(SLOW) == 5
 
 
 def test_a_limiter_that_is_idle_says_nothing(buckets: Buckets) -> None:
@@ -373,7 +415,7 @@ def test_a_rule_at_the_edge_of_what_is_counted_exactly_is(buckets: Buckets, rate
     granted = buckets.grant({edge: its.burst})
     stored = buckets.shown(edge)
     full = granted.at_us + Fraction(its.burst * its.period_us, its.count)
-    assert stored.full + Fraction(stored.parts, stored.count) == full
+    assert stored.full + Fraction(stored.parts, stored.rule.count) == full
     if isinstance(buckets.take({edge: its.burst}, 1e12), Reserved):  # else it is full again already
         assert buckets.shown(edge).reserved[0].t == -(-full.numerator // full.denominator)
 
@@ -415,7 +457,7 @@ def test_too_much_that_is_reserved_for_later_keeps_nobody_back_now(buckets: Buck
     """Somebody has made the bucket smaller since."""
     now_us = round(buckets.store.now_ms() * 1000)
     later = " ".join(f"r.{n}:{now_us + 3_600_000_000}:9:0" for n in range(3))
-    buckets.store.redis.set(keys.bucket(SLOW.label), f"{now_us} {now_us} 0 1 0 0 0||{later}", ex=7200)
+    buckets.store.redis.set(keys.bucket(SLOW.label), f"{now_us} {now_us} 0 {said(SLOW.rule)} 0 0 0||{later}", ex=7200)
     assert buckets.drain(SLOW) == 10
 
 
@@ -549,7 +591,9 @@ def test_two_full_buckets_with_gaps_in_turn_are_searched_in_bounded_time(buckets
     now_us = round(buckets.store.now_ms() * 1000)
     for offset_us, bucket in ((0, one), (50_000, other)):
         kept = " ".join(f"r.{n}:{now_us + offset_us + 100_000 * n}:1:0" for n in range(1, 500))
-        buckets.store.redis.set(keys.bucket(bucket.label), f"{now_us} {now_us} 0 1 0 0 0||{kept}", ex=600)
+        buckets.store.redis.set(
+            keys.bucket(bucket.label), f"{now_us} {now_us} 0 {said(bucket.rule)} 0 0 0||{kept}", ex=600
+        )
     buckets.refuse({one: 1, other: 1})
     buckets.forget_commands()
     assert 49 < buckets.reserve({one: 1, other: 1}).wait_s < 51
@@ -561,7 +605,7 @@ def test_one_that_died_does_not_make_a_busy_bucket_slow(buckets: Buckets) -> Non
     fast = Bucket("fast", "100000/s", 1000)
     now_us = round(buckets.store.now_ms() * 1000)
     used = " ".join(f"u.{n}:{now_us - 60_000 + n}:1:1" for n in range(10_000))
-    value = f"{now_us} {now_us} 0 1 0 0 0||dead.1:{now_us - 70_000}:1:0 {used}"
+    value = f"{now_us} {now_us} 0 {said(fast.rule)} 0 0 0||dead.1:{now_us - 70_000}:1:0 {used}"
     buckets.store.redis.set(keys.bucket(fast.label), value, ex=600)
     assert isinstance(buckets.take({fast: 1}), Refused)
     assert buckets.shown(fast).reserved == ()
@@ -571,7 +615,7 @@ def test_one_that_may_be_late_is_waited_for_however_many_are_to_come(buckets: Bu
     slow = Bucket("many", "1/h", 1)
     now_us = round(buckets.store.now_ms() * 1000)
     to_come = " ".join(f"r.{n}:{now_us + 3_600_000_000 * n}:1:0" for n in range(1, 200))
-    value = f"{now_us} {now_us - 500_000} 0 1 0 0 0||late.1:{now_us - 300_000}:1:0 {to_come}"
+    value = f"{now_us} {now_us - 500_000} 0 {said(slow.rule)} 0 0 0||late.1:{now_us - 300_000}:1:0 {to_come}"
     buckets.store.redis.set(keys.bucket(slow.label), value, ex=3600)
     buckets.refuse({slow: 1})
     assert buckets.shown(slow).reserved[0].id == "late.1"
@@ -579,7 +623,8 @@ def test_one_that_may_be_late_is_waited_for_however_many_are_to_come(buckets: Bu
 
 def test_what_is_used_after_one_that_may_be_late_is_kept_in_its_order(buckets: Buckets) -> None:
     now_us = round(buckets.store.now_ms() * 1000)
-    value = f"{now_us} {now_us - 500_000} 0 1 0 0 0||late.1:{now_us - 300_000}:1:0 used.1:{now_us - 200_000}:1:1"
+    kept = f"late.1:{now_us - 300_000}:1:0 used.1:{now_us - 200_000}:1:1"
+    value = f"{now_us} {now_us - 500_000} 0 {said(SLOW.rule)} 0 0 0||{kept}"
     buckets.store.redis.set(keys.bucket(SLOW.label), value, ex=3600)
     buckets.grant({SLOW: 1})
     stored = buckets.shown(SLOW)
@@ -732,7 +777,7 @@ def test_an_operators_rule_goes_before_the_declared_one(buckets: Buckets) -> Non
     buckets.set_rule(SLOW, "1:60000000:3 for the weekend")
     assert buckets.drain(SLOW) == 3
     buckets.set_rule(SLOW, None)
-    assert buckets.drain(SLOW) == 7
+    assert buckets.drain(SLOW) == 0, "what it had not is not given by a change of rules"
 
 
 @pytest.mark.parametrize("rule", ["", "nonsense", "0:1000:5", "1:0:5", "-1:5:5"])

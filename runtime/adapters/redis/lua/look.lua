@@ -28,7 +28,7 @@ for i = 1, count do
   add_all(
     string.format('%.3f', level(bucket, now)), whole(earliest(bucket, now, 1) - now),
     whole(math.max(0, bucket.closed - now)), waiting,
-    string.format('%.0f:%.0f:%.0f', rule.count, rule.period, rule.burst), set and 1 or 0,
+    said(rule), set and 1 or 0,
     set and whole(redis.call('PTTL', KEYS[count + i]) * 1000) or '-1'
   )
 end

@@ -6,10 +6,10 @@
 -- whole number of microseconds, and so many parts of one of which `count` make it.
 --
 -- The value of a bucket's key:
---   at full parts count closed cursor last|[t:full] ...|[id:t:n:sure] ...
+--   at full parts rule closed cursor last|[t:full] ...|[id:t:n:sure] ...
 --     at      the time of the last write                     closed  nothing is given before
+--     rule    'count:period:burst', by which that was        last    the last use
 --     cursor  up to here those who were refused are told to come back
---     last    the last use
 --     t:full  marks, for refunds: when the bucket would be full again if it had been full at t
 --     sure    1: it was asked for at its time, and is used. Who never asks (it died) has used nothing.
 
@@ -18,6 +18,7 @@ local SLACK = 1000000 -- so long after it nobody has asked for it, and it is tak
 local MOST_PAST = 100 -- but when so many wait for it to be seen whether one before them is dead, it is once it is late
 local MOST_RESERVED = 500
 local MOST_MARKS = 4
+local LONGEST = 2251799813685248 -- us; no debt is longer, so that moments stay below 2^53
 
 local function clock()
   local t = redis.call('TIME')
@@ -68,6 +69,10 @@ local function rule_of(given, set)
   return { count = tonumber(count), period = tonumber(period), burst = tonumber(burst) }
 end
 
+local function said(rule)
+  return whole(rule.count) .. ':' .. whole(rule.period) .. ':' .. whole(rule.burst)
+end
+
 -- Nothing that was used until t is refunded any more.
 local function forget(bucket, t)
   bucket.last, bucket.marks = math.max(bucket.last, t), {}
@@ -82,6 +87,16 @@ local function shift(bucket, at, now)
     one.t = one.t - (at - now)
   end
   forget(bucket, at + 1) -- moments of the one clock and of the other cannot be told apart
+end
+
+-- The rule has been `was` until now, or until the bucket will be open. As many tokens are in it then as there would have
+-- been, as far as they fit: a change gives none, and takes none that could be used.
+local function obey(bucket, was, now)
+  local rule, from = bucket.rule, math.max(now, bucket.closed)
+  local used = math.max(0, (bucket.full - from) * was.count + bucket.parts) / was.period
+  local missing = math.max(0, used + rule.burst - was.burst)
+  bucket.full, bucket.parts = from + math.min(LONGEST, math.ceil(missing * rule.period / rule.count)), 0
+  forget(bucket, now)
 end
 
 -- n tokens are used at t. A bucket that is full by then begins anew.
@@ -118,14 +133,11 @@ end
 
 local function read(key, value, rule, now)
   local bucket = { key = key, rule = rule, full = 0, parts = 0, closed = 0, cursor = 0, last = 0, marks = {}, reserved = {} }
-  local at, full, parts, count, closed, cursor, last, marks, reserved =
-    string.match(value or '', '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)|([^|]*)|(.*)$')
+  local at, full, parts, was, closed, cursor, last, marks, reserved =
+    string.match(value or '', '^(%d+) (%d+) (%d+) (%d+:%d+:%d+) (%d+) (%d+) (%d+)|([^|]*)|(.*)$')
   if at then
     bucket.full, bucket.parts, bucket.closed = tonumber(full), tonumber(parts), tonumber(closed)
     bucket.cursor, bucket.last = tonumber(cursor), tonumber(last)
-    if tonumber(count) ~= rule.count and bucket.parts > 0 then
-      bucket.full, bucket.parts = bucket.full + 1, 0 -- a part was something else to who wrote it
-    end
     for t, would_be_full in string.gmatch(marks, '(%d+):(%d+)') do
       bucket.marks[#bucket.marks + 1] = { t = tonumber(t), full = tonumber(would_be_full) }
     end
@@ -135,6 +147,9 @@ local function read(key, value, rule, now)
     if tonumber(at) > now then
       shift(bucket, tonumber(at), now)
     end
+    if was ~= said(rule) then
+      obey(bucket, rule_of(was), now)
+    end
   end
   settle_past(bucket, now)
   return bucket
@@ -143,7 +158,7 @@ end
 -- Writes the bucket; its key lives until it would be full and nothing is reserved, when it says nothing any more.
 local function write(bucket, now)
   local head = {
-    whole(now), whole(bucket.full), whole(bucket.parts), whole(bucket.rule.count),
+    whole(now), whole(bucket.full), whole(bucket.parts), said(bucket.rule),
     whole(bucket.closed), whole(bucket.cursor), whole(bucket.last),
   }
   local full, parts, marks, out = bucket.full, bucket.parts, {}, {}
