@@ -7,7 +7,7 @@ import logging
 from runtime import Bucket, Context, handler
 
 PACED = Bucket("paced", "1/h", burst=1)
-BRISK = Bucket("brisk", "50/s", burst=1)
+BRISK = Bucket("brisk", "10/s", burst=1)
 TENANTS = Bucket("tenants", "1/h", burst=1)
 UNUSED = Bucket("judit", "180/m", burst=9)
 log = logging.getLogger("limited")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from runtime import Allowance, Context, Permanent, Quota, handler
+from runtime import Allowance, Bucket, Context, Permanent, Quota, handler
 
 QUEUE, OTHER = "http:jobs", "http:other"
 
@@ -36,6 +36,10 @@ async def refuse(ctx: Context) -> None:
 @handler(queue=QUEUE, quota=Quota("reports", by="user", allow=Allowance(hourly=2, pending=1)))
 async def report(ctx: Context, user: str) -> str:
     return "written"
+
+
+@handler(queue=OTHER, limit=Bucket("rare", "1/h", burst=1))
+async def rare(ctx: Context) -> None: ...
 
 
 @handler(queue=QUEUE)

@@ -36,6 +36,18 @@ def test_a_job_is_accepted_runs_and_shows_its_result(site: Site) -> None:
     assert found["startedAt"] <= found["finishedAt"]
 
 
+def test_a_job_that_waits_for_a_limit_says_so(site: Site) -> None:
+    waiting = [site.enqueue("rare") for _ in range(2)]
+
+    def put_off() -> dict[str, Any]:
+        found = [site.ask("GET", f"/jobs/{job_id}").json for job_id in waiting]
+        return next((job for job in found if "waitsFor" in job), {})
+
+    found = wait_until(put_off)
+    assert found == {"jobId": found["jobId"], "status": "deferred", "queue": OTHER, "attempt": 0, "waitsFor": "rare"}
+    assert site.ask("DELETE", f"/jobs/{found['jobId']}").code == 200
+
+
 def test_each_of_the_two_tokens_opens_the_api(site: Site) -> None:
     for token in (TOKEN, TOKEN[::-1]):
         for scheme in ("Bearer", "bearer"):
