@@ -9,14 +9,16 @@ NAME is that of a bucket (openai.requests), or that of an API (openai), which fo
 its buckets and its breaker: a breaker is closed only so. A limit per key (judit[tenant-42]) has a bucket for each key;
 they are shown and reset one by one, by that label, and `set` changes all of them.
 
-Workers obey with their next take; nothing is restarted. Jobs that were snoozed before come back when they were told.
+Workers obey with their next take; nothing is restarted. Jobs that were snoozed for a limit which is reset, or has a
+higher rate now, are due at once: of each queue that has a live worker, the next 1,000.
 """
 
 import argparse
 import math
+from collections.abc import Callable
 from typing import Any
 
-from runtime.adapters.redis import buckets, controls
+from runtime.adapters.redis import buckets, controls, inspector
 from runtime.adapters.redis.buckets import BreakerState, Level
 from runtime.cli import gauges, pages
 from runtime.cli.display import say, say_json
@@ -116,6 +118,8 @@ async def _set(redis: Any, args: argparse.Namespace) -> int:
     await controls.set_rule(redis, bucket.name, its, args.for_s)
     length = "until it is reset" if args.for_s is None else f"for {spell(args.for_s)}, then {bucket.rule} as declared"
     say(f"{bucket.name}: was {level.rule}{' as set before' if level.set else ''}; is {its} {length}")
+    if its.rate_s > level.rule.rate_s:
+        await _bring_forward(redis, lambda label: gauges.split(label)[0] == bucket.name)
     return 0
 
 
@@ -128,7 +132,17 @@ async def _reset(redis: Any, args: argparse.Namespace) -> int:
         say(f"{plain(bucket.label)}: {_refilled(bucket, level)}")
     if state.state != "closed":
         say(f"breaker {api}: {_closed(state) if breaker else _still_open(api, state)}")
+    given = {*(bucket.label for bucket in chosen), breaker}
+    await _bring_forward(redis, given.__contains__)
     return 0
+
+
+async def _bring_forward(redis: Any, given: Callable[[str], bool]) -> None:
+    now_ms, beats = await inspector.workers(redis)
+    queues = sorted({queue for beat in beats if beat.live(now_ms) for queue in beat.queues})
+    moved = sum([await controls.bring_forward(redis, queue, given) for queue in queues])
+    if moved:
+        say(f"due now: {moved:,} jobs that were snoozed for it")
 
 
 def _refilled(bucket: Bucket, level: Level) -> str:

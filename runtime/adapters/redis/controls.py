@@ -1,12 +1,16 @@
 """What operators do with limits, in Redis. Workers obey with their next take, which reads what is set, too."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from runtime.adapters.redis import keys
+from runtime.adapters.redis import keys, scripts
 from runtime.adapters.redis.buckets import read_rule, said
+from runtime.adapters.redis.source import history_of
 from runtime.core.errors import LimitInvalid
 from runtime.core.limits import MOST_EXACT, Bucket, Rule
+
+SEEN = 1000
+"""As many jobs that are not yet due are looked at in a queue, the next ones first."""
 
 
 async def known(redis: Any) -> dict[str, Bucket]:
@@ -41,3 +45,15 @@ async def reset(redis: Any, buckets: Sequence[Bucket], breaker: str | None) -> N
     names = [keys.bucket(bucket.label) for bucket in buckets]
     names += [keys.bucket_set(bucket.name) for bucket in buckets if bucket.key is None]
     await redis.delete(*names, *([keys.breaker(breaker)] if breaker else ()))
+
+
+async def bring_forward(redis: Any, queue: str, given: Callable[[str], bool]) -> int:
+    """Jobs of `queue` that were snoozed for a limit which is `given` now are due at once; how many those were."""
+    now_s, _ = await redis.time()
+    ids: list[bytes] = await redis.zrangebyscore(queue, now_s * 1000, "+inf", start=0, num=SEEN)
+    if not ids:
+        return 0
+    owns = await redis.mget([keys.OWN.encode() + job_id for job_id in ids])
+    waiting = [job_id for job_id, own in zip(ids, owns, strict=True) if given(history_of(own).waits_for or "")]
+    parts = [waiting[at : at + 100] for at in range(0, len(waiting), 100)]
+    return sum([await scripts.forward(redis, queue, part) for part in parts])
