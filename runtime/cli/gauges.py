@@ -56,7 +56,7 @@ def choose(known: Mapping[str, Bucket], label: str) -> tuple[list[Bucket], str]:
 
 def split(label: str) -> tuple[str, str | None]:
     """The name and the key in a label."""
-    found = re.fullmatch(r"([^\[]*)\[(.*)\]", label, re.DOTALL)
+    found = re.fullmatch(r"([^\[]*)\[(.+)\]", label, re.DOTALL)
     return (found[1], found[2]) if found else (label, None)
 
 

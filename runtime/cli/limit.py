@@ -132,8 +132,9 @@ async def _reset(redis: Any, args: argparse.Namespace) -> int:
         say(f"{plain(bucket.label)}: {_refilled(bucket, level)}")
     if state.state != "closed":
         say(f"breaker {api}: {_closed(state) if breaker else _still_open(api, state)}")
-    given = {*(bucket.label for bucket in chosen), breaker}
-    await _bring_forward(redis, given.__contains__)
+    freed = {bucket.name for bucket, level in zip(chosen, levels, strict=True) if level.set and bucket.key is None}
+    labels = {*(bucket.label for bucket in chosen), breaker}
+    await _bring_forward(redis, lambda label: label in labels or gauges.split(label)[0] in freed)
     return 0
 
 
