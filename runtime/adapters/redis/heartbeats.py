@@ -92,7 +92,7 @@ class Heartbeats:
         self._sent = False
 
     async def run(self) -> None:
-        """Send one at once and then every 30 s: one command each, and the counts. Cancel it to stop; it may be run again.
+        """Send one at once, then every 30 s: one command each, and the counts. Cancel it to stop; it may be run again.
 
         A Redis that is away is weather, and others tell of it.
         """
