@@ -1,10 +1,10 @@
 """How the limits stand, as documents: for `runtime limit` and `runtime inspect`."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from runtime.adapters.redis import buckets, controls, tally
+from runtime.adapters.redis import buckets, controls, holders, tally
 from runtime.adapters.redis.buckets import BreakerState, Level
 from runtime.adapters.redis.tally import Counts
 from runtime.cli.display import moment
@@ -17,12 +17,38 @@ AT_ONCE = 100
 
 
 async def read(redis: Any) -> Document:
-    """All limits that are known, and the breakers of their APIs: three round trips, and one if there is none."""
-    known = await controls.known(redis)
-    return await read_these(redis, list(known.values()), sorted({api_of(name) for name in known}))
+    """All limits that are known, and the breakers of their APIs: a few round trips, and two if there is none."""
+    known, most = await controls.known(redis), await holders.declared(redis)
+    return {
+        **await _rates(redis, list(known.values()), sorted({api_of(name) for name in known})),
+        "concurrency": await _concurrency(redis, most),
+    }
 
 
-async def read_these(redis: Any, chosen: Sequence[Bucket], breakers: Sequence[str]) -> Document:
+async def read_one(redis: Any, label: str) -> Document:
+    """What `label` means to an operator, as `choose` has it, or a limit on concurrency. Raises as `choose` does."""
+    known, most = await controls.known(redis), await holders.declared(redis)
+    name, _ = split(label)
+    concurrency = await _concurrency(redis, {label: most[name]} if name in most else {})
+    chosen, api = choose(known, label, most) if not concurrency or meant(known, name) else ([], "")
+    return {**await _rates(redis, chosen, [api]), "concurrency": concurrency}
+
+
+async def _concurrency(redis: Any, most: Mapping[str, int]) -> list[Document]:
+    found = await holders.standing(redis, list(most))
+    return [
+        {
+            "limit": one.label,
+            "most": most[one.label],
+            "held": sum(holder.live for holder in one.holders),
+            "waiting": one.waiting,
+            "jobs": [holder.job_id for holder in one.holders if holder.live],
+        }
+        for one in found
+    ]
+
+
+async def _rates(redis: Any, chosen: Sequence[Bucket], breakers: Sequence[str]) -> Document:
     if not chosen:
         return {"limits": [], "breakers": []}
     levels: list[Level] = []
@@ -44,14 +70,18 @@ def api_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def choose(known: Mapping[str, Bucket], label: str) -> tuple[list[Bucket], str]:
+def choose(known: Mapping[str, Bucket], label: str, others: Collection[str] = ()) -> tuple[list[Bucket], str]:
     """The buckets that an operator means, and the API: `openai` stands for all of its limits, `judit[tenant-42]` for
     the bucket of a key. Raises `LimitUnknown`, and `LimitInvalid` for what is no key."""
     name, key = split(label)
-    meant = [one for one in known if name in (one, api_of(one))]
-    if not meant or (key is not None and name not in known):
-        raise unknown(known, name)
-    return [known[name][key]] if key is not None else [known[one] for one in meant], api_of(name)
+    if not meant(known, name) or (key is not None and name not in known):
+        raise unknown({*known, *map(api_of, known), *others}, name)
+    return [known[name][key]] if key is not None else [known[one] for one in meant(known, name)], api_of(name)
+
+
+def meant(known: Collection[str], name: str) -> list[str]:
+    """The buckets of a name, which may be that of an API."""
+    return [one for one in known if name in (one, api_of(one))]
 
 
 def split(label: str) -> tuple[str, str | None]:
@@ -60,12 +90,11 @@ def split(label: str) -> tuple[str, str | None]:
     return (found[1], found[2]) if found else (label, None)
 
 
-def unknown(known: Mapping[str, Bucket], name: str) -> LimitUnknown:
+def unknown(names: Collection[str], name: str) -> LimitUnknown:
     import difflib
 
-    names = sorted({*known, *map(api_of, known)})
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f"there are: {', '.join(names)}" if names else "workers tell of their limits when they start"
+    near = difflib.get_close_matches(name, list(names), 1)
+    hint = f"there are: {', '.join(sorted(names))}" if names else "workers tell of their limits when they start"
     return LimitUnknown(f"no limit named {name!r:.80}", hint=(f"did you mean {near[0]!r}? " if near else "") + hint)
 
 

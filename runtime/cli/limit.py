@@ -96,8 +96,7 @@ async def _list(redis: Any, args: argparse.Namespace) -> int:
 
 
 async def _show(redis: Any, args: argparse.Namespace) -> int:
-    chosen, api = gauges.choose(await controls.known(redis), args.name)
-    document = await gauges.read_these(redis, chosen, [api])
+    document = await gauges.read_one(redis, args.name)
     if args.json:
         say_json({"schema": SCHEMA, **document})
     else:

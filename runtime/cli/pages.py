@@ -32,7 +32,7 @@ def overview(document: Document) -> list[str]:
         f"{document['redis']}  workers: {len(live)} live, {slots} slots  "
         f"jobs: {total('active')} active, {total('waiting')} waiting  dead letters: {total('dead')}"
     )
-    limits = ["", *limits_page(document)] if document["limits"] else []
+    limits = ["", *limits_page(document)] if document["limits"] or document["concurrency"] else []
     return [plain(summary), "", *queues_page(document), *limits, "", *workers_page(document)]
 
 
@@ -174,8 +174,12 @@ def _result(result: Mapping[str, Any]) -> str:
 
 
 def limits_page(document: Document) -> list[str]:
-    if not document["limits"]:
-        return ["no worker has told of a limit"]
+    rates = _rates(document) if document["limits"] else []
+    permits = _concurrency(document["concurrency"])
+    return rates + ([""] if rates and permits else []) + permits or ["no worker has told of a limit"]
+
+
+def _rates(document: Document) -> list[str]:
     rows: list[Sequence[object]] = [("LIMIT", "LEVEL", "RATE", "WAITING", "429S", "LAST 429", " ")]
     for limit in document["limits"]:
         counts = limit["counts"]
@@ -188,12 +192,20 @@ def limits_page(document: Document) -> list[str]:
     return columns(rows) + [_breaker(one) for one in broken]
 
 
+def _concurrency(limits: Sequence[Document]) -> list[str]:
+    rows: list[Sequence[object]] = [("CONCURRENCY", "HELD", "WAITING")]
+    rows += [(limit["limit"], f"{limit['held']} / {limit['most']}", limit["waiting"]) for limit in limits]
+    return columns(rows) if limits else []
+
+
 def limit_page(document: Document) -> list[str]:
     """Everything about each limit, and about the breakers."""
     lines: list[str] = []
     for limit in document["limits"]:
         rows = [*_level_of(limit), *_standing_out(limit), *_use_of(limit["counts"])]
         lines += [f"{name:<8}  {plain(str(value))}" for name, value in rows if value] + [""]
+    for limit in document["concurrency"]:
+        lines += [*_concurrency([limit]), *(f"held by   {plain(job)}" for job in limit["jobs"])]
     return lines + [_breaker(breaker) for breaker in document["breakers"]]
 
 

@@ -1,11 +1,11 @@
-"""Who holds and who awaits permits, for people to look at. Nothing is written."""
+"""Who holds and who awaits permits, for people to look at. Nothing is written; redis-py's errors are raised."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from runtime.adapters.redis import keys
-from runtime.adapters.redis.connection import away_when_lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +27,28 @@ class Standing:
 
 
 async def declared(redis: Any) -> dict[str, int]:
-    """The limits that workers have used in the last 30 days: how many may hold each. Raises `Away`."""
-    with away_when_lost("limit"):
-        known: dict[bytes, bytes] = await redis.hgetall(keys.CONCURRENCY_KNOWN)
-    return {name.decode(): int(most) for name, most in sorted(known.items())}
+    """The limits that workers have used in the last 30 days: how many may hold each. What is none is left out."""
+    known: dict[bytes, bytes] = await redis.hgetall(keys.CONCURRENCY_KNOWN)
+    return {
+        name.decode(): int(most)
+        for name, most in sorted(known.items())
+        if name.isascii() and re.fullmatch(rb"\d{1,4}", most)
+    }
 
 
 async def standing(redis: Any, labels: Sequence[str]) -> list[Standing]:
-    """Of each label (`exports`, or `exports[tenant-42]`), in two round trips at most. Raises `Away`."""
-    with away_when_lost("limit"):
-        async with redis.pipeline(transaction=False) as pipe:
-            for label in labels:
-                pipe.zrange(keys.held(label), 0, -1)
-                pipe.zcard(keys.waiting(label))
-            found = await pipe.execute()
-        permits = [text.split(b"|", 4) for texts in found[::2] for text in texts]
-        leases = [keys.IN_PROGRESS.encode() + job_id for *_, job_id in permits]
-        owners: list[bytes | None] = await redis.mget(leases) if leases else []
-    of_all = iter(
-        Holder(keys.id_text(job_id), owner == token) for (*_, token, job_id), owner in zip(permits, owners, strict=True)
-    )
+    """Of each label (`exports`, or `exports[tenant-42]`), in two round trips at most."""
+    if not labels:
+        return []
+    async with redis.pipeline(transaction=False) as pipe:
+        for label in labels:
+            pipe.zrange(keys.held(label), 0, -1)
+            pipe.zcard(keys.waiting(label))
+        found = await pipe.execute()
+    held = [[parts for text in texts if len(parts := text.split(b"|", 4)) == 5] for texts in found[::2]]
+    leases = [keys.IN_PROGRESS.encode() + job_id for permits in held for *_, job_id in permits]
+    owners: Iterator[bytes | None] = iter(await redis.mget(leases) if leases else [])
     return [
-        Standing(label, [next(of_all) for _ in texts], waiting)
-        for label, texts, waiting in zip(labels, found[::2], found[1::2], strict=True)
+        Standing(label, [Holder(keys.id_text(job_id), next(owners) == token) for *_, token, job_id in permits], waiting)
+        for label, permits, waiting in zip(labels, held, found[1::2], strict=True)
     ]
