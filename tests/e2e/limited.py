@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
-from runtime import Bucket, Context, handler
+from runtime import Bucket, Concurrency, Context, handler
 
 PACED = Bucket("paced", "1/h", burst=1)
 BRISK = Bucket("brisk", "10/s", burst=1)
@@ -27,3 +28,8 @@ async def briskly(ctx: Context) -> None:
 async def of_tenant(ctx: Context, tenant: str) -> None:
     async with ctx.limit(TENANTS[tenant], patience="1s"):
         log.warning("ran")
+
+
+@handler(queue="exports", limit=Concurrency("exports", 1))
+async def export(ctx: Context) -> None:
+    await asyncio.sleep(60)

@@ -18,7 +18,7 @@ from runtime.adapters.redis import keys
 from runtime.adapters.redis.buckets import RedisLimits
 from runtime.adapters.redis.connection import connect
 from runtime.core.limits import Bucket, Granted
-from tests.e2e.limited import BRISK, PACED, TENANTS, briskly, of_tenant, once_an_hour
+from tests.e2e.limited import BRISK, PACED, TENANTS, briskly, export, of_tenant, once_an_hour
 from tests.processes import Worker, command, enqueue, wait_until
 
 MODULE = "tests.e2e.limited"
@@ -232,6 +232,24 @@ def test_jobs_that_waited_for_a_closed_limit_run_when_it_is_reset(redis_url: str
     assert limit(redis_url, "reset", "brisk").count("\n") == 1, "that is another one"
     assert limit(redis_url, "reset", "paced").splitlines()[-1] == "due now: 1 jobs that were snoozed for it"
     runs(worker, 1)
+
+
+def test_who_holds_a_limit_on_concurrency_is_seen(redis_url: str, worker: Worker) -> None:
+    ids = enqueue(redis_url, *(export.request() for _ in range(2)))
+
+    def concurrency(*arguments: str) -> dict[str, Any]:
+        found = json.loads(limit(redis_url, *arguments, "--json"))["concurrency"]
+        return found[0] if found and found[0]["held"] else {}
+
+    one = wait_until(lambda: concurrency("list"))
+    assert (one["limit"], one["most"], one["held"]) == ("exports", 1, 1)
+    assert one["jobs"][0] in ids
+    assert concurrency("show", "exports") == {**one, "waiting": concurrency("show", "exports")["waiting"]}
+    page = limit(redis_url, "show", "exports")
+    assert re.search(r"^exports +1 / 1 ", page, re.MULTILINE)
+    assert f"held by   {one['jobs'][0]}\n" in page
+    assert re.search(r"^exports +1 / 1 ", command("inspect", REDIS_URL=redis_url).stdout, re.MULTILINE)
+    assert "no limit named 'exports'" in limit(redis_url, "set", "exports", "--burst", "2", code=2)
 
 
 def test_how_good_the_estimates_were_is_shown(redis_url: str) -> None:
