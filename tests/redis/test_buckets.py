@@ -339,7 +339,7 @@ def test_a_closure_leaves_one_token_to_the_part_of_a_microsecond(buckets: Bucket
     sevenths = Bucket("sevenths", "7/h", 7)
     now_us = round(buckets.store.now_ms() * 1000)
     closed, full = now_us + 600_000_000, now_us + 600_000_000 + 6 * 3_600_000_000 // 7
-    value = f"{now_us} {full} {before} 7 {closed} 0 0||"
+    value = f"{now_us} {full} {before} {said(sevenths.rule)} {closed} 0 0||"
     buckets.store.redis.set(keys.bucket(sevenths.label), value, ex=3600)
     buckets.close({sevenths: 1}, 0)
     stored = buckets.shown(sevenths)
@@ -584,7 +584,7 @@ def test_no_more_than_500_wait_at_a_bucket(buckets: Buckets) -> None:
 def test_however_many_wait_what_is_there_now_is_given(buckets: Buckets) -> None:
     now_us = round(buckets.store.now_ms() * 1000)
     later = " ".join(f"r.{n}:{now_us + 3_600_000_000 * (n + 10)}:1:0" for n in range(500))
-    buckets.store.redis.set(keys.bucket(SLOW.label), f"{now_us} {now_us} 0 1 0 0 0||{later}", ex=3600)
+    buckets.store.redis.set(keys.bucket(SLOW.label), f"{now_us} {now_us} 0 {said(SLOW.rule)} 0 0 0||{later}", ex=3600)
     buckets.grant({SLOW: 1})
 
 
@@ -727,7 +727,7 @@ def test_an_older_mark_is_no_fuller_than_a_later_one_after_a_refund(buckets: Buc
     minute = 60_000_000
     now_us = round(buckets.store.now_ms() * 1000)
     marks = f"{now_us - 10 * minute}:{now_us + 18 * minute} {now_us - 5 * minute}:{now_us + 17 * minute}"
-    value = f"{now_us} {now_us + 20 * minute} 0 1 0 0 {now_us - minute}|{marks}|"
+    value = f"{now_us} {now_us + 20 * minute} 0 {said(SLOW.rule)} 0 0 {now_us - minute}|{marks}|"
     buckets.store.redis.set(keys.bucket(SLOW.label), value, ex=3600)
     buckets.settle({SLOW: -5}, now_us - 4 * minute)
     stored = buckets.shown(SLOW)
