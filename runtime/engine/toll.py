@@ -57,7 +57,8 @@ class Toll:
         said = self._api.provider.read(status, headers, body, time.time())
         closed = self._met(said) if said.meaning == "wait" else {}
         await self._limiter.say(self._learn(fare, status, said, closed))
-        text = one_line(f"{self._api.name} answered {status}: {said.code} {said.text}".rstrip(" :"), 500)
+        # Not in the provider's own words: they may quote the request, and this is logged.
+        text = one_line(f"{self._api.name} answered {status}: {said.code}".rstrip(": "), 500)
         match said.meaning:
             case "wait":
                 raise Limited(next(iter(closed)).label, said.wait_s or UNSAID_S)
@@ -87,8 +88,8 @@ class Toll:
         buckets, call = self._api.buckets, fare.granted.id
         if closed:
             await self._limits.close(closed, said.wait_s or UNSAID_S)
-        used = {buckets[of]: n for of, n in said.used.items() if of in buckets and buckets[of] in fare.costs}
-        more = {bucket: n - fare.costs[bucket] for bucket, n in used.items() if n != fare.costs[bucket]}
+        used = {buckets[of]: n for of, n in said.used.items() if of in buckets}
+        more = {bucket: n - fare.costs.get(bucket, 0) for bucket, n in used.items() if n != fare.costs.get(bucket, 0)}
         if more:
             await self._limits.settle(more, fare.granted.at_us)
         left = {buckets[of]: n for of, n in said.remaining.items() if of in buckets and n < buckets[of].rule.burst}

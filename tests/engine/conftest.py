@@ -28,20 +28,19 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     clock = MockClock(autojump_threshold=0)
     clock.jump(EPOCH_S)
     try:
-        trio.run(_run, pyfuncitem.obj, arguments, clock=clock)
+        trio.run(_run, pyfuncitem.obj, arguments, pyfuncitem.funcargs.get("world"), clock=clock)
     except BaseExceptionGroup as group:
         raise _alone(group) from None
     return True
 
 
-async def _run(test: Any, arguments: dict[str, Any]) -> None:
+async def _run(test: Any, arguments: dict[str, Any], world: Any) -> None:
     with trio.fail_after(LONGEST_S):
         async with trio.open_nursery() as nursery:
-            for argument in arguments.values():
-                if isinstance(argument, World):
-                    argument.nursery = nursery
-                    nursery.start_soon(argument.pools.run)
-                    await trio.testing.wait_all_tasks_blocked()
+            if world is not None:
+                world.nursery = nursery
+                nursery.start_soon(world.pools.run)
+                await trio.testing.wait_all_tasks_blocked()
             await test(**arguments)
             nursery.cancel_scope.cancel()
 

@@ -506,6 +506,10 @@ class Taps:
         self.left: list[str] = []
         self.settled: list[Mapping[Bucket, int]] = []
         self.told: list[tuple[str, str]] = []
+        self.reasons: list[str] = []
+        self.watched = False
+        """The breaker has counted failures."""
+        self.asked: list[tuple[Costs, str | None]] = []
         self.closed: list[tuple[str, float]] = []
         self.lowered: list[Mapping[Bucket, int]] = []
         self._full: dict[str, float] = {}
@@ -514,6 +518,7 @@ class Taps:
     async def take(self, costs: Costs, patience_s: float, *, held: str = "", breaker: str | None = None) -> Answer:
         await trio.lowlevel.checkpoint()
         self._check()
+        self.asked.append((costs, breaker))
         now = trio.current_time()
         if breaker in self.open:
             return Refused(60.0, breaker or "", "open")
@@ -542,7 +547,7 @@ class Taps:
 
     def _grant(self, costs: Costs, call: str) -> Granted:
         self.takes += [(bucket.label, seconds_in()) for bucket in costs]
-        return Granted(now_ms() * 1000, 0.0, call)
+        return Granted(now_ms() * 1000, 0.0, call, watched=self.watched)
 
     def _check(self) -> None:
         if self.away:
@@ -558,13 +563,17 @@ class Taps:
         self.settled.append(more)
 
     async def lower(self, left: Mapping[Bucket, int]) -> None:
+        self._check()
         self.lowered.append(left)
 
     async def close(self, costs: Costs, wait_s: float) -> None:
+        self._check()
         self.closed += [(bucket.label, wait_s) for bucket in costs]
 
     async def report(self, breaker: str, how: Literal["ok", "failed", "broken"], call: str, reason: str = "") -> bool:
+        self._check()
         self.told.append((breaker, how))
+        self.reasons.append(reason)
         if how == "broken":
             self.open.add(breaker)
         return breaker in self.open
