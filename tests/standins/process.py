@@ -41,7 +41,7 @@ class Running:
 
 
 @contextmanager
-def running(name: Literal["openai", "judit", "otlp", "web"], *flags: str) -> Iterator[Running]:
+def running(name: Literal["openai", "judit", "otlp", "web", "odd"], *flags: str) -> Iterator[Running]:
     """A stand-in for as long as the block lasts, and no longer even if this process is killed.
 
     What it says on stderr goes to ours. Raises `RuntimeError` when it does not start.

@@ -1,7 +1,7 @@
 """HTTP sessions for handlers: `ports.Sessions`. aiohttp is imported with the first one, not with the worker."""
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Coroutine, Generator, Mapping
 from types import TracebackType
 from typing import Any, cast
 
@@ -52,7 +52,8 @@ class Session:
         """As aiohttp's: `async with session.request(…) as response`, or awaited.
 
         Waits for the limits of the API and its breaker before it is sent. A failure is raised, not returned: `Limited`,
-        `Transient` or `Permanent`, or aiohttp's own where no answer came.
+        `Transient` or `Permanent`, or aiohttp's own where no answer came. An answer in JSON is there as a whole (so
+        `response.content` is at its end), any other comes in as it is read.
         """
         return _Request(self._session, self._toll, method.upper(), url, options)
 
@@ -81,20 +82,32 @@ class Session:
         return getattr(self._session, name)
 
 
-class _Request:
+class _Request(Coroutine[Any, Any, Any]):
+    """A coroutine and a context manager, as aiohttp's."""
+
     def __init__(self, session: Any, toll: Toll, method: str, url: Any, options: Mapping[str, Any]) -> None:
         self._session = session
         self._toll = toll
         self._method = method
         self._url = url
         self._options = options
+        self._sending = self._send()
         self._response: Any = None
 
+    def send(self, value: Any, /) -> Any:
+        return self._sending.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._sending.throw(*error)
+
+    def close(self) -> None:
+        self._sending.close()
+
     def __await__(self) -> Generator[Any, None, Any]:
-        return self._send().__await__()
+        return self._sending.__await__()
 
     async def __aenter__(self) -> Any:
-        self._response = await self._send()
+        self._response = await self._sending
         return self._response
 
     async def __aexit__(
@@ -107,10 +120,11 @@ class _Request:
         import aiohttp
 
         body = self._options.get("json")
-        headers = self._headers(body)
+        # aiohttp would raise for a status before it can be heeded; here a failure is raised in any case.
+        options = {**self._options, "headers": self._headers(), "raise_for_status": False}
         fare = await self._toll.pay(cast("dict[str, Any]", body) if isinstance(body, dict) else {})
         try:
-            response = await self._session.request(self._method, self._url, **{**self._options, "headers": headers})
+            response = await self._session.request(self._method, self._url, **options)
             try:
                 read = await _read(response)
             except BaseException:
@@ -128,30 +142,52 @@ class _Request:
             raise
         return response
 
-    def _headers(self, body: object) -> Any:
+    def _headers(self) -> Any:
         from multidict import CIMultiDict
 
         headers = CIMultiDict(self._options.get("headers") or {})
         if self._method in _UNSAFE and "Idempotency-Key" not in headers:
-            told = body if body is not None else self._options.get("data")
+            told = [self._options.get(name) for name in ("params", "json", "data")]
             headers["Idempotency-Key"] = self._toll.key(self._method, str(self._url), _spelt(told))
         return headers
 
 
 async def _read(response: Any) -> bytes:
-    """The body, where it may say something of cost or failure. aiohttp keeps it, for the handler to read again."""
+    """The body, where it may say something of cost or failure. aiohttp keeps that of a success, for the handler."""
+    if response.status >= 400:
+        return await _start(response)
     length = response.content_length
-    told = response.status >= 400 or response.content_type.endswith("json")
-    if not told or (length is not None and length > MOST_READ):
+    kind = response.content_type
+    # JSON alone: lines of it (application/x-ndjson) are a stream.
+    if (kind != "application/json" and not kind.endswith("+json")) or (length is not None and length > MOST_READ):
         return b""
     body: bytes = await response.read()
     return body if len(body) <= MOST_READ else b""
 
 
-def _spelt(body: object) -> str:
-    if isinstance(body, bytes):
-        return body.decode("utf-8", "backslashreplace")
+async def _start(response: Any) -> bytes:
+    """The body of a failure; empty if it is too long, or does not arrive as a whole: the status says enough."""
+    import aiohttp
+
+    body = bytearray()
     try:
-        return json.dumps(body, sort_keys=True, default=repr)
+        async for some in response.content.iter_any():
+            body += some
+            if len(body) > MOST_READ:
+                return b""
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return b""
+    return bytes(body)
+
+
+def _spelt(told: object) -> str:
+    """A request's parts as text. What is no plain data (a file, a form) goes by its type: it has the same key in a
+    later run all the same, if the job makes its requests in the same order."""
+    try:
+        return json.dumps(told, sort_keys=True, default=_opaque)
     except (TypeError, ValueError):
-        return type(body).__name__
+        return _opaque(told)
+
+
+def _opaque(value: object) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else type(value).__name__
