@@ -13,14 +13,12 @@ class Apis:
     """Those whose language we know, and those for which a bucket is declared.
 
     The bucket of a dimension is named `<api>.<dimension>`: openai.requests, openai.tokens. `judit` alone counts
-    requests. What is known of providers is imported with the first call, not with the worker.
+    requests. Keyed ones are the handlers' to take from. What is known of providers is imported with the first call,
+    not with the worker.
     """
 
     def __init__(self, buckets: Iterable[Bucket]) -> None:
-        self._buckets: dict[str, dict[str, Bucket]] = {}
-        for bucket in buckets:
-            api, _, dimension = bucket.name.partition(".")
-            self._buckets.setdefault(api, {})[dimension or "requests"] = bucket
+        self._buckets = [bucket for bucket in buckets if bucket.key is None]
         self._known: dict[str, Api | None] = {}
 
     def find(self, name: str) -> Api | None:
@@ -28,7 +26,17 @@ class Apis:
         if name not in self._known:
             from runtime.providers import PROVIDERS, provider
 
-            paid = name in self._buckets or name in PROVIDERS
-            buckets = self._buckets.get(name) or {"requests": Bucket(name, UNLIMITED)}
-            self._known[name] = Api(name, provider(name), buckets) if paid else None
+            buckets = self._of(name)
+            if not buckets and name in PROVIDERS:
+                buckets = {"requests": Bucket(name, UNLIMITED)}
+            self._known[name] = Api(name, provider(name), buckets) if buckets else None
         return self._known[name]
+
+    def _of(self, name: str) -> dict[str, Bucket]:
+        """The buckets of an API, whose name may have dots in it, by dimension."""
+        found = {
+            bucket.name.removeprefix(name).removeprefix("."): bucket
+            for bucket in self._buckets
+            if bucket.name == name or bucket.name.startswith(f"{name}.")
+        }
+        return {dimension or "requests": found[dimension] for dimension in sorted(found)}

@@ -44,13 +44,21 @@ def buckets(modules: Sequence[str] = (), folder: Path | None = None) -> Sequence
     found: dict[str, Bucket] = {}
     for value in _declared(_named(modules, folder)):
         for bucket in value.spec.limit.costs if isinstance(value, Handler) else [value]:
-            if isinstance(bucket, Bucket) and found.setdefault(bucket.name, bucket).rule != bucket.rule:
-                raise HandlerInvalid(
-                    f"two buckets are named {bucket.name!r}",
-                    cause=f"one of {found[bucket.name].rule}, one of {bucket.rule}",
-                    hint="declare it once, and import it where it is used",
-                )
+            if isinstance(bucket, Bucket):
+                _add_bucket(found, bucket)
     return list(found.values())
+
+
+def _add_bucket(found: dict[str, Bucket], new: Bucket) -> None:
+    old = found.setdefault(new.name, new)
+    if old.rule != new.rule:
+        raise HandlerInvalid(
+            f"two buckets are named {new.name!r}",
+            cause=f"one of {old.rule}, one of {new.rule}",
+            hint="declare it once, and import it where it is used",
+        )
+    if new.key is None:  # it stands for those of its keys
+        found[new.name] = new
 
 
 def _named(modules: Sequence[str], folder: Path | None) -> list[str]:
