@@ -83,6 +83,9 @@ class Run(Protocol):
     def stop(self, why: Stop) -> None:
         """Ask it to stop, by cancelling it once. Calling it again cancels again; the first reason stands."""
 
+    def allow(self, more_s: float) -> None:
+        """Put its deadline off by so much. Before it has one, and once it was asked to stop, that is without effect."""
+
 
 class Runner(Protocol):
     """Runs handler calls, each in a task of its own, with its own context and under its own deadline."""

@@ -75,6 +75,12 @@ class AsyncioRun:
             self._task.add_done_callback(lambda _: self._end(None, asyncio.CancelledError()))
         self._task.cancel()
 
+    def allow(self, more_s: float) -> None:
+        if self._stop is not None or self._timer.cancelled():
+            return
+        self._timer.cancel()
+        self._timer = self._loop.call_at(self._timer.when() + more_s, self.stop, "timeout")
+
     def _insist(self) -> None:
         self._task.cancel()
         self._timer = self._loop.call_later(STUCK_S / 2, self._stuck)

@@ -1,7 +1,8 @@
 """Takes tokens and permits for a job: a short wait is spent in its slot, for a long one the job is snoozed."""
 
+import math
 import random
-from collections.abc import Awaitable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -35,13 +36,18 @@ class Taken:
 class Limiter:
     """The limits as one run of a job uses them."""
 
-    def __init__(self, claim: Claim, handler: str, ports: Ports, drought: Drought) -> None:
+    def __init__(
+        self, claim: Claim, handler: str, ports: Ports, drought: Drought, allow: Callable[[float], None]
+    ) -> None:
         self._claim = claim
         self._handler = handler
         self._limits = ports.limits
         self._permits = ports.permits
         self._journal = ports.journal
         self._drought = drought
+        self._allow = allow
+        """Puts the run's deadline off."""
+        self._excused_until = -math.inf
         self._held: list[Permit] = []
         self.waited_s = 0.0
         """Spent in waiting so far, for all limits together."""
@@ -107,6 +113,7 @@ class Limiter:
                 answer = await self._limits.take(costs, max(0.0, until - asked), held=held, breaker=breaker)
             except Away as cause:
                 self._journal.weather(cause)
+                self._excuse(asked, anyio.current_time() + retry_s)
                 await anyio.sleep(retry_s)
                 retry_s = min(2 * retry_s, most_s)
                 until += anyio.current_time() - asked
@@ -134,6 +141,7 @@ class Limiter:
     async def _sleep_until(
         self, until: float, costs: Costs, held: str, breaker: str | None, *, by: str | None = None
     ) -> None:
+        self._excuse(anyio.current_time(), until)
         try:
             with self._waiting(by):
                 await anyio.sleep_until(until)
@@ -149,6 +157,13 @@ class Limiter:
                 yield
         finally:
             self.waited_s += anyio.current_time() - began
+
+    def _excuse(self, since: float, until: float) -> None:
+        """This wait is no part of the timeout: waiting uses up no attempt. Waits at the same time count once."""
+        since = max(since, self._excused_until)
+        if until > since:
+            self._allow(until - since)
+            self._excused_until = until
 
     async def settle(self, more: Mapping[Bucket, int], granted: Granted) -> None:
         """Correct what was taken. Sent once: it must not count twice."""

@@ -124,7 +124,7 @@ class Slots:
         assert isinstance(call, Call)
         assert entry is not None
         ports, limit = self._ports, entry.spec.limit
-        limiter = Limiter(claim, call.handler, ports, self._drought)
+        limiter = Limiter(claim, call.handler, ports, self._drought, lambda more_s: self._allow(claim.token, more_s))
         slot = self._busy[claim.token] = _Slot(claim, entry, now_ms, limiter)
         self._statistics.entered()
         if suspect(claim):
@@ -146,6 +146,11 @@ class Slots:
             if slot.run is None:  # a bug of ours: what never ran is not to be taken for a run that does not stop
                 del self._busy[claim.token]
                 self._left(claim.token)
+
+    def _allow(self, token: str, more_s: float) -> None:
+        slot = self._busy.get(token)
+        if slot is not None and slot.run is not None:
+            slot.run.allow(more_s)
 
     def _ended(self, token: str, limiter: Limiter, ended: Ended) -> None:
         limiter.end()

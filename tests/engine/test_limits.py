@@ -262,9 +262,12 @@ async def test_a_handler_that_swallows_the_cancellation_of_its_wait_goes_on_with
                 return "granted"
         return "cut short"
 
-    world.handle(work, timeout_s=0.5)
-    first, second = world.store.add(), world.store.add()
+    world.handle(work)
+    rows = first, second = [world.store.add() for _ in range(2)]
     world.serve(world.actor())
+    await world.at(0.5)
+    (waiting,) = unfinished(rows)
+    world.keeper.notify(waiting, "abort")
     await world.until(lambda: first.outcome and second.outcome)
     assert Done("cut short") in (first.outcome, second.outcome)
     assert not any(isinstance(outcome, Retried) for outcome in outcomes(world))

@@ -145,6 +145,22 @@ def test_both_runners_mean_the_same_by_stuck() -> None:
     assert world.STUCK_S == asyncio_runner.STUCK_S == STUCK_S
 
 
+def test_a_deadline_is_put_off_until_the_run_was_asked_to_stop(lab: Lab) -> None:
+    async def test(bench: Bench) -> None:
+        probe = bench.start(lambda: anyio.sleep(100), timeout_s=3)
+        await anyio.sleep(2)
+        probe.run.allow(4)
+        probe.run.allow(2.5)
+        await anyio.sleep(7.4)
+        assert probe.ends == []
+        ended = await probe.end()
+        assert (probe.ended_at, ended.stop) == (9.5, "timeout")
+        assert isinstance(ended.error, TimeoutError)
+        probe.run.allow(5)
+
+    lab.run(test)
+
+
 def test_what_a_run_returns_is_its_end(lab: Lab) -> None:
     async def work() -> str:
         await anyio.sleep(5)

@@ -142,6 +142,50 @@ async def test_calls_beyond_the_limit_wait_in_their_slots_and_then_go(world: Wor
     assert {part for _, part in world.diary.parts} == {"limit acme.requests"}
 
 
+async def test_waits_in_the_middle_of_a_run_are_no_part_of_its_timeout(world: World) -> None:
+    acme = Acme(world, Bucket("acme.requests", "1/2s", burst=1))
+
+    async def work(ctx: Context) -> float:
+        for _ in range(4):
+            await ctx.http("acme").call()
+        return world.now
+
+    world.handle(work, timeout_s=1.0, retry=Retry(1))
+    assert await acme.first_outcome() == Done(6.0)
+
+
+async def test_waits_at_the_same_time_put_the_timeout_off_once(world: World) -> None:
+    acme = Acme(world, Bucket("acme.requests", "1/2s", burst=1))
+
+    async def work(ctx: Context) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(ctx.http("acme").call)
+        await trio.sleep_forever()
+
+    world.handle(work, timeout_s=1.0, retry=Retry(1))
+    assert isinstance(await acme.first_outcome(), Dead)
+    assert world.now == 7
+
+
+async def test_a_store_that_is_away_in_the_middle_of_a_run_costs_no_attempt(acme: Acme) -> None:
+    world = acme.world
+
+    async def work(ctx: Context) -> str:
+        await ctx.http("acme").call()
+        world.taps.away = "connection refused"
+        await ctx.http("acme").call()
+        return "called"
+
+    world.handle(work, timeout_s=5.0, retry=Retry(1))
+    row = world.store.add()
+    acme.serve()
+    await world.at(60)
+    world.taps.away = None
+    await world.until(lambda: row.outcome)
+    assert row.outcome == Done("called")
+
+
 async def test_while_the_breaker_is_open_a_job_is_snoozed_and_nothing_is_called(acme: Acme) -> None:
     acme.world.taps.open.add("acme")
     outcome = await acme.calls(500)  # which nobody could read

@@ -114,12 +114,20 @@ class TrioRun:
         self._task: trio.lowlevel.Task | None = None
         self._must_cancel = False
         self._timer = trio.CancelScope()
+        self._deadline: float | None = None
         if before is None:
             self._begin()
         nursery.start_soon(self._guard, call, before)
 
     def _begin(self) -> None:
+        self._deadline = trio.current_time() + self._timeout_s
         self._timer = self._after(self._timeout_s, lambda: self.stop("timeout"))
+
+    def allow(self, more_s: float) -> None:
+        if self._stop is None and self._deadline is not None:
+            self._timer.cancel()
+            self._deadline += more_s
+            self._timer = self._after(self._deadline - trio.current_time(), lambda: self.stop("timeout"))
 
     def stop(self, why: Stop) -> None:
         if self._ended is None:
