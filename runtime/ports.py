@@ -206,8 +206,11 @@ class Toll(Protocol):
         """No answer came."""
 
     def key(self, method: str, url: str, body: str) -> str:
-        """What tells this request from any other, and not from its own repetition in a later run."""
+        """What tells this request from any other, and not from its own repetition in this run or a later one."""
         ...
+
+    def failed(self, key: str) -> None:
+        """The request with this key had no success."""
 
 
 class Pools(Protocol):

@@ -114,7 +114,8 @@ class Context(Mapping[str, Any]):
 
         The name of an API that we know (openai, anthropic, judit), or of one for which a bucket is declared
         (`Bucket("stripe.requests", …)`), stands for a session whose requests wait for its buckets and its breaker, and
-        teach them; a POST carries an `Idempotency-Key` that a later run of the job repeats. There a failure is raised:
+        teach them; a POST carries an `Idempotency-Key`, the same when it is repeated after a failure or in a later run
+        of the job. There a failure is raised:
         `Limited` (waiting, no attempt is used), `Transient`, `Permanent`.
         """
         api = self._ports.apis(name)

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any, Literal
 
 from runtime.core.errors import Limited, Permanent, Transient
@@ -37,6 +38,7 @@ class Toll:
         self._limiter = limiter
         self._limits = limits
         self._made: Counter[str] = Counter()
+        self._failed: dict[str, list[int]] = {}
         enqueued_ms = claim.call.enqueued_ms if isinstance(claim.call, Call) else 0
         self._job = f"{claim.id}:{enqueued_ms}"  # an id may be used again, for another job
 
@@ -78,10 +80,18 @@ class Toll:
 
     def key(self, method: str, url: str, body: str) -> str:
         """The n-th of equal requests in a run has the same key in a later run of the job, and in no other job."""
-        request = f"{method} {url}\n{body}"
+        told = f"{self._job}\n{method} {url}\n{body}"
+        request = hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()[:32]
+        failed = self._failed.get(request)
+        if failed:
+            return f"{request}-{heappop(failed)}"
         self._made[request] += 1
-        told = f"{self._job}\n{self._made[request]}\n{request}"
-        return hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()[:32]
+        return f"{request}-{self._made[request]}"
+
+    def failed(self, key: str) -> None:
+        """The request with this key came to nothing, as far as we know: the next equal one is its repetition."""
+        request, _, number = key.rpartition("-")
+        heappush(self._failed.setdefault(request, []), int(number))
 
     async def _learn(self, fare: Fare, status: int, said: Feedback, closed: Mapping[Bucket, int]) -> None:
         """What the buckets and the breaker are to know; mostly nothing."""

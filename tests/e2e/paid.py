@@ -8,7 +8,7 @@ import hashlib
 import os
 from typing import Any
 
-from runtime import Bucket, Context, Retry, handler
+from runtime import Bucket, Context, Permanent, Retry, Transient, handler
 
 QUEUE = "paid"
 
@@ -95,6 +95,18 @@ async def upload(ctx: Context, url: str, how: str) -> list[dict[str, Any]]:
     if ctx.attempt == 1:
         raise RuntimeError("after the uploads")
     return seen
+
+
+@handler(queue=QUEUE, timeout="60s", retry=RETRY)
+async def insist(ctx: Context, url: str) -> int:
+    """Posts until it is done, within one run."""
+    for tries in range(1, 4):
+        try:
+            async with ctx.http("acme").post(url, json={"amount": 7}):
+                return tries
+        except Transient:
+            continue
+    raise Permanent("three times in vain")
 
 
 @handler(queue=QUEUE, timeout="60s", retry=RETRY)

@@ -135,6 +135,14 @@ def test_an_upload_has_the_same_key_in_a_later_run(tcp_url: str, worker: Worker,
     assert len(set(keys)) == 2
 
 
+def test_a_handler_that_insists_repeats_its_key(tcp_url: str, worker: Worker, odd: Running) -> None:
+    odd.fault({"status": 503, "times": 2})
+    assert result(tcp_url, paid.insist.request(f"{odd.url}/things/1")) == 3
+    keys = [entry["idempotency_key"] for entry in seen(odd)]
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+
+
 @pytest.mark.parametrize("how", ["no URL", "no JSON", "two bodies", "no such method"])
 def test_a_mistake_in_a_call_blames_nobody_else(tcp_url: str, worker: Worker, how: str) -> None:
     failure = result(tcp_url, paid.wrong.request(how))

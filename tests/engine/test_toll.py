@@ -56,6 +56,9 @@ class Line:
     def key(self, body: str, url: str = "/charges") -> str:
         return self._toll.key("POST", url, body)
 
+    def failed(self, key: str) -> None:
+        self._toll.failed(key)
+
 
 class Lines:
     """`ports.Sessions`."""
@@ -483,7 +486,19 @@ async def test_keys_tell_requests_apart(acme: Acme) -> None:
         lambda line: [line.key("a"), line.key("b"), line.key("a", "/refunds"), line.key("\ud800")],
     )
     assert len(set(made)) == 4
-    assert all(key.isascii() and len(key) == 32 for key in made)
+    assert all(key.isascii() and len(key) < 64 for key in made)
+
+
+async def test_a_request_that_is_repeated_after_a_failure_has_the_same_key(acme: Acme) -> None:
+    def repeat(line: Any) -> list[str]:
+        first, second = line.key("a"), line.key("a")
+        line.failed(second)
+        line.failed(first)
+        return [first, second, line.key("a"), line.key("a"), line.key("a")]
+
+    ((first, second, *again, third),) = await keys_of(acme, acme.world.store.add(), repeat)
+    assert again == [first, second]
+    assert len({first, second, third}) == 3
 
 
 async def test_keys_tell_jobs_apart_and_another_enqueue_of_the_same_id(acme: Acme) -> None:

@@ -7,22 +7,35 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import WSMsgType, web
 
-from tests.standins.program import GATEWAY_PAGE, Answer, Call, arguments, run
-from tests.standins.web import Web
+from tests.standins.program import GATEWAY_PAGE, Answer, Call, Fault, StandIn, arguments, run
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PAUSE_S = 0.5
 """From one part of a stream to the next."""
 
 
-class Odd(Web):
-    """Besides what `Web` has:
+class Odd(StandIn[Fault]):
+    """`/things/…` answers, or does what a fault says. As for the others:
 
     `/echo` tells what it was sent; `/gateway` is an HTML page of 502, `/html` one of 200; `/garbage` says that it is
     JSON and is none; `/stream?kind=…&parts=…` comes bit by bit; `/big?size=…` is JSON of so many bytes, in chunks;
     `/moved` redirects; `/full?wait=…` is a rate limit; `/cut-429` one whose body breaks off; `/endless` fails without
     an end; `/ws` echoes.
     """
+
+    fault_type = Fault
+
+    def routes(self) -> list[tuple[str, str, Callable[[Call], Answer]]]:
+        return [(method, "/things/{name}", self._answer) for method in ("GET", "POST")]
+
+    def _answer(self, call: Call) -> Answer:
+        fault = self.meet_fault(call)
+        return Answer(fault.status or 200 if fault else 200, {})
+
+    def headers(self, call: Call, answer: Answer) -> dict[str, str]:
+        return {}
+
+    def forget(self) -> None: ...
 
     def application(self) -> web.Application:
         app = super().application()

@@ -117,11 +117,25 @@ class _Request(Coroutine[Any, Any, Any]):
         await self._response.wait_for_close()
 
     async def _send(self) -> Any:
+        from multidict import CIMultiDict
+
+        headers = CIMultiDict(self._options.get("headers") or {})
+        if self._method not in _UNSAFE or "Idempotency-Key" in headers:
+            return await self._exchange(headers)
+        told = [self._options.get(name) for name in ("params", "json", "data")]
+        headers["Idempotency-Key"] = key = self._toll.key(self._method, str(self._url), _spelt(told))
+        try:
+            return await self._exchange(headers)
+        except BaseException:
+            self._toll.failed(key)
+            raise
+
+    async def _exchange(self, headers: Any) -> Any:
         import aiohttp
 
         body = self._options.get("json")
         # aiohttp would raise for a status before it can be heeded; here a failure is raised in any case.
-        options = {**self._options, "headers": self._headers(), "raise_for_status": False}
+        options = {**self._options, "headers": headers, "raise_for_status": False}
         fare = await self._toll.pay(cast("dict[str, Any]", body) if isinstance(body, dict) else {})
         try:
             response = await self._session.request(self._method, self._url, **options)
@@ -141,15 +155,6 @@ class _Request(Coroutine[Any, Any, Any]):
             response.release()
             raise
         return response
-
-    def _headers(self) -> Any:
-        from multidict import CIMultiDict
-
-        headers = CIMultiDict(self._options.get("headers") or {})
-        if self._method in _UNSAFE and "Idempotency-Key" not in headers:
-            told = [self._options.get(name) for name in ("params", "json", "data")]
-            headers["Idempotency-Key"] = self._toll.key(self._method, str(self._url), _spelt(told))
-        return headers
 
 
 async def _read(response: Any) -> bytes:
