@@ -167,6 +167,7 @@ class OpenAI(StandIn[Fault]):
         call.facts |= {
             "model": order.model,
             "prompt_sha256": digest,
+            "cost": order.estimate,
             "tokens": {"estimate": order.estimate, "prompt": order.prompt_tokens, "completion": 0},
         }
 

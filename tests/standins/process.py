@@ -30,6 +30,10 @@ class Running:
         """Let things go wrong with the calls to come; raises `urllib.error.HTTPError` for a fault that is none."""
         self._control("POST", "faults", faults)
 
+    def mend(self) -> None:
+        """Nothing goes wrong any more."""
+        self._control("DELETE", "faults")
+
     def reset(self) -> None:
         self._control("POST", "reset")
 

@@ -220,7 +220,10 @@ class StandIn(ABC, Generic[F]):
 
 
 class Log:
-    """Every request, in the order of the decisions; the last `LOG_KEEPS` in memory, all of them in the file."""
+    """Every request, in the order of the decisions; the last `LOG_KEEPS` in memory, all of them in the file.
+
+    `cost` is what it took of the provider's limit, in tokens where the provider counts those.
+    """
 
     def __init__(self, file: Path | None) -> None:
         self._file = file.open("a", encoding="utf-8", buffering=1) if file else None
@@ -240,6 +243,8 @@ class Log:
             "route": call.route,
             "path": call.path,
             "status": status,
+            "cost": 1,
+            "caller": call.headers.get("X-Caller"),
             "idempotency_key": call.headers.get("Idempotency-Key"),
             "fault": _named(call.fault),
             **call.facts,
