@@ -39,7 +39,12 @@ CONFIGURATIONS = {
     "pyrate:token_bucket": "StateBucket(TokenBucket), RedisStateStore, Rate(50, SECOND, burst=5), blocking",
     "aiolimiter": "AsyncLimiter(5, 0.1): each process by itself",
 }
-PEERS = {"limits": "limits", "throttled": "throttled-py", "pyrate_limiter": "pyrate-limiter", "aiolimiter": "aiolimiter"}
+PEERS = {
+    "limits": "limits",
+    "throttled": "throttled-py",
+    "pyrate_limiter": "pyrate-limiter",
+    "aiolimiter": "aiolimiter",
+}
 """The module, and what installs it."""
 
 
