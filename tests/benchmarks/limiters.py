@@ -24,16 +24,15 @@ KEY = "bench"
 async def runtime(url: str, rate: int, burst: int, stack: AsyncExitStack) -> Take:
     from runtime.adapters.redis.buckets import RedisLimits
     from runtime.adapters.redis.connection import connect
-    from tests.limits.taking import taken
-
     from runtime.core.limits import Bucket
+    from tests.limits.taking import limiter
 
     client = connect(url)
     stack.push_async_callback(client.aclose)
-    limits, costs = RedisLimits(client), {Bucket(KEY, f"{rate}/s", burst): 1}
+    mine, costs = limiter(RedisLimits(client)), {Bucket(KEY, f"{rate}/s", burst): 1}
 
     async def take() -> int:
-        return (await taken(limits, costs, PATIENCE_S)).at_us
+        return (await mine.acquire(costs, PATIENCE_S)).at_us
 
     return take
 

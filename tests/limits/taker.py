@@ -18,14 +18,13 @@ import aiohttp
 
 from runtime.adapters.redis.buckets import RedisLimits
 from runtime.adapters.redis.connection import connect
+from runtime.core.errors import Limited
 from runtime.core.limits import Bucket, Costs
-from runtime.ports import Away, Limits
+from runtime.ports import Limits
 from tests.limits.judge import Use, Witness
-from tests.limits.taking import taken
+from tests.limits.taking import limiter
 
 PATIENCE_S = 30.0
-AGAIN_S = 0.1
-"""After that time it asks again for a store that is lost."""
 _numbers = itertools.count(1)
 
 
@@ -33,19 +32,18 @@ Note = Callable[[Use], None]
 
 
 async def take_for_ever(limits: Limits, costs: Costs, session: aiohttp.ClientSession, note: Note) -> None:
-    async def once() -> None:
-        grant = await taken(limits, costs, PATIENCE_S)
+    mine = limiter(limits)
+    while True:
+        try:
+            grant = await mine.acquire(costs, PATIENCE_S)
+        except Limited as limited:
+            await asyncio.sleep(limited.delay_s)
+            continue
         caller = f"{os.getpid()}.{next(_numbers)}"
         note(Use(grant.at_us, sum(costs.values()), caller))
         async with session.get("/things/a", headers={"X-Caller": caller}) as answer:
             if answer.status == 429:
-                await limits.close(costs, float(answer.headers["Retry-After"]))
-
-    while True:
-        try:
-            await once()
-        except Away:
-            await asyncio.sleep(AGAIN_S)
+                await mine.say(limits.close(costs, float(answer.headers["Retry-After"])))
 
 
 async def main(redis: str, standin: str, folder: str, rate: str, burst: str, takers: str) -> None:

@@ -1,21 +1,22 @@
-"""The way to a grant, over the port alone: what is reserved is waited for, and asked for again at its time."""
+"""The engine's limiter without a job: what `ctx.limit` waits with."""
 
-import asyncio
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
-from runtime.core.limits import Costs, Granted, Refused, Reserved
-from runtime.ports import Limits
+from runtime.engine.drought import Drought
+from runtime.engine.limiter import Limiter
+from runtime.ports import Away, Limits
 
 
-async def taken(limits: Limits, costs: Costs, patience_s: float) -> Granted:
-    """The grant, once the tokens may be used. Raises `Away`; a cancelled wait leaves its reservation to lapse."""
-    held = ""
-    while True:
-        match await limits.take(costs, patience_s, held=held):
-            case Granted() as grant:
-                await asyncio.sleep(grant.rest_s)
-                return grant
-            case Reserved(id=held, wait_s=wait_s):
-                await asyncio.sleep(wait_s)
-            case Refused(wait_s=wait_s):
-                held = ""
-                await asyncio.sleep(wait_s)
+def limiter(limits: Limits) -> Limiter:
+    nobody: Any = None  # whose wait it is, for the journal alone
+    return Limiter(nobody, "taker", limits, cast("Any", _Unheard()), Drought({}, lambda: None))
+
+
+class _Unheard:
+    """Of a journal what the limiter tells."""
+
+    def within(self, claim: object, part: str | None = None) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def weather(self, away: Away) -> None: ...

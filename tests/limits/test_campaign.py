@@ -27,7 +27,7 @@ EARLY_US = 250_000
 def assert_kept(seen: Seen) -> None:
     print(f"\n{seen}")
     assert seen.over <= 0, "more was granted than flowed in"
-    assert seen.delay_us(0.0) >= -1000, "a request came before its grant"
+    assert seen.delay_us(0.0) >= -seen.course.tolerance_s * S, "a request came before its grant"
 
 
 def test_in_calm_all_is_used_and_nothing_is_refused(redis_url: str, tmp_path: Path) -> None:

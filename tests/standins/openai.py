@@ -2,7 +2,8 @@
 
     python -m tests.standins.openai --port 8081 --rpm 500 --tpm 30000 --latency 0.3
 
-Its limits on requests and on tokens are buckets that refill continuously. Tokens are counted at admission, as prompt
+Its limits on requests and on tokens are buckets that refill continuously; with a `--slice` they hold no more than what
+flows in in that time, as OpenAI may enforce 60 a minute as 1 a second. Tokens are counted at admission, as prompt
 plus the most that may be answered. A call that fails later has used up its share of both; one that is refused for its
 tokens has used up a request.
 """
@@ -95,8 +96,9 @@ class OpenAI(StandIn[Fault]):
 
     def forget(self) -> None:
         now = time.monotonic()
-        self._requests = Refill(self._options.rpm, MINUTE_S, now)
-        self._tokens = Refill(self._options.tpm, MINUTE_S, now)
+        slice_s = self._options.slice
+        self._requests = Refill(max(1, round(self._options.rpm * slice_s / MINUTE_S)), slice_s, now)
+        self._tokens = Refill(max(1, round(self._options.tpm * slice_s / MINUTE_S)), slice_s, now)
 
     def complete(self, call: Call) -> Answer:
         self._authenticate(call)
@@ -128,11 +130,11 @@ class OpenAI(StandIn[Fault]):
     def _count_request(self, call: Call) -> None:
         wait = self._requests.take(1, call.now)
         if wait:
-            used = self._options.rpm - math.floor(self._requests.level(call.now))
+            used = self._requests.capacity - math.floor(self._requests.level(call.now))
             raise self._rate_limited(call, "requests", "requests per min (RPM)", self._options.rpm, used, 1, wait)
 
     def _count_tokens(self, call: Call, order: Order) -> None:
-        limit = self._options.tpm
+        limit = self._tokens.capacity
         if order.estimate > limit:
             raise refusal(
                 429,
@@ -420,11 +422,12 @@ def main() -> None:
     parser = arguments("A stand-in for OpenAI's chat completions.", key="sk-standin")
     parser.add_argument("--rpm", type=int, default=500, help="requests per minute (default: %(default)s)")
     parser.add_argument("--tpm", type=int, default=200_000, help="tokens per minute (default: %(default)s)")
+    parser.add_argument("--slice", type=float, metavar="S", default=MINUTE_S, help="of them (default: a minute)")
     parser.add_argument("--latency", type=float, default=0.3, help="seconds of a completion (default: %(default)s)")
     parser.add_argument("--models", default=MODELS, help="the models there are, with commas (default: %(default)s)")
     options = parser.parse_args()
-    if options.rpm < 1 or options.tpm < 1:
-        parser.error("--rpm and --tpm must be at least 1")
+    if options.rpm < 1 or options.tpm < 1 or options.slice <= 0:
+        parser.error("--rpm and --tpm must be at least 1, --slice above 0")
     run(OpenAI(options), options)
 
 
