@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test check weather bench image model mutants lock clean
+.PHONY: run test check weather limits bench bench-limits image model mutants lock clean
 
 run: $(VENV)/run.stamp
 	@$(BIN)/python -m tests.standins.demo
@@ -22,8 +22,16 @@ check: $(VENV)/dev.stamp
 weather: $(VENV)/dev.stamp
 	RUNTIME_TEST_WEATHER=all $(BIN)/python -m pytest -q tests/faults/test_weather.py
 
+# Eight processes that want the tokens of one bucket, for 20 s each: calm, kills, restarts, storms; `make test` tries some.
+limits: $(VENV)/dev.stamp
+	RUNTIME_TEST_LIMITS=all $(BIN)/python -m pytest -q -s tests/limits
+
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.benchmarks
+
+# The bucket beside the limiters of others, which it names when they are not installed.
+bench-limits: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.benchmarks.limits
 
 # Builds the Dockerfile and runs what it built, without an engine: as root, with Debian's buildah and mmdebstrap.
 image: $(VENV)/dev.stamp

@@ -127,8 +127,8 @@ class Seen:
     def __str__(self) -> str:
         late = ", ".join(f"{name} {self.delay_us(share) / 1000:.1f}" for name, share in QUANTILES)
         return (
-            f"{len(self.grants)} grants, {len(self.arrivals)} arrivals, {self.refused} refused; over in the worst stretch: "
-            f"grants {self.over:+.6f}, arrivals {self.arrivals_over():+.2f}; used {self.used:.1%}; ms late: {late}"
+            f"{len(self.grants)} grants, {len(self.arrivals)} arrivals, {self.refused} refused; over in the worst "
+            f"stretch: grants {self.over:+.6f}, arrivals {self.arrivals_over():+.2f}; used {self.used:.1%}; ms late: {late}"
         )
 
 

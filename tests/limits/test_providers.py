@@ -25,10 +25,16 @@ only_in_the_whole = pytest.mark.skipif(not WHOLE, reason="make limits")
 
 
 def serve(
-    url: str, standin: Running, requests: Sequence[Request[Any]], within_s: float, *, slots: int = 5, **settings: str
+    url: str,
+    standin: Running,
+    requests: Sequence[Request[Any]],
+    within_s: float,
+    *,
+    slots: int = 5,
+    judit: str = "180/60s",
 ) -> list[Use]:
     """Three workers do these jobs, each at its first attempt; what has arrived at the stand-in meanwhile."""
-    settings[jobs.STANDIN] = standin.url
+    settings: dict[str, Any] = {jobs.STANDIN: standin.url, jobs.JUDIT_WINDOW: judit}
     crew = [Worker("tests.limits.jobs", redis=url, WORKER_CONCURRENCY=slots, **settings) for _ in range(3)]
     with workers(crew):
         for worker in crew:
@@ -74,7 +80,7 @@ def _searches(number: int) -> list[Request[Any]]:
 def test_a_sliding_window_as_judits_is_never_full(redis_url: str) -> None:
     """A twelfth of its minute: 45 in 5 s, so that it slides a few times."""
     with running("judit", "--limit", "45", "--window", "5") as standin:
-        seen = serve(redis_url, standin, _searches(45), 60, **{jobs.JUDIT_WINDOW: "45/5s"})
+        seen = serve(redis_url, standin, _searches(45), 60, judit="45/5s")
     assert count(seen, 429) == 0
     assert len(seen) == 90
     assert 36 < most_within(seen, 5 * S) <= 45
