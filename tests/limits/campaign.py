@@ -27,8 +27,6 @@ class Course:
     takers: int
     rate_s: int
     burst: int
-    tolerance_s: float
-    """How much later than it was granted a request may arrive."""
 
     @property
     def allowed(self) -> Allowance:
@@ -37,12 +35,15 @@ class Course:
     @property
     def at_the_provider(self) -> int:
         """Requests in any second, as the stand-in enforces it."""
-        return self.burst + self.rate_s + round(self.rate_s * self.tolerance_s)
+        return self.burst + self.rate_s + round(self.rate_s * TOLERANCE_S)
 
 
-WHOLE = Course(length_s=20, processes=8, takers=6, rate_s=100, burst=10, tolerance_s=0.05)
-SHORT = Course(length_s=8, processes=4, takers=6, rate_s=50, burst=10, tolerance_s=0.3)
-"""For a machine that does other things too: 300 ms late is late enough to see what is wrong, and no sooner."""
+WHOLE = Course(length_s=20, processes=8, takers=6, rate_s=100, burst=10)
+SHORT = Course(length_s=8, processes=4, takers=6, rate_s=50, burst=10)
+CLOSE_S = 0.05
+"""How near to its grant a request arrives on a machine that does nothing else: what is printed."""
+TOLERANCE_S = 0.25
+"""And on one that does other things too: what is asserted, and what the stand-in allows."""
 
 
 def course() -> Course:
@@ -79,14 +80,21 @@ class Taker:
         self._process = self._start()
         self.ready().go()
 
-    def stop(self) -> int:
-        """Let it end by itself; its exit code."""
-        self._process.communicate(timeout=10)
-        return self._process.returncode
+    def stop(self) -> None:
+        """Let it end by itself."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        return self._process.wait(10)
 
     def kill(self) -> None:
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +128,15 @@ class Seen:
     def delay_us(self, share: float) -> int:
         return quantile(delays_us(self.grants, self.arrivals), share)
 
-    def arrivals_over(self, more_us: int = 0) -> float:
-        tolerance_us = round(self.course.tolerance_s * S) + more_us
-        return excess(self.arrivals, self.course.allowed, tolerance_us)
+    def arrivals_over(self, tolerance_s: float = TOLERANCE_S) -> float:
+        return excess(self.arrivals, self.course.allowed, round(tolerance_s * S))
 
     def __str__(self) -> str:
         late = ", ".join(f"{name} {self.delay_us(share) / 1000:.1f}" for name, share in QUANTILES)
         return (
-            f"{len(self.grants)} grants, {len(self.arrivals)} arrivals, {self.refused} refused; over in the worst "
-            f"stretch: grants {self.over:+.6f}, arrivals {self.arrivals_over():+.2f}; used {self.used:.1%}; ms late: {late}"
+            f"{len(self.grants)} grants, {len(self.arrivals)} arrivals, {self.refused} refused; used {self.used:.1%}; "
+            f"over in the worst stretch: grants {self.over:+.6f}, arrivals {self.arrivals_over(CLOSE_S):+.2f} "
+            f"(allowing {CLOSE_S * 1000:.0f} ms); ms late: {late}"
         )
 
 
@@ -162,7 +170,9 @@ class Crew:
     def finish(self) -> Seen:
         """The time is up."""
         self.work_until(self.course.length_s)
-        codes = [taker.stop() for taker in self.takers]
+        for taker in self.takers:
+            taker.stop()
+        codes = [taker.wait() for taker in self.takers]
         assert codes == [0] * len(codes), f"takers ended with {codes}"
         return Seen(self.course, self.began_us, self._witness.grants(), arrived(self.web.log()["requests"]))
 

@@ -59,3 +59,14 @@ async def complete(ctx: Context, text: str, most_tokens: int) -> int:
         answer = await _ask(ctx, "POST", "/v1/chat/completions", json=order, Authorization="Bearer sk-standin")
         grant.settle({openai_tokens: answer["usage"]["total_tokens"]})
     return ctx.attempt
+
+
+@handler
+async def pay(ctx: Context, text: str, most_tokens: int) -> int:
+    """As handlers are meant to call it."""
+    order = {"model": "gpt-4o-mini", "max_tokens": most_tokens, "messages": [{"role": "user", "content": text}]}
+    headers = {"Authorization": "Bearer sk-standin", "X-Caller": ctx.job_id}
+    url = os.environ[STANDIN] + "/v1/chat/completions"
+    async with ctx.http("openai").post(url, json=order, headers=headers) as answer:
+        await answer.json()
+    return ctx.attempt

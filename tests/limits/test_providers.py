@@ -14,7 +14,7 @@ import pytest
 from runtime import Request
 from tests.faults import campaign
 from tests.limits import jobs
-from tests.limits.judge import Allowance, Use, arrived, count, excess, most_within, utilisation
+from tests.limits.judge import Allowance, Use, arrived, count, excess, most_within, quiet_us, utilisation
 from tests.processes import Worker, enqueue, wait_until, workers
 from tests.standins.lawsuits import is_cnj
 from tests.standins.process import Running, running
@@ -32,6 +32,7 @@ def serve(
     *,
     slots: int = 5,
     judit: str = "180/60s",
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> list[Use]:
     """Three workers do these jobs, each at its first attempt; what has arrived at the stand-in meanwhile."""
     settings: dict[str, Any] = {jobs.STANDIN: standin.url, jobs.JUDIT_WINDOW: judit}
@@ -41,6 +42,7 @@ def serve(
             worker.up()
         ids = enqueue(url, *requests)
         began = time.monotonic()
+        meanwhile()
         wait_until(lambda: campaign.ended(url) == len(ids), within_s, f"{len(ids)} jobs have ended")
         took_s = time.monotonic() - began
         shares = [len(worker.events("JOB_COMPLETED")) for worker in crew]
@@ -128,3 +130,24 @@ def test_openais_requests_and_tokens_a_minute(
         assert excess([Use(use.at_us, cost(use)) for use in seen], allowed) <= 0
     flow = Allowance(20, S, 20) if requests is SMALL else Allowance(2000, S, 2000)
     assert utilisation([Use(use.at_us, binding(use)) for use in seen], flow, *middle(seen)) >= 0.9
+
+
+def test_a_storm_of_refusals_costs_nobody_an_attempt(redis_url: str) -> None:
+    """OpenAI refuses for a second and a half, each time for two; then come those that were refused, one by one."""
+    with running("openai", "--rpm", "1200", "--tpm", "120000", "--slice", "1.5", "--latency", "0.05") as standin:
+
+        def storm() -> None:
+            time.sleep(1)
+            standin.fault({"status": 429, "code": "rate_limit_exceeded", "retry_after": 2, "times": None})
+            time.sleep(1.5)
+            standin.mend()
+
+        text, most_tokens = SMALL
+        requests = [jobs.pay.request(text, most_tokens) for _ in range(100)]
+        seen = serve(redis_url, standin, requests, 60, slots=8, meanwhile=storm)
+    refused = [use for use in seen if use.status == 429]
+    assert 0 < len(refused) <= 24, "more than were on their way"
+    assert len(seen) - len(refused) == len(requests)
+    assert quiet_us(seen, refused[0].at_us, refused[0].at_us + 2 * S) >= 1.7 * S
+    released = [Use(use.at_us) for use in seen if use.at_us > refused[-1].at_us + S]
+    assert excess(released, Allowance(20, S, 1), 300_000) <= 0, "a stampede"
