@@ -42,8 +42,8 @@ WHOLE = Course(length_s=20, processes=8, takers=6, rate_s=100, burst=10)
 SHORT = Course(length_s=8, processes=4, takers=6, rate_s=50, burst=10)
 CLOSE_S = 0.05
 """How near to its grant a request arrives on a machine that does nothing else: what is printed."""
-TOLERANCE_S = 0.25
-"""And on one that does other things too: what is asserted, and what the stand-in allows."""
+TOLERANCE_S = 0.5
+"""And on one that does other things too: what is asserted, and what the stand-in allows. The grants are exact anyhow."""
 
 
 def course() -> Course:
