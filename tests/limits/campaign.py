@@ -43,7 +43,7 @@ SHORT = Course(length_s=8, processes=4, takers=6, rate_s=50, burst=10)
 CLOSE_S = 0.05
 """How near to its grant a request arrives on a machine that does nothing else: what is printed."""
 TOLERANCE_S = 0.5
-"""And on one that does other things too: what is asserted, and what the stand-in allows. The grants are exact anyhow."""
+"""And on one that does other things too: what is asserted, and what the stand-in allows. Grants are exact anyhow."""
 
 
 def course() -> Course:

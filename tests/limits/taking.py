@@ -1,7 +1,8 @@
 """The engine's limiter without a job: what `ctx.limit` waits with."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 from runtime.engine.drought import Drought
 from runtime.engine.limiter import Limiter
@@ -10,7 +11,8 @@ from runtime.ports import Away, Limits
 
 def limiter(limits: Limits) -> Limiter:
     nobody: Any = None  # whose wait it is, for the journal alone
-    return Limiter(nobody, "taker", limits, cast("Any", _Unheard()), Drought({}, lambda: None))
+    ports: Any = SimpleNamespace(limits=limits, permits=None, journal=_Unheard())
+    return Limiter(nobody, "taker", ports, Drought({}, lambda: None))
 
 
 class _Unheard:
