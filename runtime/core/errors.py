@@ -120,7 +120,11 @@ class JobError(Exception):
 
 
 class Transient(JobError):
-    """It may work next time: retried by the handler's policy."""
+    """It may work next time: retried by the handler's policy, or after so long if that is known."""
+
+    def __init__(self, *args: object, after: Span | None = None) -> None:
+        super().__init__(*args)
+        self.after_s = None if after is None else seconds(after)
 
 
 class Permanent(JobError):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from runtime.core import errors
-from runtime.core.errors import Category, JobError, LeaseLost, Limited, LimitInvalid, RetryLater, Snooze
+from runtime.core.errors import Category, JobError, LeaseLost, Limited, LimitInvalid, RetryLater, Snooze, Transient
 from runtime.core.job import (
     Call,
     Cancelled,
@@ -150,13 +150,15 @@ def _snooze(ask: Snooze, claim: Claim, now_ms: int) -> Outcome:
 
 def asks_for_another_run(error: BaseException) -> bool:
     """Whether this is a handler's way of asking to be run again: then nothing that it used need be broken."""
-    return isinstance(error, Snooze) or _asked_delay_s(error) is not None
+    return not isinstance(error, Transient) and (isinstance(error, Snooze) or _asked_delay_s(error) is not None)
 
 
 def _asked_delay_s(error: BaseException) -> float | None:
-    """The wait that the handler itself asked for, by `RetryLater` or by arq's `Retry`."""
+    """The wait that the handler itself asked for: by `RetryLater`, `Transient(after=…)` or arq's `Retry`."""
     if isinstance(error, RetryLater):
         return error.delay_s
+    if isinstance(error, Transient) and error.after_s is not None:
+        return error.after_s
     # arq's own classes are known by name: a worker that serves no arq application never imports arq.
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
     if "arq.worker.Retry" in names:

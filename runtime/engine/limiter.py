@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -21,6 +21,8 @@ AWAY_RETRY_S = (0.1, 1.0)
 """From one attempt to the next while the store is away."""
 SAY_S = 2.0
 """How long giving back and correcting may take. What does not get through leaves the bucket too low for a while."""
+LOOK_AGAIN_S = 1.0
+"""Who waits for longer by an estimate looks half-way whether it has come sooner."""
 JITTER_S = 1.0
 """Who waits for a breaker comes back within so long after it."""
 
@@ -104,6 +106,10 @@ class Limiter:
         Raises `Limited` where it would take longer than `patience_s`, or the breaker is open. Cancelled, it gives back
         what it has reserved.
         """
+        with ExitStack() as waiting:
+            return await self._acquire(costs, patience_s, breaker, waiting)
+
+    async def _acquire(self, costs: Costs, patience_s: float, breaker: str | None, waiting: ExitStack) -> Granted:
         until = anyio.current_time() + patience_s
         held = ""
         retry_s, most_s = AWAY_RETRY_S
@@ -128,9 +134,11 @@ class Limiter:
                         await self._sleep_until(there + answer.rest_s, costs, answer.id, breaker)
                     return answer
                 case Reserved():
-                    # Asked as late after now as it is to wait, it arrives at the server at its time.
+                    if not held:
+                        waiting.enter_context(self._waiting(answer.by))
                     held = answer.id
-                    await self._sleep_until(asked + answer.wait_s, costs, held, breaker, by=answer.by)
+                    # Asked as late after now as it is to wait, it arrives at the server at its time.
+                    await self._sleep_until(asked + _look_in_s(answer.wait_s, costs), costs, held, breaker)
 
     def _limited(self, refused: Refused, asked: Iterable[Keyed]) -> Limited:
         if not any(limit.key is not None and limit.label == refused.by for limit in asked):
@@ -138,22 +146,19 @@ class Limiter:
         jitter_s = random.uniform(0, JITTER_S) if refused.why == "open" else 0.0
         return Limited(refused.by, refused.wait_s + jitter_s)
 
-    async def _sleep_until(
-        self, until: float, costs: Costs, held: str, breaker: str | None, *, by: str | None = None
-    ) -> None:
+    async def _sleep_until(self, until: float, costs: Costs, held: str, breaker: str | None) -> None:
         self._excuse(anyio.current_time(), until)
         try:
-            with self._waiting(by):
-                await anyio.sleep_until(until)
+            await anyio.sleep_until(until)
         except BaseException:
             await self.say(self._limits.leave(costs, held, breaker))
             raise
 
     @contextmanager
-    def _waiting(self, by: str | None) -> Generator[None]:
+    def _waiting(self, by: str) -> Generator[None]:
         began = anyio.current_time()
         try:
-            with self._journal.within(self._claim, f"limit {by}") if by else nullcontext():
+            with self._journal.within(self._claim, f"limit {by}"):
                 yield
         finally:
             self.waited_s += anyio.current_time() - began
@@ -174,6 +179,12 @@ class Limiter:
         """Tell the store, if it is there: a call that is paid for does not fail for this."""
         with anyio.move_on_after(SAY_S, shield=True), suppress(Away):
             await what
+
+
+def _look_in_s(wait_s: float, costs: Costs) -> float:
+    """When to ask again. Costs by weight are estimates: what others give back of theirs may bring this one forward."""
+    estimated = any(cost > 1 for cost in costs.values())
+    return wait_s / 2 if estimated and wait_s > LOOK_AGAIN_S else wait_s
 
 
 class Grant:

@@ -67,7 +67,7 @@ class Toll:
             case "break":
                 raise Limited(self._api.name, BROKEN_S)
             case "retry":
-                raise Transient(text)
+                raise Transient(text, after=said.wait_s)
             case "permanent":
                 raise Permanent(text)
             case "ok":
@@ -102,7 +102,8 @@ class Toll:
         more = {bucket: n - fare.costs.get(bucket, 0) for bucket, n in used.items() if n != fare.costs.get(bucket, 0)}
         if more:
             await self._limits.settle(more, fare.granted.at_us)
-        left = {buckets[of]: n for of, n in said.remaining.items() if of in buckets and n < buckets[of].rule.burst}
+        # While much is left it need not be told with every call.
+        left = {buckets[of]: n for of, n in said.remaining.items() if of in buckets and n < buckets[of].rule.burst / 2}
         if left:
             await self._limits.lower(left)
         if said.meaning in ("retry", "break"):

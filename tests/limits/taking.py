@@ -12,7 +12,7 @@ from runtime.ports import Away, Limits
 def limiter(limits: Limits) -> Limiter:
     nobody: Any = None  # whose wait it is, for the journal alone
     ports: Any = SimpleNamespace(limits=limits, permits=None, journal=_Unheard())
-    return Limiter(nobody, "taker", ports, Drought({}, lambda: None))
+    return Limiter(nobody, "taker", ports, Drought({}, lambda: None), lambda more_s: None)
 
 
 class _Unheard:

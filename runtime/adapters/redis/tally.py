@@ -105,8 +105,8 @@ async def read(redis: Any, names: Sequence[str]) -> list[Counts]:
     async with redis.pipeline(transaction=False) as pipe:
         for name in names:
             pipe.hmget(keys.bucket_count(name), NAMES)
-        found = await pipe.execute(raise_on_error=False)
-    return [_counts(values) if isinstance(values, list) else Counts() for values in found]
+        found: list[Any] = await pipe.execute(raise_on_error=False)
+    return [Counts() if isinstance(values, Exception) else _counts(values) for values in found]
 
 
 def _counts(values: Sequence[bytes | None]) -> Counts:
