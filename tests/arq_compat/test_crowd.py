@@ -57,7 +57,7 @@ def test_three_stock_workers_and_two_of_ours_run_a_thousand_jobs_once(tcp_url: s
     async def first(pool: ArqRedis) -> str:
         job = await pool.enqueue_job("work", 0, _job_id="first")
         assert job is not None
-        return await job.result(timeout=30, poll_delay=0.05)
+        return str(await job.result(timeout=30, poll_delay=0.05))
 
     async def results(pool: ArqRedis) -> list[str]:
         return [await Job(job_id, pool).result(timeout=30, poll_delay=0.05) for job_id in wanted]
