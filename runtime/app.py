@@ -29,6 +29,7 @@ from runtime.adapters.redis.heartbeats import Heartbeats
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.ledger import RedisLedger
 from runtime.adapters.redis.permits import RedisPermits
+from runtime.adapters.redis.presence import Presence
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
 from runtime.adapters.runner import AsyncioRunner
@@ -42,6 +43,7 @@ from runtime.core.policy import describe
 from runtime.core.redaction import Redactor
 from runtime.desk import Desk
 from runtime.engine.actor import Actor
+from runtime.engine.governor import Governor
 from runtime.engine.pools import LAST_CLOSE_S, Pools
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor, bug_of
@@ -50,6 +52,7 @@ from runtime.health import Health
 from runtime.ports import Away, Ports
 from runtime.registry import Handlers
 from runtime.settings import Settings
+from runtime.silence import Silence
 from runtime.standstill import Standstills
 
 HTTP_AFTER_S = 0.3
@@ -189,14 +192,16 @@ class Worker:
             self._redact,
         )
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], journal)
+        self._presence = Presence(self._url, self._queues)
         slots = sum(group.slots for group in self._groups)
         self._health = Health(
             self._supervisor.actors,
             slots,
             self._statistics,
             lambda: self._weather.away,
-            self._source.probe,
+            self._probe,
             self._pools.statistics,
+            lambda: self._governor,
         )
         self._standstills = Standstills(
             self._supervisor.actors,
@@ -210,10 +215,31 @@ class Worker:
             self._log, settings, self._groups, self._handlers, self._supervisor.actors, self._health, self._source
         )
         self._looking = anyio.CancelScope()
-        self._listen_to_signals()
         self._heartbeats = Heartbeats(
             self._source.redis, self._source.incarnation, self._bulletins.heartbeat, self._limits.send_counts
         )
+        self._silence = Silence(
+            self._queues,
+            self._source,
+            self._presence,
+            self._keeper,
+            self._permits,
+            self._client,
+            self._heartbeats,
+            self._sessions,
+            self._pools,
+            self._traces.flush_and_stop if self._traces is not None else None,
+        )
+        self._governor = Governor(
+            self._supervisor.actors,
+            self._silence,
+            self._statistics,
+            lambda: self._weather.away,
+            sleep_after_s=settings.sleep_after_s,
+            alarm_s=settings.alarm_s,
+            told=self._bulletins.state,
+        )
+        self._listen_to_signals()
         await self._look()
         self._bulletins.boot(self._url)
         self._keeper.start()
@@ -243,10 +269,26 @@ class Worker:
             group.start_soon(self._beside, "telling of the limits", self._tell_of_limits)
             group.start_soon(self._beside, "the heartbeat", self._beat)
             group.start_soon(self._beside, "handing permits on", self._permits.run)
+            group.start_soon(self._beside, "being counted", self._presence.run)
+            group.start_soon(self._beside, "going quiet", self._governor.run)
             if self._listener is not None:
                 group.start_soon(self._serve_http, self._listener)
             await self._supervisor.run()
             group.cancel_scope.cancel()
+
+    @property
+    def _queues(self) -> Sequence[str]:
+        return [queue for group in self._groups for queue in group.queues]
+
+    def _wake(self) -> None:
+        """Somebody rang, or asked for something."""
+        self._governor.call()
+        self._supervisor.wake()
+
+    async def _probe(self) -> None:
+        """A worker that is quiet answers from memory."""
+        if self._governor.state != "quiet":
+            await self._source.probe()
 
     async def _beside(self, what: str, part: Callable[[], Awaitable[object]]) -> None:
         """Do what no job needs: a bug of ours in it, or a connection that will not close, ends nothing else."""
@@ -315,6 +357,7 @@ class Worker:
         await self._beside("closing the HTTP sessions", self._sessions.close)
         await self._beside("closing the client", self._client.close)
         await self._beside("giving permits back", self._permits.close)
+        await self._beside("no longer being counted", self._presence.close)
         await self._beside("closing the connections to Redis", self._source.close)
         if self._traces is not None:
             await self._beside("sending the last spans", self._traces.flush_and_stop)
@@ -329,7 +372,7 @@ class Worker:
 
     def _signalled(self, number: int) -> None:
         self._told.append(number)
-        self._health.stopping = True
+        self._governor.stop()
         self._looking.cancel()
         if len(self._told) > 2:
             os._exit(128 + number)
@@ -371,19 +414,18 @@ class Worker:
 
     async def _beat(self) -> None:
         await self._source.claimed.wait()
-        while not self._health.turned():  # the turn of that claim is about to end
-            await anyio.sleep(0.05)
-        await self._heartbeats.run()
+        while self._governor.state == "starting":  # the turn of that claim is about to end
+            await anyio.sleep(0.02)
+        await self._silence.beat()
 
     async def _serve_http(self, listener: socket.socket) -> None:
         with anyio.move_on_after(HTTP_AFTER_S):
             while not self._health.turned():
                 await anyio.sleep(0.02)
         module = await asyncio.to_thread(import_module, "runtime.adapters.http.server")
-        queues = [queue for group in self._groups for queue in group.queues]
-        desk = Desk(self._client, self._handlers, queues)
+        desk = Desk(self._client, self._handlers, self._queues, self._wake)
         tokens = self._settings.tokens
-        server = module.HttpServer(self._health, self._supervisor.wake, desk, tokens=tokens, log=self._log)
+        server = module.HttpServer(self._health, self._wake, desk, tokens=tokens, log=self._log)
         try:
             port = await server.start(listener)
             self._log.info(f"Health check server listening on port {port}", event_name="HTTP_LISTENING")

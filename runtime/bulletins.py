@@ -12,6 +12,7 @@ from runtime.adapters.redis.connection import shown
 from runtime.adapters.redis.heartbeats import Heartbeat, Served
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.tasks import what_they_do
+from runtime.core.lifecycle import State
 from runtime.core.policy import describe
 from runtime.core.span import spell
 from runtime.engine.actor import Actor
@@ -74,6 +75,13 @@ class Bulletins:
             event_name="WORKER_DRAINING",
         )
 
+    def state(self, state: State, why: str) -> None:
+        """One line at each change that is not part of its start or its end."""
+        if state in ("quiet", "awake", "waking"):
+            self._log.info(
+                f"Worker is {state}: {why}", event_name=f"WORKER_{state.upper()}", data={"state": state, "reason": why}
+            )
+
     def unsettled(self) -> None:
         """Nothing, if all is settled."""
         unsettled = sum(len(actor.unsettled) for actor in self._actors)
@@ -121,6 +129,7 @@ class Bulletins:
             started_ms=self._source.server_ms() - (process.age_ms() or 0),
             at_ms=self._source.server_ms(),
             state=self._health.state,
+            next_due_ms=self._next_due_ms(),
             groups=tuple(Served(group.queues, group.slots) for group in self._groups),
             handlers=tuple(sorted(self._handlers)),
             running=self._health.running,
@@ -132,3 +141,9 @@ class Bulletins:
             rss_bytes=process.rss_bytes(),
             pools=tuple(self._health.pools()),
         )
+
+    def _next_due_ms(self) -> int | None:
+        in_s = self._health.next_due_in_s
+        if self._health.state != "quiet" or in_s is None:
+            return None
+        return self._source.server_ms() + round(1000 * max(in_s, 0.0))

@@ -110,6 +110,10 @@ class Client:
     async def close(self) -> None:
         await self._redis.aclose()
 
+    async def disconnect(self) -> None:
+        """Close its connections; what is asked next opens new ones."""
+        await self._redis.connection_pool.disconnect()
+
     async def enqueue(
         self,
         handler: str,

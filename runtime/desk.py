@@ -1,6 +1,6 @@
 """Where requests about jobs are dealt with that come to the worker itself: `adapters.http.jobs.Jobs`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -17,14 +17,17 @@ LIVE: Sequence[Status] = ("waiting", "deferred", "active")
 
 
 class Desk:
-    """Knows the handlers and the queues of this worker."""
+    """Knows the handlers and the queues of this worker. Whoever asks it for anything wakes the worker, which is to be
+    silent otherwise."""
 
-    def __init__(self, client: Client, handlers: Handlers, queues: Sequence[str]) -> None:
+    def __init__(self, client: Client, handlers: Handlers, queues: Sequence[str], wake: Callable[[], None]) -> None:
         self._client = client
+        self._wake = wake
         self._handlers = handlers
         self._queues = queues
 
     async def add(self, order: Order) -> Receipt:
+        self._wake()
         handler = find(self._handlers, order.handler)
         request = handler.options(**order.options).request(*order.args, **order.kwargs)
         (job,) = await self._client.send([request])
@@ -34,6 +37,7 @@ class Desk:
         return Receipt(job.id, status, created=False)
 
     async def show(self, job_id: str, queue: str | None) -> Mapping[str, Any]:
+        self._wake()
         place, status = await self._client.find(job_id, self._asked(queue))
         found = {"jobId": job_id, "status": status}
         if status in LIVE:
@@ -43,6 +47,7 @@ class Desk:
         return found if status == "unknown" else {**found, **await self._result(job_id, place)}
 
     async def cancel(self, job_id: str, queue: str | None) -> tuple[Ending, Status]:
+        self._wake()
         place, status = await self._client.find(job_id, self._asked(queue))
         if status not in LIVE:
             return "gone", status
@@ -51,6 +56,7 @@ class Desk:
         return ending, status
 
     async def count(self) -> Mapping[str, Mapping[str, Any]]:
+        self._wake()
         return {queue: await self._client.ask(partial(_counts, queue=queue)) for queue in self._queues}
 
     def _asked(self, queue: str | None) -> Sequence[str]:

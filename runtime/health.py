@@ -6,8 +6,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from runtime.core.lifecycle import State
 from runtime.core.pool import PoolStatistics
 from runtime.engine.actor import Actor
+from runtime.engine.governor import Governor
 from runtime.engine.statistics import Statistics
 
 STALE_TURN_S = 60.0
@@ -28,6 +30,7 @@ class Health:
         away: Callable[[], str | None],
         probe: Callable[[], Awaitable[None]],
         pools: Callable[[], Sequence[PoolStatistics]],
+        governor: Callable[[], Governor],
     ) -> None:
         self._actors = actors
         self._slots = slots
@@ -35,16 +38,21 @@ class Health:
         self._away = away
         self.probe = probe
         self.pools = pools
+        self._governor = governor
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
-        self.stopping = False
+
+    @property
+    def stopping(self) -> bool:
+        return self.state == "stopping"
 
     def live(self) -> bool:
         """False only where a restart would help: a free slot, a Redis that answers, and yet no claim."""
         now = time.monotonic()
         for actor in self._actors:
             since = max(actor.puller.turn_at or self._started, actor.slots.free_since)
-            if actor.slots.free and self._away() is None and not self.stopping and now - since > STALE_TURN_S:
+            claims = self.state in ("starting", "awake")
+            if actor.slots.free and self._away() is None and claims and now - since > STALE_TURN_S:
                 return False
         return True
 
@@ -62,9 +70,14 @@ class Health:
         return self._statistics.running
 
     @property
-    def state(self) -> str:
+    def state(self) -> State:
         """Where the worker is in its life."""
-        return "stopping" if self.stopping else "awake" if self.turned() else "starting"
+        return self._governor().state
+
+    @property
+    def next_due_in_s(self) -> float | None:
+        """As it was found when the worker went quiet."""
+        return self._governor().next_due_in_s
 
     def document(self) -> Mapping[str, Any]:
         """What `/health` answers: the union of what the user documents read."""
@@ -86,8 +99,9 @@ class Health:
             "service": "worker",
             "timestamp": datetime.now(UTC).isoformat(),
             "uptime": round((time.monotonic() - self._started) * 1000),
-            "redis": "connected" if away is None else "disconnected",
+            "redis": "quiet" if self.state == "quiet" else "connected" if away is None else "disconnected",
             "checks": checks,
+            "awake_because": self._governor().why,
             "stats": self.statistics(),
             "pools": [asdict(pool) for pool in self.pools()],
         }

@@ -238,6 +238,23 @@ class Permits(Protocol):
         """Give it back, for the first in line: soon, or when the store is there again. Never raises, never blocks."""
 
 
+class Stillness(Protocol):
+    """How a worker falls silent, and speaks again. Both of the first two raise `Away`."""
+
+    async def leave(self) -> None:
+        """Be no longer counted among those who are awake: returns when the server has confirmed it."""
+
+    async def due_in(self) -> float | None:
+        """Seconds until the first job of its queues, or lease on one, is due, by the server; None: there is nothing."""
+        ...
+
+    async def fall_silent(self) -> None:
+        """Say farewell, close every connection, and stop everything that sends."""
+
+    async def speak(self) -> None:
+        """Be counted again, and let everything go on. Does not wait for a store that is away."""
+
+
 class Entry(Protocol):
     """A handler that can be called: how the actor finds and runs it."""
 

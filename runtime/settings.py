@@ -25,6 +25,10 @@ class Settings:
     timeout_s: float
     grace_s: float
     lease_s: float
+    sleep_after_s: float | None
+    """None: never."""
+    alarm_s: float | None
+    """Somebody outside looks that often whether a job is due, and rings; None: nobody does."""
     block_limit_s: float
     worker_id: str
     version: str
@@ -189,6 +193,8 @@ TABLE: Sequence[Setting] = (
     Setting("job_timeout_s", ("JOB_TIMEOUT_SECONDS",), _span(0.001, 30 * 86400), "", "the same, in seconds"),
     Setting("grace_s", ("GRACEFUL_SHUTDOWN_TIMEOUT_MS",), _ms(0), "30000", "time to finish after SIGTERM, in ms"),
     Setting("lease_s", ("RUNTIME_LEASE",), _span(1, 300), "10s", "how long a dead worker's jobs stay its own"),
+    Setting("sleep_after_s", ("RUNTIME_SLEEP_AFTER",), _span(5, 86400), "", "go quiet when idle for so long"),
+    Setting("alarm_s", ("RUNTIME_ALARM",), _span(60, 86400), "", "somebody outside looks that often, and rings"),
     Setting("block_limit_s", ("RUNTIME_BLOCK_LIMIT",), _span(2, 86400), "60s", "longest block of the event loop"),
     Setting("worker_id", ("WORKER_ID", "RAILWAY_REPLICA_ID"), _text, "", "name of this worker; else host and process"),
     Setting("version", ("WORKER_VERSION",), _text, "", "version of this deployment; else its commit"),

@@ -76,6 +76,14 @@ class Actor:
         """Look for jobs now."""
         self.puller.wake()
 
+    async def pause(self) -> None:
+        """Claim nothing until `resume`; returns when that is so."""
+        await self.puller.pause()
+
+    def resume(self) -> None:
+        """Claim again."""
+        self.puller.resume()
+
     def drain(self) -> None:
         """Stop pulling and let the work finish."""
         self.puller.drain()

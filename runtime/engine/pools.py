@@ -74,6 +74,11 @@ class Pools:
         for stock in self._stocks.values():
             stock.close(anyio.current_time() + LAST_CLOSE_S)
 
+    def close_idle(self) -> None:
+        """Close what nobody uses: it may hold connections. What is wanted later is opened anew."""
+        for stock in self._stocks.values():
+            stock.close_idle()
+
     async def take(self, pool: Pool[T]) -> AbstractContextManager[T]:
         """An item for one block, which is to be entered at once. Who waits is served in order of arrival.
 
@@ -151,6 +156,11 @@ class _Stock(Generic[T]):
         for item in self._items:
             item.scope.deadline = min(item.scope.deadline, end_at)
             self._dismiss(item)
+
+    def close_idle(self) -> None:
+        for item in self._items:
+            if item.state == "idle":
+                self._dismiss(item)
 
     def held_here(self) -> int:
         """Items that the present task holds, or those whose blocks it was started in."""

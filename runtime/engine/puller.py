@@ -66,15 +66,30 @@ class Puller:
         self._nap = anyio.CancelScope()
         self._claiming = anyio.CancelScope()
         self._draining = False
+        self._paused = False
+        self._goes_on = anyio.Event()
+        self._resting = anyio.Event()
         self.turn_at: float | None = None
         """When the last turn was completed, monotonic; None before the first. Liveness is progress."""
 
     def drain(self) -> None:
         """Claim no more; `run` returns soon."""
         self._draining = True
+        self.resume()
         self._rest.cancel()
         if self.turn_at is None:
             self._claiming.deadline = min(self._claiming.deadline, anyio.current_time() + FIRST_CLAIM_S)
+
+    async def pause(self) -> None:
+        """Claim nothing until `resume`; returns when no claim is on its way and nothing is listened to."""
+        self._paused = True
+        self._rest.cancel()
+        await self._resting.wait()
+
+    def resume(self) -> None:
+        """Go on, with a look at every queue."""
+        self._paused = False
+        self._goes_on.set()
 
     def wake(self) -> None:
         """Look at every queue now, or as soon as there is room. Not while the store is away: owners go first then."""
@@ -84,15 +99,27 @@ class Puller:
         """Claim until drained."""
         for queue in self._queues:
             queue.foreign_at = anyio.current_time()
-        while not self._draining:
-            try:
-                await self._turn()
-            except Away as cause:
-                await self._ride_out(cause)
+        try:
+            while not self._draining:
+                if self._paused:
+                    await self._stand_still()
+                try:
+                    await self._turn()
+                except Away as cause:
+                    await self._ride_out(cause)
+        finally:
+            self._resting.set()  # for whoever waits for a pause
+
+    async def _stand_still(self) -> None:
+        self._goes_on = anyio.Event()
+        self._resting.set()
+        await self._goes_on.wait()
+        self._resting = anyio.Event()
+        self._forget_due_times()
 
     async def _turn(self) -> None:
         with anyio.CancelScope() as self._rest:
-            if self._draining:
+            if self._draining or self._paused:
                 return
             await self._room()
             for queue in self._due():
@@ -121,7 +148,7 @@ class Puller:
 
     async def _claim(self, queue: _Queue) -> None:
         room = min(self._slots.free, MOST_AT_ONCE)
-        if not room or self._draining:
+        if not room or self._draining or self._paused:
             return
         dry_until = self._drought.until(queue.name)
         if dry_until is not None:
@@ -189,7 +216,7 @@ class Puller:
         lost_at = anyio.current_time() if self.turn_at is None else self.turn_at
         with anyio.CancelScope() as self._rest:
             asked_at = anyio.current_time()
-            while not self._draining:
+            while not self._draining and not self._paused:
                 self._journal.weather(cause)
                 await anyio.sleep_until(asked_at + self._retry_s)
                 self._retry_s = min(2 * self._retry_s, LOST_RETRY_S[1])

@@ -13,12 +13,15 @@ class Statistics:
         self.failed = 0
         self.retried = 0
         self.running = 0
+        self.begun = 0
+        """Runs, whatever has become of them."""
         self.peak = 0
         self.suspect: str | None = None
         """The token of the run, if any, whose job is suspected of killing its workers."""
 
     def entered(self) -> None:
         self.running += 1
+        self.begun += 1
         self.peak = max(self.peak, self.running)
 
     def left(self) -> None:

@@ -97,12 +97,12 @@ def test_a_worker_is_live_for_two_minutes_after_its_last() -> None:
 def test_what_is_older_than_an_hour_or_no_heartbeat_is_outdated() -> None:
     fields = {b"new": sent(BEAT), b"dead": sent(BEAT, ago_s=3599), b"long dead": sent(BEAT, ago_s=3601), b"odd": b"{"}
     assert SWEEP_S == 3600
-    assert outdated(fields, NOW_MS) == {b"long dead", b"odd"}
+    assert outdated(fields, BEAT) == {b"long dead", b"odd"}
 
 
 def test_of_too_many_the_oldest_are_outdated() -> None:
     fields = {b"%d" % n: sent(BEAT, ago_s=n) for n in range(MOST + 2)}
-    assert outdated(fields, NOW_MS) == {b"%d" % MOST, b"%d" % (MOST + 1)}
+    assert outdated(fields, BEAT) == {b"%d" % MOST, b"%d" % (MOST + 1)}
 
 
 class Beating:

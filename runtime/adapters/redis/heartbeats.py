@@ -55,6 +55,8 @@ class Heartbeat:
     rss_bytes: int | None = None
     pools: tuple[PoolStatistics, ...] = ()
     """Those that were used."""
+    next_due_ms: int | None = None
+    """Of a worker that went quiet: when the first job of its queues was to be due, by the server's clock."""
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -63,6 +65,11 @@ class Heartbeat:
     @property
     def slots(self) -> int:
         return sum(group.slots for group in self.groups)
+
+    def sleeps_beside(self, other: "Heartbeat") -> bool:
+        """It went quiet, and what it knew is still of use: `other`, which is awake, does not take its place."""
+        replaced = self.worker_id == other.worker_id or set(self.queues) <= set(other.queues)
+        return self.state == "quiet" and (not replaced or self.incarnation == other.incarnation)
 
     def age_s(self, now_ms: float) -> float:
         """Since it was sent; below zero where a clock was set back."""
@@ -112,6 +119,11 @@ class Heartbeats:
         with away_when_lost("heartbeat"):
             await self._redis.hset(keys.WORKERS, self._incarnation, to_json(self._report()))
 
+    async def farewell(self) -> None:
+        """Send a last one before a silence, and the counts. Raises `Away`."""
+        await self.beat()
+        await self._send_counts()
+
     async def leave(self) -> None:
         """Take back what was sent: this worker has stopped in good order. Gives up after a second."""
         with anyio.move_on_after(LEAVE_S), suppress(Away), away_when_lost("heartbeat"):
@@ -123,17 +135,18 @@ class Heartbeats:
         """Delete what workers said that died long ago, and what is no heartbeat."""
         with away_when_lost("heartbeat"):
             fields: dict[bytes, bytes] = await self._redis.hgetall(keys.WORKERS)
-            stale = outdated(fields, self._report().at_ms)
+            stale = outdated(fields, self._report())
             if stale:
                 await self._redis.hdel(keys.WORKERS, *stale)
 
 
-def outdated(fields: Mapping[bytes, bytes], now_ms: float) -> set[bytes]:
+def outdated(fields: Mapping[bytes, bytes], mine: Heartbeat) -> set[bytes]:
     """The fields to delete: no heartbeat, or too old, or the oldest of too many."""
     recent = sorted(
         (-beat.at_ms, name)
         for name, data in fields.items()
-        if (beat := read(data)) and abs(beat.age_s(now_ms)) <= SWEEP_S
+        if (beat := read(data))
+        and (beat.sleeps_beside(mine) if beat.state == "quiet" else abs(beat.age_s(mine.at_ms)) <= SWEEP_S)
     )
     return fields.keys() - {name for _, name in recent[:MOST]}
 

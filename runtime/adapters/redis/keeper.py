@@ -63,6 +63,11 @@ class LeaseKeeper:
             self._thread.join(timeout=3.0)
         self._redis.close()
 
+    def disconnect(self) -> None:
+        """Close the connection, while nothing is held; the next beat opens a new one."""
+        if not self._held:
+            self._redis.connection_pool.disconnect()
+
     def hold(self, claims: Sequence[Claim], listener: Callable[[str, Notice], None]) -> None:
         now = time.monotonic()
         with self._lock:

@@ -103,6 +103,11 @@ def quota(name: str, user: str) -> str:
     return f"{LIMIT}quota:{name}:{user}"
 
 
+def here(queue: str) -> str:
+    """The channel that the workers of `queue` that are awake are subscribed to. Nothing is published there."""
+    return f"rt:{queue}:here"
+
+
 def trial(incarnation: str) -> str:
     return f"rt:try:{incarnation}"
 

@@ -160,6 +160,11 @@ class RedisPermits:
                 await self._send_returned()
         await self._bell.aclose()
 
+    async def disconnect(self) -> None:
+        """Close the connection that messages come over, while nobody waits."""
+        if not self._line:
+            await self._bell.connection_pool.disconnect()
+
     async def _listen(self) -> None:
         name = keys.handed(self._incarnation)
         while True:

@@ -278,6 +278,12 @@ async def forward(redis: Any, queue: str, ids: Sequence[str | bytes]) -> int:
     return moved
 
 
+async def outlook(redis: Any, queues: Sequence[str]) -> float | None:
+    """Seconds until the first job of `queues` is due, or a lease on one; below zero if one is; None: no jobs at all."""
+    reply: bytes = await script("outlook")(redis, queues, [])
+    return None if reply == b"-" else float(reply) / 1000
+
+
 @dataclass(frozen=True, slots=True)
 class CancelReply:
     """`changed`: the job has this body, which is not the one that the call was made for; call again."""

@@ -214,6 +214,16 @@ class RedisSource:
         score_ms = first[0][1] if isinstance(first[0], list | tuple) else float(first[1])
         return max(0.0, float(score_ms) / 1000 - self._server_ahead_s - time.monotonic())
 
+    async def outlook(self, queues: Sequence[str]) -> float | None:
+        """Seconds until the first job of `queues` is due, or a lease on one, by the primary; None: no jobs at all."""
+        with self._asking("look"):
+            return await scripts.outlook(self.redis, queues)
+
+    async def disconnect(self) -> None:
+        """Close every connection; what is asked next opens new ones."""
+        await self._bell.connection_pool.disconnect()
+        await self.redis.connection_pool.disconnect()
+
     def server_ms(self) -> int:
         """The server's clock, without asking it. Not before a claim was answered."""
         return round(1000 * (self._server_ahead_s + time.monotonic()))

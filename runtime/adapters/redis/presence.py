@@ -1,0 +1,87 @@
+"""Being counted among the workers that are awake: a live subscription to a channel of each queue.
+
+A key with a TTL would go on saying so after a SIGKILL; a subscription ends with its connection. Nothing is published.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import anyio
+
+from runtime.adapters.redis import keys
+from runtime.adapters.redis.connection import TROUBLE, away_when_lost, connect
+from runtime.ports import Away
+
+CONFIRM_S = 4.0
+"""How long the server may take to confirm that the subscription is over."""
+RETRY_S = (0.2, 5.0)
+
+
+class Presence:
+    """One connection for all queues. `run` keeps it, through any weather, for as long as it is wanted."""
+
+    def __init__(self, url: str, queues: Sequence[str]) -> None:
+        self._redis = connect(url, connections=1)
+        self._channels = [keys.here(queue) for queue in queues]
+        self._subscription: Any = None
+        self._wanted = anyio.Event()
+        self._wanted.set()
+        self._gone = anyio.Event()
+        self._gone.set()
+        self.counted = anyio.Event()
+        """Set while the server counts us."""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        retry_s, most_s = RETRY_S
+        while True:
+            await self._wanted.wait()
+            self._gone = anyio.Event()
+            try:
+                with suppress(*TROUBLE):
+                    await self._stay()
+                    retry_s = RETRY_S[0]
+            finally:
+                self.counted = anyio.Event()
+                await self._drop()
+                self._gone.set()
+            if self._wanted.is_set():
+                await anyio.sleep(retry_s)
+                retry_s = min(2 * retry_s, most_s)
+
+    async def _stay(self) -> None:
+        """Return when unsubscribed; raises when the connection ends."""
+        subscription = self._subscription = self._redis.pubsub()
+        await subscription.subscribe(*self._channels)
+        confirmed = 0
+        while subscription.subscribed:
+            # Nothing comes but confirmations, and the end of the connection.
+            message: dict[str, Any] | None = await subscription.get_message(timeout=None)
+            confirmed += message is not None and message["type"] == "subscribe"
+            if confirmed == len(self._channels):
+                self.counted.set()
+
+    def appear(self) -> None:
+        """Be counted again, soon."""
+        self._wanted.set()
+
+    async def leave(self) -> None:
+        """Be counted no longer; returns when the server has confirmed it. Raises `Away` where it does not."""
+        self._wanted = anyio.Event()
+        with away_when_lost("leave"), anyio.move_on_after(CONFIRM_S):
+            if self._subscription is not None:
+                await self._subscription.unsubscribe()
+            await self._gone.wait()
+            return
+        raise Away("no answer in time", "leave")
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def _drop(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            with suppress(*TROUBLE), anyio.CancelScope(shield=True):
+                await subscription.aclose()
+        await self._redis.connection_pool.disconnect()

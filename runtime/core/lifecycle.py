@@ -1,0 +1,83 @@
+"""A worker's life: its states, what leads from one to another, and what keeps it awake.
+
+    starting ──turned──▶ awake ──idle──▶ drowsy ──clear──▶ quiet ──called──▶ waking ──turned──▶ awake
+                           ▲                │
+                           └─ held, called ─┘                    any ──stop──▶ stopping
+
+Quiet: no open socket, no timer that sends; only the HTTP port listens. Drowsy: nobody counts on this worker any more,
+and it looks once more whether there is something to do.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from runtime.core.span import spell
+
+State = Literal["starting", "awake", "drowsy", "quiet", "waking", "stopping"]
+Event = Literal["turned", "idle", "clear", "held", "called", "stop"]
+"""`turned`: a claim was made. `idle`: nothing has kept it awake for long enough. `clear`, `held`: what the last look
+has found. `called`: somebody rang, or asked the job API."""
+
+TABLE: Mapping[tuple[State, Event], State] = {
+    ("starting", "turned"): "awake",
+    ("awake", "idle"): "drowsy",
+    ("drowsy", "clear"): "quiet",
+    ("drowsy", "held"): "awake",
+    ("drowsy", "called"): "awake",
+    ("quiet", "called"): "waking",
+    ("waking", "turned"): "awake",
+    ("starting", "stop"): "stopping",
+    ("awake", "stop"): "stopping",
+    ("drowsy", "stop"): "stopping",
+    ("quiet", "stop"): "stopping",
+    ("waking", "stop"): "stopping",
+}
+"""What is not here changes nothing."""
+
+
+def after(state: State, event: Event) -> State:
+    return TABLE.get((state, event), state)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What may keep a worker awake, as it is now."""
+
+    running: int = 0
+    unsettled: int = 0
+    """Outcomes that the store has not answered for."""
+    away: str | None = None
+    """Why Redis does not work for us."""
+    quiet_in_s: float = 0.0
+    """Until it has been idle for long enough."""
+
+
+def reasons(standing: Standing) -> list[str]:
+    """Why it stays awake; none: nothing that it knows of itself."""
+    found: list[str] = []
+    if standing.running:
+        found.append(f"{standing.running} jobs run")
+    if standing.unsettled:
+        found.append(f"{standing.unsettled} outcomes are not recorded yet")
+    if standing.away is not None:
+        found.append(f"Redis is away ({standing.away})")
+    if standing.quiet_in_s > 0 and not found:
+        found.append(f"it worked lately: quiet in {spell(standing.quiet_in_s)}")
+    return found
+
+
+def held_by(due_in_s: float | None, alarm_s: float | None) -> str | None:
+    """Why what lies in the queues keeps it awake; None: it does not.
+
+    `due_in_s` is the first moment at which something will be due, a lease of somebody else's included, which lapses if
+    that worker dies. Only an alarm (somebody outside who looks every `alarm_s`, and rings) makes sleeping safe then.
+    """
+    if due_in_s is None:
+        return None
+    if due_in_s <= 0:
+        return "a job is due"
+    when = f"a job, or somebody's lease, is due in {spell(due_in_s)}"
+    if alarm_s is None:
+        return f"{when}, and nobody would wake it: RUNTIME_ALARM is not set"
+    return f"{when}, before the alarm is sure to ring" if due_in_s < alarm_s else None

@@ -1,0 +1,157 @@
+"""Puts a worker to sleep when nothing keeps it awake, and wakes it when somebody rings."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import anyio
+
+from runtime.core.lifecycle import Event, Standing, State, after, held_by, reasons
+from runtime.engine.actor import Actor
+from runtime.engine.statistics import Statistics
+from runtime.ports import Away, Stillness
+
+START_LOOK_S = 0.02
+LOOK_S = 0.25
+"""How often it is looked whether anything goes on in this process; nothing is sent for that."""
+TURN_S = 10.0
+"""How long a worker that was called is given for its first claim before it counts as awake all the same."""
+
+
+class Told(Protocol):
+    """Who is told of changes: the state, and why."""
+
+    def __call__(self, state: State, why: str) -> None: ...
+
+
+class Governor:
+    """Owns the state. Without `sleep_after_s` it never sleeps, and only follows the start."""
+
+    def __init__(
+        self,
+        actors: Sequence[Actor],
+        stillness: Stillness,
+        statistics: Statistics,
+        away: Callable[[], str | None],
+        *,
+        sleep_after_s: float | None,
+        alarm_s: float | None,
+        told: Told,
+    ) -> None:
+        self._actors = actors
+        self._stillness = stillness
+        self._statistics = statistics
+        self._begun = 0
+        self._away = away
+        self._sleep_after_s = sleep_after_s
+        self._alarm_s = alarm_s
+        self._told = told
+        self._called = anyio.Event()
+        self._active_at = 0.0
+        self._held: str | None = None
+        self.state: State = "starting"
+        self.next_due_in_s: float | None = None
+        """What was due next when it went quiet."""
+
+    def call(self) -> None:
+        """Somebody rang, or wants something of this worker: be awake. From any state, as often as you like."""
+        self._called.set()
+
+    @property
+    def why(self) -> list[str]:
+        """What keeps it awake, for people."""
+        if self.state in ("quiet", "stopping"):
+            return []
+        if self._sleep_after_s is None:
+            return ["it is not to sleep: RUNTIME_SLEEP_AFTER is not set"]
+        standing = self._standing()
+        if self._held is not None:
+            return reasons(replace(standing, quiet_in_s=0.0)) or [self._held]
+        return reasons(standing)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        self._active_at = anyio.current_time()
+        while not any(actor.puller.turn_at is not None for actor in self._actors):
+            await anyio.sleep(START_LOOK_S)
+        self._happened("turned", "the first claim was made")
+        if self._sleep_after_s is None:
+            return
+        while True:
+            await self._idle()
+            if await self._fall_asleep():
+                await self._called.wait()
+                await self._wake_up()
+            self._active_at = anyio.current_time()
+
+    async def _idle(self) -> None:
+        """Return when nothing has gone on here for long enough."""
+        while True:
+            if self._called.is_set():
+                self._called = anyio.Event()
+                self._active_at = anyio.current_time()
+            begun, self._begun = self._begun, self._statistics.begun
+            if self._busy() or self._begun > begun or self._away() is not None:
+                self._active_at = anyio.current_time()
+                self._held = None
+            elif not reasons(self._standing()):
+                return
+            await anyio.sleep(LOOK_S)
+
+    async def _fall_asleep(self) -> bool:
+        """Nobody is to count on us first, and then we look; who writes after that look rings."""
+        self._happened("idle", "nothing to do")
+        for actor in self._actors:
+            await actor.pause()
+        try:
+            await self._stillness.leave()
+            self.next_due_in_s = await self._stillness.due_in()
+            held = "a job came" if self._busy() else held_by(self.next_due_in_s, self._alarm_s)
+        except Away as cause:
+            held = f"Redis is away ({cause.cause})"
+        if held is None and not self._called.is_set():
+            self._happened("clear", "no job is due")
+            await self._stillness.fall_silent()
+            return True
+        self._held = held
+        await self._resume("called" if held is None else "held", held or "somebody rang")
+        return False
+
+    async def _wake_up(self) -> None:
+        self._called = anyio.Event()
+        turns = [actor.puller.turn_at for actor in self._actors]
+        self._happened("called", "somebody rang")
+        await self._stillness.speak()
+        for actor in self._actors:
+            actor.resume()
+        with anyio.move_on_after(TURN_S):
+            while [actor.puller.turn_at for actor in self._actors] == turns:
+                await anyio.sleep(0.01)
+        self._happened("turned", "it looks for jobs")
+
+    async def _resume(self, event: Event, why: str) -> None:
+        await self._stillness.speak()
+        for actor in self._actors:
+            actor.resume()
+        self._happened(event, why)
+
+    def _happened(self, event: Event, why: str) -> None:
+        before, self.state = self.state, after(self.state, event)
+        if self.state not in (before, "stopping") and before != "starting":
+            self._told(self.state, why)
+
+    def stop(self) -> None:
+        """The worker is told to stop."""
+        self._happened("stop", "told to stop")
+
+    def _busy(self) -> bool:
+        return any(actor.slots.claims or actor.unsettled for actor in self._actors)
+
+    def _standing(self) -> Standing:
+        idle_s = anyio.current_time() - self._active_at
+        return Standing(
+            running=sum(len(actor.slots.claims) for actor in self._actors),
+            unsettled=sum(len(actor.unsettled) for actor in self._actors),
+            away=self._away(),
+            quiet_in_s=max(0.0, (self._sleep_after_s or 0.0) - idle_s),
+        )

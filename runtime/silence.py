@@ -1,0 +1,85 @@
+"""How a worker falls silent: every connection closed, everything stopped that sends. `ports.Stillness`."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+import anyio
+
+from runtime.adapters.http.sessions import AiohttpSessions
+from runtime.adapters.redis.heartbeats import Heartbeats
+from runtime.adapters.redis.keeper import LeaseKeeper
+from runtime.adapters.redis.permits import RedisPermits
+from runtime.adapters.redis.presence import Presence
+from runtime.adapters.redis.source import RedisSource
+from runtime.client import Client
+from runtime.engine.pools import Pools
+from runtime.ports import Away
+
+FAREWELL_S = 3.0
+"""How long the last heartbeat, and the last spans, may take."""
+COUNTED_S = 2.0
+"""How long a worker that was called waits to be counted among those awake; then it claims, and others ring in vain."""
+
+
+class Silence:
+    """Knows everything of this process that has a connection."""
+
+    def __init__(
+        self,
+        queues: Sequence[str],
+        source: RedisSource,
+        presence: Presence,
+        keeper: LeaseKeeper,
+        permits: RedisPermits,
+        client: Client,
+        heartbeats: Heartbeats,
+        sessions: AiohttpSessions,
+        pools: Pools,
+        flush_traces: Callable[[], Awaitable[None]] | None,
+    ) -> None:
+        self._queues = queues
+        self._source = source
+        self._presence = presence
+        self._keeper = keeper
+        self._permits = permits
+        self._client = client
+        self._heartbeats = heartbeats
+        self._sessions = sessions
+        self._pools = pools
+        self._flush_traces = flush_traces
+        self._beating = anyio.CancelScope()
+        self._speaking = anyio.Event()
+        self._speaking.set()
+
+    async def leave(self) -> None:
+        await self._presence.leave()
+
+    async def due_in(self) -> float | None:
+        return await self._source.outlook(self._queues)
+
+    async def fall_silent(self) -> None:
+        self._speaking = anyio.Event()
+        self._beating.cancel()
+        self._pools.close_idle()
+        with anyio.move_on_after(FAREWELL_S), suppress(Away):
+            await self._heartbeats.farewell()
+        await self._sessions.close()
+        if self._flush_traces is not None:
+            await self._flush_traces()
+        self._keeper.disconnect()
+        await self._permits.disconnect()
+        await self._client.disconnect()
+        await self._source.disconnect()
+
+    async def speak(self) -> None:
+        self._speaking.set()
+        self._presence.appear()
+        with anyio.move_on_after(COUNTED_S):
+            await self._presence.counted.wait()
+
+    async def beat(self) -> None:
+        """Send heartbeats, but not while silent. Until cancelled."""
+        while True:
+            await self._speaking.wait()
+            with anyio.CancelScope() as self._beating:
+                await self._heartbeats.run()

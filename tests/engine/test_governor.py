@@ -1,0 +1,284 @@
+"""Going quiet and being called, on the virtual clock."""
+
+from __future__ import annotations
+
+import itertools
+from typing import get_args
+
+import pytest
+import trio
+
+from runtime.core.lifecycle import TABLE, Event, Standing, State, after, held_by, reasons
+from runtime.engine.context import Context
+from runtime.engine.governor import Governor
+from runtime.ports import Away
+from tests.engine.world import World
+
+STATES: tuple[State, ...] = get_args(State)
+EVENTS: tuple[Event, ...] = get_args(Event)
+CHANGES = {
+    "starting": {"turned": "awake", "stop": "stopping"},
+    "awake": {"idle": "drowsy", "stop": "stopping"},
+    "drowsy": {"clear": "quiet", "held": "awake", "called": "awake", "stop": "stopping"},
+    "quiet": {"called": "waking", "stop": "stopping"},
+    "waking": {"turned": "awake", "stop": "stopping"},
+    "stopping": {},
+}
+
+
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(STATES, EVENTS)), ids="-".join)
+def test_every_cell_of_the_table(state: State, event: Event) -> None:
+    assert after(state, event) == CHANGES[state].get(event, state)
+    assert all(pair in TABLE for pair in [(state, event)] if event in CHANGES[state])
+
+
+@pytest.mark.parametrize(
+    ("due_in_s", "alarm_s", "held"),
+    [
+        (None, None, None),
+        (None, 300.0, None),
+        (-5.0, 300.0, "a job is due"),
+        (0.0, None, "a job is due"),
+        (30.0, None, "RUNTIME_ALARM is not set"),
+        (86_400.0, None, "RUNTIME_ALARM is not set"),
+        (299.9, 300.0, "before the alarm"),
+        (300.0, 300.0, None),
+        (86_400.0, 300.0, None),
+    ],
+)
+def test_what_lies_in_the_queues_keeps_it_awake_unless_an_alarm_is_sure_to_ring(
+    due_in_s: float | None, alarm_s: float | None, held: str | None
+) -> None:
+    found = held_by(due_in_s, alarm_s)
+    assert found is held is None or held in (found or "")
+
+
+def test_what_goes_on_in_the_process_keeps_it_awake() -> None:
+    assert reasons(Standing()) == []
+    assert len(reasons(Standing(running=1, unsettled=2, away="connection refused", quiet_in_s=3))) == 3
+    assert reasons(Standing(quiet_in_s=3)) == ["it worked lately: quiet in 3 s"]
+
+
+class Still:
+    """`ports.Stillness` over the store in memory."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.told: list[tuple[str, float]] = []
+        self.counted = True
+        self.silent = False
+        self.between = lambda: None
+        """What happens between leaving and the last look."""
+        self.after_look = lambda: None
+        self.away: str | None = None
+
+    async def leave(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.away:
+            raise Away(self.away, "leave")
+        self.counted = False
+        self.between()
+
+    async def due_in(self) -> float | None:
+        await trio.lowlevel.checkpoint()
+        found = await self.world.store.due_in("q")
+        self.after_look()
+        return found
+
+    async def fall_silent(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.silent = True
+
+    async def speak(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.counted, self.silent = True, False
+
+
+class Sleeper:
+    """A worker that goes quiet after 60 s."""
+
+    def __init__(self, world: World, *, sleep_after_s: float | None = 60.0, alarm_s: float | None = None) -> None:
+        self.world = world
+        self.still = Still(world)
+        self.states: list[tuple[State, float]] = []
+        actor = world.actor()
+        self.serving = world.serve(actor)
+        self.governor = Governor(
+            [actor],
+            self.still,
+            world.statistics,
+            lambda: None,
+            sleep_after_s=sleep_after_s,
+            alarm_s=alarm_s,
+            told=lambda state, why: self.states.append((state, world.now)),
+        )
+        world.nursery.start_soon(self.governor.run)
+
+    @property
+    def quiet(self) -> bool:
+        return self.governor.state == "quiet"
+
+
+async def test_idle_it_goes_quiet_and_sends_nothing_more(world: World) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+    await world.at(59)
+    assert not sleeper.quiet
+    await world.at(61)
+    assert sleeper.quiet
+    assert sleeper.still.silent
+    assert not sleeper.still.counted
+    asked = len(world.store.asked)
+    await world.at(86_400)
+    assert len(world.store.asked) == asked
+    assert sleeper.governor.why == []
+
+
+async def test_without_the_setting_it_never_does(world: World) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world, sleep_after_s=None)
+    await world.at(7200)
+    assert sleeper.governor.state == "awake"
+    assert "RUNTIME_SLEEP_AFTER" in sleeper.governor.why[0]
+
+
+async def test_a_job_that_took_no_time_counts_as_activity(world: World) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+    await world.at(50)
+    row = world.store.add()
+    await world.until(lambda: row.outcome)
+    await world.at(105)
+    assert not sleeper.quiet
+    await world.at(112)
+    assert sleeper.quiet
+
+
+async def test_a_job_that_runs_keeps_it_awake(world: World) -> None:
+    world.handle_taking(200)
+    sleeper = Sleeper(world)
+    row = world.store.add()
+    await world.at(190)
+    assert sleeper.governor.state == "awake"
+    assert sleeper.governor.why == ["1 jobs run"]
+    await world.until(lambda: row.outcome)
+    await world.at(265)
+    assert sleeper.quiet
+
+
+async def test_a_deferred_job_keeps_it_awake_where_nobody_would_ring(world: World) -> None:
+    world.handle_taking(0)
+    row = world.store.add(delay_s=500)
+    sleeper = Sleeper(world)
+    await world.at(400)
+    assert sleeper.governor.state == "awake"
+    assert "RUNTIME_ALARM" in sleeper.governor.why[0]
+    assert sleeper.still.counted
+    await world.until(lambda: row.outcome)
+    assert world.now == pytest.approx(500, abs=1)
+    await world.at(600)
+    assert sleeper.quiet
+
+
+async def test_with_an_alarm_it_sleeps_though_a_job_is_deferred(world: World) -> None:
+    world.handle_taking(0)
+    row = world.store.add(delay_s=500)
+    sleeper = Sleeper(world, alarm_s=300)
+    await world.at(70)
+    assert sleeper.quiet
+    await world.at(510)
+    sleeper.governor.call()
+    await world.until(lambda: row.outcome)
+    assert sleeper.governor.state in ("waking", "awake")
+    assert world.now < 511
+
+
+async def test_called_it_works_at_once_and_sleeps_again(world: World) -> None:
+    world.handle_taking(1)
+    sleeper = Sleeper(world)
+    await world.at(100)
+    row = world.store.add()
+    sleeper.governor.call()
+    await world.until(lambda: row.outcome)
+    assert world.now == pytest.approx(101, abs=0.1)
+    assert sleeper.still.counted
+    await world.at(170)
+    assert sleeper.quiet
+    assert [state for state, _ in sleeper.states] == ["drowsy", "quiet", "waking", "awake", "drowsy", "quiet"]
+
+
+async def test_a_job_that_comes_between_leaving_and_the_look_is_found(world: World) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+    rows: list[object] = []
+    sleeper.still.between = lambda: rows.append(world.store.add()) if not rows else None
+    await world.at(62)
+    assert world.store.settlements
+    assert sleeper.governor.state == "awake"
+
+
+async def test_whoever_comes_after_the_look_rings_and_is_heard_although_it_is_on_its_way_down(world: World) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+    rows: list[object] = []
+
+    def ring() -> None:
+        if not rows:
+            assert not sleeper.still.counted, "it must ring: nobody is counted"
+            rows.append(world.store.add())
+            sleeper.governor.call()
+
+    sleeper.still.after_look = ring
+    await world.at(62)
+    assert world.store.settlements
+
+
+async def test_a_call_in_every_moment_of_going_quiet_is_heard(world: World) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+    for n in range(200):
+        await world.until(lambda: True)
+        await trio.sleep(60.0 + n * 0.005)
+        row = world.store.add()
+        sleeper.governor.call()
+        began = world.now
+        await world.until(lambda row=row: row.outcome)  # type: ignore[misc]  # a closure of this turn
+        assert world.now - began < 1
+
+
+async def test_a_store_that_is_away_keeps_it_awake(world: World) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+    sleeper.still.away = "connection refused"
+    await world.at(300)
+    assert sleeper.governor.state == "awake"
+    sleeper.still.away = None
+    await world.at(420)
+    assert sleeper.quiet
+
+
+async def test_told_to_stop_while_quiet_it_stops(world: World) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+    await world.at(100)
+    sleeper.governor.stop()
+    sleeper.serving.drain()
+    assert await sleeper.serving.end() < 101
+    assert sleeper.governor.state == "stopping"
+
+
+async def test_a_pause_ends_a_wait_and_a_resume_looks_at_once(world: World) -> None:
+    async def work(ctx: Context) -> float:
+        return world.now
+
+    world.handle(work)
+    actor = world.actor()
+    world.serve(actor)
+    await world.at(1)
+    await actor.pause()
+    row = world.store.add()
+    await world.at(500)
+    assert row.starts_at == []
+    actor.resume()
+    await world.until(lambda: row.outcome)
+    assert world.now == pytest.approx(500, abs=0.1)
