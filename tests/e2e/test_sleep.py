@@ -5,65 +5,163 @@ from __future__ import annotations
 import json
 import time
 import urllib.request
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
+from arq.connections import ArqRedis
 from redis import Redis
 
 from runtime.adapters.redis import keys
+from tests.arq_compat.test_interop import with_arq
 from tests.e2e import jobs
-from tests.processes import Worker, enqueue, wait_until
+from tests.processes import Worker, enqueue, status, wait_until
+from tests.servers import Server
 
-SLEEP_S = 5.0
-
-
-def sockets(pid: int) -> list[str]:
-    """The TCP and unix sockets of a process that are connected, or on their way."""
-    inodes = {
-        link.readlink().name.removeprefix("socket:[").rstrip("]")
-        for link in Path(f"/proc/{pid}/fd").iterdir()
-        if _is_socket(link)
-    }
-    found: list[str] = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[9] in inodes and words[3] not in ("0A", "06"):  # listening; waiting for stragglers
-                found.append(f"{words[1]} {words[2]} {words[3]}")
-    return found
+QUEUE = "arq:queue"
+SLEEP = "5s"
+TOKEN = "0123456789abcdef0123456789abcdef"
 
 
-def _is_socket(link: Path) -> bool:
+class Sleeper:
+    """A worker that goes quiet after five idle seconds."""
+
+    def __init__(self, redis: str, **settings: Any) -> None:
+        self.redis = redis
+        self.worker = Worker(
+            "tests.e2e.jobs", redis=redis, RUNTIME_HTTP="on", PORT=0, RUNTIME_SLEEP_AFTER=SLEEP,
+            RUNTIME_TOKEN=TOKEN, **settings,
+        )  # fmt: skip
+
+    @cached_property
+    def port(self) -> int:
+        (line,) = self.worker.wait_for("HTTP_LISTENING")
+        return int(line["message"].split()[-1])
+
+    def ask(self, path: str, method: str = "GET", body: bytes | None = None) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json", "Connection": "close"}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, headers, method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            document: dict[str, Any] = json.load(answer)
+            return document
+
+    @property
+    def state(self) -> str:
+        return str(self.ask("/health")["state"])
+
+    def until_quiet(self) -> None:
+        self.worker.wait_for("WORKER_QUIET", len(self.worker.events("WORKER_QUIET")) + 1)
+
+    def counted(self) -> int:
+        with Redis.from_url(self.redis) as redis:
+            return int(redis.pubsub_numsub(keys.here(QUEUE))[0][1])
+
+    def sockets(self) -> list[str]:
+        """Its TCP sockets that are neither listening nor over."""
+        fds = Path(f"/proc/{self.worker.pid}/fd")
+        inodes = {_inode(link) for link in fds.iterdir()}
+        lines = [
+            line.split()
+            for table in ("tcp", "tcp6")
+            for line in Path(f"/proc/{self.worker.pid}/net/{table}").read_text().splitlines()[1:]
+        ]
+        return [f"{words[1]} {words[2]} {words[3]}" for words in lines if words[9] in inodes and words[3] != "0A"]
+
+
+def _inode(link: Path) -> str | None:
     try:
-        return str(link.readlink()).startswith("socket:")
-    except FileNotFoundError:
-        return False
-
-
-def health(worker: Worker) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{worker.url}/health", timeout=5) as answer:
-        document: dict[str, Any] = json.load(answer)
-        return document
-
-
-def ring(worker: Worker) -> None:
-    request = urllib.request.Request(f"{worker.url}/wake", b"", method="POST")
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        assert answer.status == 202
-
-
-def counted(redis: Redis, queue: str = "arq:queue") -> int:
-    return int(redis.pubsub_numsub(keys.here(queue))[0][1])
+        return link.readlink().name.removeprefix("socket:[").rstrip("]")
+    except OSError:
+        return None
 
 
 @pytest.fixture
-def sleeper(tcp_url: str) -> Any:
-    settings: dict[str, Any] = {"RUNTIME_SLEEP_AFTER": f"{SLEEP_S:g}s", "WORKER_ID": "sleeper"}
-    with Worker("tests.e2e.jobs", redis=tcp_url, **settings) as worker:
-        worker.start()
-        yield worker
+def sleeper(tcp_url: str) -> Iterator[Sleeper]:
+    sleeping = Sleeper(tcp_url)
+    with sleeping.worker as worker:
+        worker.up()
+        yield sleeping
 
 
-def quiet(worker: Worker) -> bool:
-    return bool(health(worker)["state"] == "quiet")
+def test_quiet_it_has_no_socket_and_health_opens_none(sleeper: Sleeper) -> None:
+    (job_id,) = enqueue(sleeper.redis, jobs.add.request(1, 2))
+    wait_until(lambda: status(sleeper.redis, job_id, QUEUE) == "completed")
+    assert sleeper.sockets()
+    assert sleeper.counted() == 1
+    sleeper.until_quiet()
+    wait_until(lambda: not sleeper.sockets(), 2.0)
+    assert sleeper.counted() == 0
+    for _ in range(3):
+        document = sleeper.ask("/health")
+        assert (document["state"], document["redis"], document["status"]) == ("quiet", "quiet", "healthy")
+        assert sleeper.ask("/readyz") is not None
+    time.sleep(2.5)  # longer than a probe is thought fresh
+    assert sleeper.sockets() == []
+    with Redis.from_url(sleeper.redis) as redis:
+        (beat,) = [json.loads(value) for value in redis.hvals(keys.WORKERS)]
+    assert (beat["state"], beat["next_due_ms"]) == ("quiet", None)
+
+
+@pytest.mark.parametrize("how", ["a ring", "a job over HTTP"])
+def test_called_it_does_what_is_there_within_a_second_and_sleeps_again(sleeper: Sleeper, how: str) -> None:
+    sleeper.until_quiet()
+    began = time.monotonic()
+    if how == "a ring":
+        (job_id,) = enqueue(sleeper.redis, jobs.add.request(1, 2))
+        sleeper.ask("/wake", "POST", b"")
+    else:
+        body = json.dumps({"handler": "add", "args": [1, 2]}).encode()
+        job_id = sleeper.ask("/jobs", "POST", body)["jobId"]
+    wait_until(lambda: status(sleeper.redis, job_id, QUEUE) == "completed")
+    assert time.monotonic() - began < 3
+    assert sleeper.counted() == 1
+    sleeper.until_quiet()
+    wait_until(lambda: not sleeper.sockets(), 2.0)
+
+
+def test_it_does_not_sleep_on_a_deferred_job_that_nobody_would_wake_it_for(sleeper: Sleeper) -> None:
+    async def defer(pool: ArqRedis) -> None:
+        await pool.enqueue_job("add", 1, 2, _defer_by=14)
+
+    with_arq(sleeper.redis, defer)
+    time.sleep(11)
+    document = sleeper.ask("/health")
+    assert document["state"] == "awake"
+    assert "RUNTIME_ALARM" in document["awake_because"][0]
+    sleeper.worker.wait_for("JOB_COMPLETED")
+    sleeper.until_quiet()
+
+
+def test_with_an_alarm_it_sleeps_on_a_deferred_job_and_says_when_it_is_due(tcp_url: str) -> None:
+    async def defer(pool: ArqRedis) -> None:
+        await pool.enqueue_job("add", 1, 2, _defer_by=600)
+
+    with_arq(tcp_url, defer)
+    sleeping = Sleeper(tcp_url, RUNTIME_ALARM="5m")
+    with sleeping.worker as worker, Redis.from_url(tcp_url) as redis:
+        worker.up()
+        sleeping.until_quiet()
+        (beat,) = [json.loads(value) for value in redis.hvals(keys.WORKERS)]
+        assert 500_000 < beat["next_due_ms"] - 1000 * redis.time()[0] < 601_000  # type: ignore[index]  # redis-py's stubs
+
+
+@pytest.mark.parametrize("moment", ["as it goes down", "quiet"])
+def test_told_to_stop_it_stops_at_once(sleeper: Sleeper, moment: str) -> None:
+    sleeper.until_quiet()
+    if moment == "as it goes down":
+        sleeper.ask("/wake", "POST", b"")
+        sleeper.until_quiet()
+    assert sleeper.worker.stop() == 0
+    with Redis.from_url(sleeper.redis) as redis:
+        assert not redis.exists(keys.WORKERS)
+
+
+def test_redis_may_be_gone_while_it_sleeps_and_come_back(sleeper: Sleeper, server: Server) -> None:
+    sleeper.until_quiet()
+    server.restart()
+    assert sleeper.state == "quiet"
+    (job_id,) = enqueue(sleeper.redis, jobs.add.request(1, 2))
+    sleeper.ask("/wake", "POST", b"")
+    wait_until(lambda: status(sleeper.redis, job_id, QUEUE) == "completed")
