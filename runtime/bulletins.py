@@ -129,6 +129,7 @@ class Bulletins:
             started_ms=self._source.server_ms() - (process.age_ms() or 0),
             at_ms=self._source.server_ms(),
             state=self._health.state,
+            awake_because=tuple(self._health.awake_because),
             next_due_ms=self._next_due_ms(),
             groups=tuple(Served(group.queues, group.slots) for group in self._groups),
             handlers=tuple(sorted(self._handlers)),

@@ -75,6 +75,11 @@ class Health:
         return self._governor().state
 
     @property
+    def awake_because(self) -> Sequence[str]:
+        """What keeps it from going quiet."""
+        return self._governor().why
+
+    @property
     def next_due_in_s(self) -> float | None:
         """As it was found when the worker went quiet."""
         return self._governor().next_due_in_s
@@ -101,7 +106,7 @@ class Health:
             "uptime": round((time.monotonic() - self._started) * 1000),
             "redis": "quiet" if self.state == "quiet" else "connected" if away is None else "disconnected",
             "checks": checks,
-            "awake_because": self._governor().why,
+            "awake_because": self.awake_because,
             "stats": self.statistics(),
             "pools": [asdict(pool) for pool in self.pools()],
         }

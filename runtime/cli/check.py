@@ -92,6 +92,9 @@ def _look(config: settings.Settings, *, any_worker: bool) -> Verdict:
     now_ms, beats = with_client(lambda client: client.ask(inspector.workers))
     for beat in beats:
         if any_worker or (beat.worker_id == config.worker_id if named else beat.host == socket.gethostname()):
-            said = f"its last heartbeat was {roughly(beat.age_s(now_ms))} ago"
-            return Verdict(beat.live(now_ms), asked, said if any_worker or named else f"{beat.worker_id}: {said}")
+            asleep = beat.state == "quiet"  # the platform may have ended it: it comes back when somebody rings
+            age = f"{roughly(beat.age_s(now_ms))} ago"
+            said = f"asleep: it went quiet {age}" if asleep else f"its last heartbeat was {age}"
+            whose = "" if any_worker or named else f"{beat.worker_id}: "
+            return Verdict(asleep or beat.live(now_ms), asked, whose + said)
     return Verdict(False, asked, f"no heartbeat in the last {LIVE_S:g} s")

@@ -6,6 +6,7 @@ nothing.
   runtime inspect jobs        jobs of each state: when they are due, who holds them and for how long
   runtime inspect job ID      everything known of one job; its arguments and result only with --args
   runtime inspect workers     what each worker last said of itself (every 30 s; it is live for 2 minutes after)
+  runtime inspect sleep       which workers sleep, what keeps the others awake, and when the next job is due
   runtime inspect limits      the level of each limit, what waits for it; more, and what to do: runtime limit
   runtime inspect settings    every setting, its value and its source; exit 78 if one is wrong
 
@@ -25,7 +26,7 @@ from runtime.cli.display import say, say_json
 from runtime.core.errors import HandlerInvalid, UsageInvalid
 
 SCHEMA = "runtime.inspect/1"
-WHATS = ("queues", "jobs", "job", "workers", "limits", "settings")
+WHATS = ("queues", "jobs", "job", "workers", "limits", "sleep", "settings")
 Document = dict[str, Any]
 
 
@@ -93,7 +94,7 @@ async def _found(redis: Any, url: str, named: Sequence[str], args: argparse.Name
             return {"limit": args.limit, "queues": await found.jobs(args.limit)}
         case "job":
             return {"job": await found.job(args.id, with_args=args.args)}
-        case "workers":
+        case "workers" | "sleep":
             return {"workers": found.workers()}
         case _:
             queues, limits = await found.queues(), await gauges.read(redis)

@@ -173,6 +173,17 @@ def _result(result: Mapping[str, Any]) -> str:
     return f"{how}; finished {result['finished_at']} after {roughly(result['took_s'])}, kept {kept}"
 
 
+def sleep_page(document: Document) -> list[str]:
+    if not document["workers"]:
+        return ["no worker has sent a heartbeat"]
+    rows: list[Sequence[object]] = [("WORKER", "STATE", "SAID", "NEXT DUE", "AWAKE BECAUSE")]
+    for worker in document["workers"]:
+        state = worker["state"] if worker["live"] or worker["state"] == "quiet" else "gone"
+        why = "; ".join(worker["awake_because"]) or "–"
+        rows.append((worker["worker_id"], state, f"{roughly(worker['age_s'])} ago", worker["next_due_at"] or "–", why))
+    return columns(rows)
+
+
 def limits_page(document: Document) -> list[str]:
     rates = _rates(document) if document["limits"] else []
     permits = _concurrency(document["concurrency"])
@@ -270,4 +281,5 @@ PAGES = {
     "job": job_page,
     "workers": workers_page,
     "limits": limits_page,
+    "sleep": sleep_page,
 }

@@ -126,6 +126,8 @@ def _worker(beat: Heartbeat, now_ms: int) -> Document:
         "redis": beat.redis,
         "handlers": beat.handlers,
         "pools": [asdict(pool) for pool in beat.pools],
+        "awake_because": beat.awake_because,
+        "next_due_at": moment(beat.next_due_ms),
     }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,12 +19,19 @@ from redis import Redis
 from runtime.adapters.redis import keys
 from tests.arq_compat.test_interop import with_arq
 from tests.e2e import jobs
-from tests.processes import Worker, enqueue, status, wait_until
+from tests.processes import ROOT, Worker, enqueue, environment, status, wait_until
 from tests.servers import Server
 
 QUEUE = "arq:queue"
 SLEEP = "5s"
 TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+def runtime(url: str, *words: str) -> str:
+    command = [sys.executable, "-m", "runtime", *words]
+    done = subprocess.run(command, env=environment(REDIS_URL=url), cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 class Sleeper:
@@ -102,6 +111,9 @@ def test_quiet_it_has_no_socket_and_health_opens_none(sleeper: Sleeper) -> None:
     with Redis.from_url(sleeper.redis) as redis:
         (beat,) = [json.loads(value) for value in redis.hvals(keys.WORKERS)]
     assert (beat["state"], beat["next_due_ms"]) == ("quiet", None)
+    assert "quiet" in runtime(sleeper.redis, "inspect", "sleep").splitlines()[1]
+    assert "asleep" in runtime(sleeper.redis, "check", "--redis", "--any")
+    assert sleeper.sockets() == []
 
 
 @pytest.mark.parametrize("how", ["a ring", "a job over HTTP"])
@@ -144,7 +156,7 @@ def test_with_an_alarm_it_sleeps_on_a_deferred_job_and_says_when_it_is_due(tcp_u
         worker.up()
         sleeping.until_quiet()
         (beat,) = [json.loads(value) for value in redis.hvals(keys.WORKERS)]
-        assert 500_000 < beat["next_due_ms"] - 1000 * redis.time()[0] < 601_000  # type: ignore[index]  # redis-py's stubs
+        assert 500_000 < beat["next_due_ms"] - 1000 * redis.time()[0] < 601_000
 
 
 @pytest.mark.parametrize("moment", ["as it goes down", "quiet"])

@@ -55,6 +55,8 @@ class Heartbeat:
     rss_bytes: int | None = None
     pools: tuple[PoolStatistics, ...] = ()
     """Those that were used."""
+    awake_because: tuple[str, ...] = ()
+    """What keeps it from going quiet."""
     next_due_ms: int | None = None
     """Of a worker that went quiet: when the first job of its queues was to be due, by the server's clock."""
 
