@@ -49,6 +49,8 @@ class Settings:
     warnings: tuple[str, ...] = ()
     serializer: str | None = None
     """Dotted name of a user's own codec."""
+    wake_urls: tuple[str, ...] = ()
+    """Where workers that sleep are woken."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """What is never to be shown, whoever configured it for whom."""
 
@@ -147,6 +149,21 @@ def _dotted_name(text: str) -> str:
     return text
 
 
+def _wake_urls(text: str) -> tuple[str, ...]:
+    urls = tuple(url.strip() for url in text.split(","))
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError:
+            raise ValueError("is no address") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.endswith("/wake"):
+            raise ValueError("must be the address of a worker's /wake, such as https://worker.example/wake")
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ValueError("must be an address alone: /wake is open, and takes no parameters")
+    return urls
+
+
 _URL_OPTIONS = ("db", "protocol", "ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile")
 
 
@@ -202,6 +219,7 @@ TABLE: Sequence[Setting] = (
     Setting("log_level", ("LOG_LEVEL",), _LEVEL, "info", "least level logged: debug, info, warn or error"),
     Setting("log_format", ("LOG_FORMAT",), _one_of("json", "text"), "", "json or text; else text on a terminal"),
     Setting("serializer", ("RUNTIME_SERIALIZER",), _dotted_name, "", "own codec: a module with dumps and loads"),
+    Setting("wake_urls", ("RUNTIME_WAKE_URL",), _wake_urls, "", "a worker's /wake, for producers; several with commas"),
     Setting("http", ("RUNTIME_HTTP",), _switch, "on", "off: no port, no health endpoint"),
     Setting("tokens", ("RUNTIME_TOKEN",), _tokens, "", "opens the job API to its bearer; two, with a comma, to rotate"),
     Setting("port", ("PORT", "WORKER_HEALTH_PORT"), _whole(0, 65535), "3002", "HTTP port; 0 takes a free one"),
@@ -282,6 +300,7 @@ def examine(environment: Mapping[str, str] | None = None) -> Reading:
     if wrong:
         return Reading(found, wrong, warnings, None)
     values["tokens"] = values["tokens"] or ()
+    values["wake_urls"] = values["wake_urls"] or ()
     values["worker_id"] = values["worker_id"] or own_name()
     values["version"] = values["version"] or values["commit"] or "unknown"
     hidden = secrets(env)
@@ -318,13 +337,22 @@ def own_name() -> str:
 
 def serializer(environment: Mapping[str, str] | None = None) -> str | None:
     """`RUNTIME_SERIALIZER` alone, whatever else the environment says. Raises `SettingsInvalid`."""
+    name: str | None = _alone("serializer", environment)
+    return name
+
+
+def wake_urls(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """`RUNTIME_WAKE_URL` alone, likewise."""
+    return _alone("wake_urls", environment) or ()
+
+
+def _alone(field: str, environment: Mapping[str, str] | None) -> Any:
     env = os.environ if environment is None else environment
-    (setting,) = (setting for setting in TABLE if setting.field == "serializer")
+    (setting,) = (setting for setting in TABLE if setting.field == field)
     found = _find(setting, env, [])
     if found.wrong:
         raise _invalid([f"{found.name}{_quoted(found)} {found.wrong}"])
-    name: str | None = found.value
-    return name
+    return found.value
 
 
 def _find(setting: Setting, env: Mapping[str, str], warnings: list[str]) -> Found:

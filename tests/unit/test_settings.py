@@ -74,6 +74,18 @@ def test_without_an_argument_the_process_environment_is_read(monkeypatch: pytest
         ("RUNTIME_HTTP", "off", "http", False),
         ("RUNTIME_TOKEN", "a" * 32, "tokens", ("a" * 32,)),
         ("RUNTIME_TOKEN", f"{'a' * 32}, {'b-._~+/=' * 4}", "tokens", ("a" * 32, "b-._~+/=" * 4)),
+        (
+            "RUNTIME_WAKE_URL",
+            "http://worker.railway.internal:3002/wake",
+            "wake_urls",
+            ("http://worker.railway.internal:3002/wake",),
+        ),
+        (
+            "RUNTIME_WAKE_URL",
+            "https://a.example/wake, http://[::1]/b/wake",
+            "wake_urls",
+            ("https://a.example/wake", "http://[::1]/b/wake"),
+        ),
         ("PORT", "0", "port", 0),
         ("PORT", "65535", "port", 65535),
         ("WORKER_HEALTH_PORT", "8080", "port", 8080),
@@ -133,6 +145,39 @@ def test_a_wrong_value_is_refused_with_its_name_its_value_and_the_rule(name: str
     assert f"{name}={text!r}" in said
     assert rule in said
     assert "runtime serve --help" in said
+
+
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [
+        *[
+            (url, "must be the address of a worker's /wake, such as https://worker.example/wake")
+            for url in (
+                "worker.example/wake",
+                "redis://worker.example/wake",
+                "https://worker.example",
+                "https://worker.example/",
+                "https:///wake",
+                "https://a.example/wake,",
+                "https://a.example/wake, b.example/wake",
+            )
+        ],
+        *[
+            (url, "must be an address alone: /wake is open, and takes no parameters")
+            for url in (
+                f"https://user:{SECRET}@worker.example/wake",
+                f"https://worker.example/wake?token={SECRET}",
+                "https://worker.example/wake#now",
+            )
+        ],
+        *[(url, "is no address") for url in ("https://worker:port/wake", "http://[::1/wake")],
+    ],
+)
+def test_a_wrong_doorbell_is_refused_without_quoting_it(url: str, rule: str) -> None:
+    said = refused(RUNTIME_WAKE_URL=url)
+    assert said.startswith("RUNTIME_WAKE_URL")
+    assert rule in said
+    assert SECRET not in said
 
 
 def test_all_wrong_settings_are_told_at_once() -> None:
