@@ -172,7 +172,12 @@ class Worker:
         )
         self._sessions = AiohttpSessions()
         self._pools = Pools(lambda text: self._log.warning(text, event_name="POOL_TROUBLE"))
-        self._client = Client(self._url, serializer=self._serializer)
+        self._client = Client(
+            self._url,
+            serializer=self._serializer,
+            wake_urls=settings.wake_urls,
+            bells=dict.fromkeys(self._queues, self._call),
+        )
         use(self._client)
         ledger = RedisLedger(self._source.redis)
         journal = self._traces or self._journal
@@ -279,6 +284,10 @@ class Worker:
     @property
     def _queues(self) -> Sequence[str]:
         return [queue for group in self._groups for queue in group.queues]
+
+    def _call(self) -> None:
+        """This process has enqueued something for itself: nobody else rings for it."""
+        self._governor.call()
 
     def _wake(self) -> None:
         """Somebody rang, or asked for something."""

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from runtime import settings
 from runtime.adapters import embedded
+from runtime.adapters.doorbell import Doorbell, Ring
 from runtime.adapters.redis import buckets, codecs, keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.connection import TROUBLE, away_of, concerns_the_server, shown
@@ -48,6 +49,9 @@ BULK = 100
 BODIES = 3
 """How many bodies in turn an id is tried to be cancelled with."""
 RESULT_MS = 3_600_000
+NO_BELLS: Mapping[str, Callable[[], None]] = {}
+DOUBT_S = 30.0
+"""How long workers that seem to be awake are left alone after the doorbell was rung for a job they do not see."""
 POLL_S = (0.01, 0.5)
 
 
@@ -100,18 +104,55 @@ class Client:
 
     It writes and reads with `serializer`; without one, with that of `RUNTIME_SERIALIZER`, which raises
     `SettingsInvalid` if it cannot be imported.
+
+    Who enqueues also wakes: where no worker is awake for the queue (Redis says so as it answers) the doorbell is rung
+    at each of `wake_urls` (None: those of `RUNTIME_WAKE_URL`) in the background, until it is answered, or for a minute.
+    That neither delays nor fails the enqueue. Of queues that this process serves itself, the `bells` are rung instead.
     """
 
-    def __init__(self, url: str, *, serializer: Serializer | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        serializer: Serializer | None = None,
+        wake_urls: Sequence[str] | None = None,
+        bells: Mapping[str, Callable[[], None]] = NO_BELLS,
+    ) -> None:
         self.url = url
         self._serializer = serializer or codecs.named(settings.serializer())
+        self._wake_urls = settings.wake_urls() if wake_urls is None else wake_urls
+        self._bells = bells
+        self._doorbell = Doorbell(self._wake_urls)
+        self._doubted_at = -DOUBT_S
         self._redis = open_redis(url)
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        """Close the connections. While the doorbell rings: once it is answered, or after 2 s; by then it has rung."""
+        try:
+            await self._doorbell.close()
+        finally:
+            await self._redis.aclose()
+
+    async def wake(self, queue: str) -> None:
+        """Ring the doorbell if no worker is awake for `queue`; for who has put jobs there other than by `enqueue`.
+
+        Raises `RedisUnreachable`.
+        """
+        if not self._asks(queue) or not await self.ask(lambda redis: scripts.awake(redis, queue)):
+            self._ring(queue)
+
+    @property
+    def ringing(self) -> bool:
+        """A worker is being woken, and has not answered yet."""
+        return self._doorbell.rings
+
+    async def rung(self) -> Sequence[Ring]:
+        """How waking has ended for each address, once it has: a minute at most. Empty: nobody had to be woken."""
+        return await self._doorbell.rung()
 
     async def disconnect(self) -> None:
-        """Close its connections; what is asked next opens new ones."""
+        """Close its connections, and give up ringing as `close` does; what is asked next opens new ones."""
+        await self._doorbell.close()
         await self._redis.connection_pool.disconnect()
 
     async def enqueue(
@@ -164,10 +205,33 @@ class Client:
         return Job(self, job_id, queue, created=False)
 
     async def _add(self, queue: str, new: Sequence[scripts.NewJob]) -> list[bool]:
-        async def ask(again: bool) -> list[bool]:
-            return await scripts.enqueue(self._redis, queue, new, again=again)
+        asks = self._asks(queue)
 
-        return await self._try("enqueue", ask)
+        async def ask(again: bool) -> scripts.Enqueued:
+            return await scripts.enqueue(self._redis, queue, new, again=again, ask=asks)
+
+        try:
+            enqueued = await self._try("enqueue", ask)
+        except asyncio.CancelledError:
+            self._ring(queue)  # the jobs may have been written
+            raise
+        if not asks or enqueued.awake == 0 or (enqueued.unseen and self._doubts()):
+            self._ring(queue)
+        return enqueued.added
+
+    def _asks(self, queue: str) -> bool:
+        return bool(self._wake_urls) and queue not in self._bells
+
+    def _ring(self, queue: str) -> None:
+        self._bells.get(queue, self._doorbell.ring)()
+
+    def _doubts(self) -> bool:
+        """Whether to disturb workers that may just be busy."""
+        now = time.monotonic()
+        if now < self._doubted_at + DOUBT_S:
+            return False
+        self._doubted_at = now
+        return True
 
     async def _try(self, what: str, ask: Callable[[bool], Awaitable[T]]) -> T:
         """The answer to `ask`, which is told whether it was asked before and its reply lost."""

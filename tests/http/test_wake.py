@@ -38,6 +38,31 @@ def test_a_ring_makes_an_idle_worker_ask_and_many_make_it_ask_twice(server: Serv
         assert claims() <= 3 + rang_for_s
 
 
+def test_a_job_that_comes_by_http_makes_the_worker_ask_when_it_is_written(server: Server) -> None:
+    # It goes to a queue that this worker does not serve: so it is not the announcement that makes it ask.
+    with (
+        Redis.from_url(server.url, socket_timeout=10) as redis,
+        Worker(
+            "tests.http.jobs", redis=server.url, arguments=("-Q", QUEUE), RUNTIME_HTTP="on", PORT=0, RUNTIME_TOKEN=TOKEN
+        ).up() as worker,
+    ):
+        site = site_of(worker)
+        time.sleep(1)
+        site.enqueue("double", 1, queue="http:elsewhere")
+        time.sleep(1.5)
+        with redis.monitor() as monitor:
+            site.enqueue("double", 1, queue="http:elsewhere")
+            said: list[str] = []
+            until = time.monotonic() + 20
+            while len(said) < 2:
+                assert time.monotonic() < until, said
+                command = monitor.next_command()["command"]
+                if command.startswith("EVALSHA "):
+                    said.append(command)
+        assert "http:elsewhere" in said[0]
+        assert f"{QUEUE} " in said[1]
+
+
 def test_a_ring_while_redis_is_away_changes_nothing() -> None:
     with (
         Server() as own,

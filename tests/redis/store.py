@@ -21,7 +21,7 @@ from redis.asyncio import ConnectionPool
 
 from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.connection import connect
-from runtime.adapters.redis.scripts import ClaimReply, Extended, Lease, Leased, NewJob, SettleReply, Settling
+from runtime.adapters.redis.scripts import ClaimReply, Enqueued, Extended, Lease, Leased, NewJob, SettleReply, Settling
 
 T = TypeVar("T")
 DAY_MS = 86_400_000
@@ -76,7 +76,12 @@ class Store:
 
     def enqueue(self, *ids: str, text: str = "", again: bool = False, **options: Any) -> list[bool]:
         jobs = [NewJob(job_id, body(text), **{"keep_ms": DAY_MS, **options}) for job_id in ids]
-        return self.run(scripts.enqueue(self.scripts, self.queue, jobs, again=again))
+        return self.run(scripts.enqueue(self.scripts, self.queue, jobs, again=again)).added
+
+    def asks(self, *ids: str, **options: Any) -> Enqueued:
+        """Add these jobs, and ask who is awake."""
+        jobs = [NewJob(job_id, body(), **{"keep_ms": DAY_MS, **options}) for job_id in ids]
+        return self.run(scripts.enqueue(self.scripts, self.queue, jobs, ask=True))
 
     def worker(self, incarnation: str = "a-1", *, lease_ms: int = LEASE_MS) -> Worker:
         return Worker(self, incarnation, lease_ms)
@@ -123,6 +128,18 @@ class Store:
                 pipe.set(keys.JOB + job_id, body(), px=DAY_MS)
             pipe.execute()
         return ids
+
+    @contextmanager
+    def awake(self, queue: str | None = None) -> Iterator[None]:
+        """A worker is awake for this queue, as Redis sees it."""
+        with self.raw.pubsub() as here:
+            here.subscribe(keys.here(queue or self.queue))
+            assert here.get_message(timeout=10)["type"] == "subscribe"
+            yield
+
+    def ages(self, job_id: str, by_ms: float) -> None:
+        """As if a job that is due had come so much earlier."""
+        self.raw.zincrby(self.queue, -by_ms, job_id)
 
     def spoil(self, key: str) -> None:
         """Replace a key by one of a type that no script expects there."""

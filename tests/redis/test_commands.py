@@ -92,6 +92,30 @@ def test_r23_a_lone_job_costs_at_most_23_commands_from_the_client_to_its_result(
         assert counted.cost(lone) <= 23
 
 
+@pytest.mark.parametrize("size", [1, 100])
+def test_asking_who_is_awake_costs_one_command_and_not_asking_none(store: Store, size: int) -> None:
+    with Counted(store) as counted:
+        deaf = Client(store.url, wake_urls=["http://127.0.0.1:1/wake"], bells={"arq:queue": lambda: None})
+        asks = Client(store.url, wake_urls=["http://127.0.0.1:1/wake"])
+
+        async def send(client: Client) -> None:
+            await client.send([nothing.request(n) for n in range(size)])
+
+        async def close() -> None:
+            await deaf.close()
+            await asks.close()
+
+        with store.awake():
+            for client in (counted.client, deaf, asks):
+                store.run(send(client))
+            plain = 3 + 2 * size
+            assert counted.cost(partial(send, counted.client)) == plain
+            assert counted.cost(partial(send, deaf)) == plain
+            store.raw.delete(store.mark)
+            assert counted.cost(partial(send, asks)) == plain + 1
+        store.run(close())
+
+
 def test_a_quota_costs_five_commands_a_call_however_many_jobs_it_has(store: Store) -> None:
     with Counted(store) as counted:
 

@@ -11,6 +11,7 @@ from arq.worker import Retry
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from runtime.adapters.redis import keys, scripts
+from runtime.adapters.redis.scripts import Enqueued
 from tests.redis.store import BAND_MS, DAY_MS, Stock, Store, body, dead, done
 
 
@@ -227,9 +228,93 @@ def test_r19_a_server_out_of_memory_refuses_and_keeps_nothing(store: Store) -> N
     assert not store.redis.keys("*")
 
 
+def test_r28_who_does_not_ask_is_not_told_who_is_awake(store: Store) -> None:
+    job = scripts.NewJob("a", body(), DAY_MS)
+    assert store.run(scripts.enqueue(store.scripts, store.queue, [job])) == Enqueued([True])
+
+
+def test_r28_who_asks_is_told_how_many_are_subscribed_for_the_queue(store: Store) -> None:
+    assert store.asks("a") == Enqueued([True], awake=0)
+    with store.awake("another"):
+        assert store.asks("b") == Enqueued([True], awake=0)
+        with store.awake(), store.awake():
+            assert store.asks("b", "c") == Enqueued([False, True], awake=2)
+            assert store.run(scripts.awake(store.scripts, store.queue)) == 2
+    assert store.asks("d") == Enqueued([True], awake=0)
+
+
+def test_r28_it_is_counted_after_everything_is_written(store: Store) -> None:
+    with store.raw.monitor() as monitor:
+        store.asks("a", priority=1)
+        said: list[str] = []
+        while not said or not said[-1].startswith("PUBSUB"):
+            said.append(monitor.next_command()["command"])
+    writes = [place for place, command in enumerate(said) if command.split()[0] in ("SET", "ZADD")]
+    assert len(writes) == 3
+    assert max(writes) < len(said) - 1
+
+
+def test_r28_a_caller_that_may_not_ask_is_told_that_nobody_is_awake(store: Store) -> None:
+    store.raw.execute_command("ACL", "SETUSER", "default", "-pubsub")
+    try:
+        with store.awake():
+            assert store.asks("a") == Enqueued([True], awake=0)
+            assert store.run(scripts.awake(store.scripts, store.queue)) == 0
+    finally:
+        store.raw.execute_command("ACL", "SETUSER", "default", "+@all")
+    assert store.queued() == ["a"]
+
+
+@pytest.mark.parametrize("priority", [0, 1, 1000])
+def test_r28_a_job_that_was_announced_and_lies_there_for_5_s_is_unseen(store: Store, priority: int) -> None:
+    with store.awake():
+        store.enqueue("old", priority=priority)
+        assert not store.asks("new").unseen
+        store.ages("old", 4000)
+        assert not store.asks("newer").unseen
+        store.ages("old", 1100)
+        assert store.asks("newest") == Enqueued([True], awake=1, unseen=True)
+
+
+def test_r28_a_job_is_not_unseen_if_somebody_took_the_announcement(store: Store) -> None:
+    with store.awake():
+        store.enqueue("old")
+        store.ages("old", 60_000)
+        store.raw.delete(store.mark)
+        assert not store.asks("new").unseen
+
+
+def test_r28_a_job_that_is_not_due_is_not_unseen(store: Store) -> None:
+    with store.awake():
+        for priority in (0, 7):
+            store.enqueue(f"later-{priority}", delay_ms=600_000, priority=priority)
+            assert not store.asks(f"latest-{priority}", delay_ms=600_000).unseen
+
+
+def test_r28_of_an_empty_queue_nothing_is_unseen(store: Store) -> None:
+    with store.awake():
+        store.enqueue("a")
+        store.raw.delete(store.queue)
+        assert store.asks("a") == Enqueued([False], awake=1)
+
+
+def test_r19_of_a_queue_of_a_wrong_type_nothing_is_unseen(store: Store) -> None:
+    with store.awake():
+        store.enqueue("a")
+        store.spoil(store.queue)
+        assert store.asks("a") == Enqueued([False], awake=1)
+
+
+def test_r28_nobody_is_awake_says_enough(store: Store) -> None:
+    store.enqueue("old")
+    store.ages("old", 60_000)
+    assert store.asks("new") == Enqueued([True], awake=0)
+
+
 def test_l16_two_clients_with_one_key_make_one_job(store: Store) -> None:
     async def race() -> list[list[bool]]:
         jobs = [scripts.NewJob("a", body(str(n)), DAY_MS) for n in range(8)]
-        return await asyncio.gather(*(scripts.enqueue(store.scripts, store.queue, [job]) for job in jobs))
+        calls = (scripts.enqueue(store.scripts, store.queue, [job]) for job in jobs)
+        return [enqueued.added for enqueued in await asyncio.gather(*calls)]
 
     assert sorted(store.run(race())) == [[False]] * 7 + [[True]]

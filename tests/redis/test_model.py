@@ -348,7 +348,7 @@ class Histories(RuleBasedStateMachine):
         job = NewJob(job_id, body, **options)
         had_one = keys.JOB + job_id in self.seen.values
         added = self._do(
-            lambda: self.store.run(scripts.enqueue(self.store.scripts, self.store.queue, [job], again=again))[0],
+            lambda: self.store.run(scripts.enqueue(self.store.scripts, self.store.queue, [job], again=again)).added[0],
             lambda model, now, _: model.enqueue(job_id, body, now, again=again, **options),
         )
         if added and not had_one and keys.JOB + job_id in self.seen.values:

@@ -295,7 +295,7 @@ def test_a_call_is_all_or_nothing_and_counts_its_own(store: Store) -> None:
 
 def enqueue_each(store: Store, *jobs: tuple[str, Counted | None], text: str = "") -> list[bool]:
     new = [scripts.NewJob(job_id, body(text), DAY_MS, counted=counted) for job_id, counted in jobs]
-    return store.run(scripts.enqueue(store.scripts, store.queue, new))
+    return store.run(scripts.enqueue(store.scripts, store.queue, new)).added
 
 
 def test_users_and_quotas_are_counted_apart_and_one_that_is_over_stops_the_call(store: Store) -> None:
@@ -338,7 +338,7 @@ def test_two_clients_that_race_never_get_in_more_than_is_allowed(store: Store) -
     async def one(client: Client) -> bool:
         new = scripts.NewJob(f"a{next(numbers)}", body(), DAY_MS, fresh=True, counted=ana(hourly=10, pending=10))
         try:
-            (added,) = await client.ask(lambda redis: scripts.enqueue(redis, store.queue, [new]))
+            (added,) = (await client.ask(lambda redis: scripts.enqueue(redis, store.queue, [new]))).added
         except QuotaExceeded:
             return False
         return added

@@ -60,7 +60,7 @@ class Bench:
 
     async def enqueue(self, *ids: str, data: bytes | None = None, **options: Any) -> None:
         jobs = [NewJob(job_id, data or body(job_id), **{"keep_ms": DAY_MS, **options}) for job_id in ids]
-        assert all(await scripts.enqueue(self.source.redis, QUEUE, jobs))
+        assert all((await scripts.enqueue(self.source.redis, QUEUE, jobs)).added)
 
     def puts(self, job_id: str | bytes, data: bytes | None) -> None:
         """A job as a stock producer leaves it; without a body if there is none."""

@@ -27,6 +27,8 @@ Ours, all under `rt:`:
 | `rt:workers` | hash: incarnation → heartbeat | until that worker stops; after a crash 1 h, then till one boots |
 | `rt:try:<incarnation>` | string: nothing | 1 s: whether a server that refused may be written to again |
 
+`rt:<queue>:here` is a channel: each awake worker of the queue is subscribed, and nothing is ever published.
+
 Of limits. They share a hash tag, as one script asks several of them: a cluster keeps them on one node.
 
 | key | type | lives |

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError
 
 from runtime.adapters.redis import keys
 from runtime.core.quota import Counted
@@ -55,15 +55,29 @@ class NewJob:
     counted: Counted | None = None
 
 
-async def enqueue(redis: Any, queue: str, jobs: Sequence[NewJob], *, again: bool = False) -> list[bool]:
-    """Add `jobs` to `queue`; for each, whether it was added (else its id is taken). `again`: the reply was lost.
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """What became of the jobs of one call."""
+
+    added: list[bool]
+    """For each; False: its id is taken."""
+    awake: int | None = None
+    """How many workers of the queue there are to see them, once all was written; None where it was not asked."""
+    unseen: bool = False
+    """There are some, but a job that has been due for 5 s lies there unseen: they are busy, or have vanished."""
+
+
+async def enqueue(
+    redis: Any, queue: str, jobs: Sequence[NewJob], *, again: bool = False, ask: bool = False
+) -> Enqueued:
+    """Add `jobs` to `queue`. `again`: the reply was lost. `ask`: who is awake, which costs a command, or two.
 
     Raises `QuotaExceeded` where a quota does not allow all that would count for it; then nothing was written.
     """
     names = [queue, keys.later(queue), keys.mark(queue), keys.ABORT]
     quotas = list(dict.fromkeys(job.counted for job in jobs if job.counted is not None))
     numbers = {counted: number for number, counted in enumerate(quotas, 1)}
-    args: list[Any] = ["again" if again else "", len(quotas)]
+    args: list[Any] = ["again" if again else "", len(quotas), keys.here(queue) if ask else ""]
     for counted in quotas:
         allowance = counted.allowance
         args += ["" if limit is None else limit for limit in (allowance.hourly, allowance.pending)]
@@ -77,7 +91,17 @@ async def enqueue(redis: Any, queue: str, jobs: Sequence[NewJob], *, again: bool
     if reply and reply[0] == b"over":
         _, number, which, used, wanted, wait_ms = reply
         raise quotas[int(number) - 1].exceeded(which.decode(), used=used, wanted=wanted, wait_s=wait_ms / 1000)
-    return [added == 1 for added in reply]
+    added = [flag == 1 for flag in reply[: len(jobs)]]
+    return Enqueued(added, reply[-2], unseen=reply[-1] == 1) if ask else Enqueued(added)
+
+
+async def awake(redis: Any, queue: str) -> int:
+    """How many workers of `queue` are awake; 0 if the server does not let us ask."""
+    try:
+        ((_, count),) = await redis.pubsub_numsub(keys.here(queue))
+    except NoPermissionError:
+        return 0
+    return int(count)
 
 
 @dataclass(frozen=True, slots=True)

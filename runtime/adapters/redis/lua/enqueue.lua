@@ -2,12 +2,16 @@
 --
 -- KEYS  1 queue  2 later  3 mark  4 arq:abort, then two for each job: its body, its result, then one for each quota
 -- ARGV  1 'again' if this call repeats one whose reply was lost, else ''  2 how many quotas
+--       3 the channel of which each awake worker of the queue is a subscriber; '' if the caller does not ask who is awake
 --       then two for each quota: most jobs of an hour, most jobs pending; '' for no limit
 --       then seven for each job:
 --         id, body, ttl (ms the body is kept after it is due), delay (ms, or '@' and the ms it is due at),
 --         priority, 'fresh' if nobody can know the id yet, else '', number of its quota, else ''
 -- Gives for each job 1 (added) or 0 (the id has a job or a result already; nothing was changed). A job without a body,
 -- which has expired, is one as long as somebody holds it: who does will end it.
+-- For a caller who asks, two numbers more: how many workers are awake (0 if the server does not let the caller ask: they
+-- are woken in vain, rather than not); and 1 if there are some, but a job that has been due for 5 s lies there unseen,
+-- else 0: a host that vanishes stays subscribed until the server's tcp-keepalive finds out.
 -- Or, and then nothing was written, { 'over', number of the quota, 'hourly' or 'pending', jobs that count already,
 -- jobs that would be added, ms until they fit into the hour }.
 --
@@ -15,8 +19,8 @@
 -- hour, its body does not. Pending is what has a body. Two quotas may be of one user: their tally is the same.
 
 local queue, later, mark, abort = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local again, quota_count = ARGV[1] == 'again', tonumber(ARGV[2])
-local HOUR_MS = 3600000
+local again, quota_count, here = ARGV[1] == 'again', tonumber(ARGV[2]), ARGV[3]
+local HOUR_MS, UNSEEN_MS = 3600000, 5000
 local now = clock()
 local added, reused = {}, {}
 
@@ -29,7 +33,7 @@ end
 
 local jobs, quotas, tallies = {}, {}, {}
 for i = 1, (#KEYS - 4 - quota_count) / 2 do
-  local a = 3 + 2 * quota_count + (i - 1) * 7
+  local a = 4 + 2 * quota_count + (i - 1) * 7
   jobs[i] = {
     id = ARGV[a], body = ARGV[a + 1], ttl = tonumber(ARGV[a + 2]), due = due_of(ARGV[a + 3]),
     p = tonumber(ARGV[a + 4]), fresh = ARGV[a + 5] == 'fresh', quota = tonumber(ARGV[a + 6]),
@@ -43,7 +47,7 @@ end
 
 for n = 1, quota_count do
   local key = KEYS[#KEYS - quota_count + n]
-  local quota = { hourly = tonumber(ARGV[1 + 2 * n]), pending = tonumber(ARGV[2 + 2 * n]) }
+  local quota = { hourly = tonumber(ARGV[2 + 2 * n]), pending = tonumber(ARGV[3 + 2 * n]) }
   local tally = tallies[key] or { key = key, new = {}, keep = HOUR_MS }
   tally.hourly, tally.pending = tally.hourly or quota.hourly, tally.pending or quota.pending
   quota.tally, tallies[key], quotas[n] = tally, tally, quota
@@ -168,5 +172,20 @@ end
 if #reused > 0 then
   try('ZREM', abort, unpack(reused)) -- a flag was for an earlier job of the id
 end
-try('ZADD', mark, 0, 0)
+local announced = try('ZADD', mark, 0, 0)
+
+-- The first job of the queue: the oldest of the highest priority.
+local function unseen()
+  local first = try('ZRANGE', queue, 0, 0, 'WITHSCORES')
+  local score = first and tonumber(first[2])
+  return score and score + priority(score) * 8589934592 < now - UNSEEN_MS
+end
+
+-- Asked when all is written: who goes quiet unsubscribes first, and then looks.
+if here ~= '' then
+  local counted = try('PUBSUB', 'NUMSUB', here)
+  local awake = counted and counted[2] or 0
+  added[#added + 1] = awake
+  added[#added + 1] = awake > 0 and announced == 0 and unseen() and 1 or 0
+end
 return added
