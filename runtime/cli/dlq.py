@@ -3,13 +3,14 @@
 import argparse
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from runtime import settings
 from runtime.adapters.redis import codecs, letters
 from runtime.cli import without_secrets
 from runtime.cli.display import say_json
-from runtime.cli.session import with_client
+from runtime.cli.session import answered, tell_of_ringing, with_client
 from runtime.client import Client
 from runtime.core.errors import UsageInvalid
 from runtime.core.text import one_line
@@ -39,9 +40,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageInvalid(
             f"dlq {args.action}: name jobs by their ids, or say --all", hint="see them with: runtime dlq list"
         )
-    actions = {"list": _list, "show": _show, "replay": _replay, "discard": _discard}
+    actions = {"list": _list, "show": _show, "discard": _discard}
 
     async def work(client: Client) -> int:
+        if args.action == "replay":
+            return await _replay(client, args)
         return await client.ask(lambda redis: actions[args.action](redis, args))
 
     return with_client(work)
@@ -93,13 +96,19 @@ _SAID = {
 }
 
 
-async def _replay(redis: Any, args: argparse.Namespace) -> int:
-    chosen = await _chosen(redis, args)
+async def _replay(client: Client, args: argparse.Namespace) -> int:
+    chosen = await client.ask(lambda redis: _chosen(redis, args))
     missing = 0 if args.all else len(args.id) - len(chosen)
+    queues = set()
     for letter in chosen:
-        answer = await letters.replay(redis, letter)
+        answer = await client.ask(partial(letters.replay, letter=letter))
         missing += answer != "done"
-        print(f"{one_line(letter['id'])}: {_SAID[answer]}")
+        queues |= {letter["queue"]} if answer == "done" else set()
+        print(f"{one_line(letter['id'])}: {_SAID[answer]}", flush=True)
+    for queue in sorted(queues):
+        await client.wake(queue)
+    tell_of_ringing(client)
+    await answered(client)
     return 1 if missing else 0
 
 

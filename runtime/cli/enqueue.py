@@ -8,7 +8,7 @@ from typing import Any, cast
 from runtime import registry
 from runtime.cli import without_secrets
 from runtime.cli.display import say_json
-from runtime.cli.session import timeout_s, with_client
+from runtime.cli.session import answered, tell_of_ringing, timeout_s, with_client
 from runtime.client import Client
 from runtime.core.errors import JobFailed, PayloadInvalid
 from runtime.core.request import Options
@@ -43,9 +43,12 @@ def run(args: argparse.Namespace) -> int:
         (job,) = await client.send([request])
         note = "" if job.created else " (there already: the key has a job)"
         if not args.wait:
-            print(f"{job.id}{note}")
+            print(f"{job.id}{note}", flush=True)
+            tell_of_ringing(client)
+            await answered(client)
             return 0
         print(f"job {job.id}{note}", file=sys.stderr)
+        tell_of_ringing(client)
         try:
             say_json(await job.result(longest_s))
         except JobFailed as failure:

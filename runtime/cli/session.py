@@ -1,6 +1,7 @@
 """What commands share that talk to the queues: the settings, the handlers, a client, an event loop."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,18 @@ def with_client(work: Callable[[client.Client], Awaitable[T]]) -> T:
     finally:
         if server is not None:
             server.close()
+
+
+def tell_of_ringing(client: client.Client) -> None:
+    if client.ringing:
+        print("no worker seems to be awake: ringing the doorbell", file=sys.stderr)
+
+
+async def answered(client: client.Client) -> None:
+    """Wait for who was woken, a minute at most, and name them. (Who was not, the log names, which is stderr here.)"""
+    for ring in await client.rung():
+        if ring.answered:
+            print(f"{ring.url} answered", file=sys.stderr)
 
 
 def timeout_s(text: str) -> float:
