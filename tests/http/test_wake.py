@@ -38,7 +38,7 @@ def test_a_ring_makes_an_idle_worker_ask_and_many_make_it_ask_twice(server: Serv
         assert claims() <= 3 + rang_for_s
 
 
-def test_a_job_that_comes_by_http_makes_the_worker_ask_when_it_is_written(server: Server) -> None:
+def test_a_job_that_comes_by_http_makes_the_worker_ask(server: Server) -> None:
     # It goes to a queue that this worker does not serve: so it is not the announcement that makes it ask.
     with (
         Redis.from_url(server.url, socket_timeout=10) as redis,
@@ -59,8 +59,7 @@ def test_a_job_that_comes_by_http_makes_the_worker_ask_when_it_is_written(server
                 command = monitor.next_command()["command"]
                 if command.startswith("EVALSHA "):
                     said.append(command)
-        assert "http:elsewhere" in said[0]
-        assert f"{QUEUE} " in said[1]
+        assert len([command for command in said if f" {QUEUE} " in command]) == 1
 
 
 def test_a_ring_while_redis_is_away_changes_nothing() -> None:
