@@ -236,7 +236,7 @@ class Worker:
             self._traces.flush_and_stop if self._traces is not None else None,
         )
         self._governor = Governor(
-            self._supervisor.actors,
+            self._supervisor,
             self._silence,
             self._statistics,
             lambda: self._weather.away,
@@ -391,6 +391,7 @@ class Worker:
         grace_s = self._settings.grace_s
         name = signal.Signals(await self._signals.get()).name
         self._bulletins.draining(name, grace_s)
+        self._presence.retire()  # a producer is to ring for somebody else from now on
         self._supervisor.drain()
         with anyio.move_on_after(grace_s):
             await self._signals.get()

@@ -50,7 +50,8 @@ class Health:
         """False only where a restart would help: a free slot, a Redis that answers, and yet no claim."""
         now = time.monotonic()
         for actor in self._actors:
-            since = max(actor.puller.turn_at or self._started, actor.slots.free_since)
+            # While it was quiet there were no turns.
+            since = max(actor.puller.turn_at or self._started, actor.slots.free_since, self._governor().since)
             claims = self.state in ("starting", "awake")
             if actor.slots.free and self._away() is None and claims and now - since > STALE_TURN_S:
                 return False

@@ -303,6 +303,9 @@ def examine(environment: Mapping[str, str] | None = None) -> Reading:
     values["wake_urls"] = values["wake_urls"] or ()
     values["worker_id"] = values["worker_id"] or own_name()
     values["version"] = values["version"] or values["commit"] or "unknown"
+    if values["sleep_after_s"] is not None and not values["http"]:
+        values["sleep_after_s"] = None
+        warnings.append("this worker never sleeps, as nobody could wake it: RUNTIME_SLEEP_AFTER needs RUNTIME_HTTP=on")
     hidden = secrets(env)
     checked = Settings(**values, production=production, warnings=tuple(warnings), secrets=hidden)
     return Reading(found, wrong, warnings, checked)

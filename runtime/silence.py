@@ -6,6 +6,7 @@ from contextlib import suppress
 import anyio
 
 from runtime.adapters.http.sessions import AiohttpSessions
+from runtime.adapters.redis.connection import TROUBLE
 from runtime.adapters.redis.heartbeats import Heartbeats
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.permits import RedisPermits
@@ -63,13 +64,17 @@ class Silence:
         self._pools.close_idle()
         with anyio.move_on_after(FAREWELL_S), suppress(Away):
             await self._heartbeats.farewell()
-        await self._sessions.close()
         if self._flush_traces is not None:
             await self._flush_traces()
         self._keeper.disconnect()
-        await self._permits.disconnect()
-        await self._client.disconnect()
-        await self._source.disconnect()
+        for close in (
+            self._sessions.close,
+            self._permits.disconnect,
+            self._client.disconnect,
+            self._source.disconnect,
+        ):
+            with suppress(*TROUBLE):  # the other end may not answer; ours is closed all the same
+                await close()
 
     async def speak(self) -> None:
         self._speaking.set()

@@ -1,14 +1,14 @@
 """Puts a worker to sleep when nothing keeps it awake, and wakes it when somebody rings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
 import anyio
 
 from runtime.core.lifecycle import Event, Standing, State, after, held_by, reasons
-from runtime.engine.actor import Actor
 from runtime.engine.statistics import Statistics
+from runtime.engine.supervisor import Supervisor
 from runtime.ports import Away, Stillness
 
 START_LOOK_S = 0.02
@@ -29,7 +29,7 @@ class Governor:
 
     def __init__(
         self,
-        actors: Sequence[Actor],
+        supervisor: Supervisor,
         stillness: Stillness,
         statistics: Statistics,
         away: Callable[[], str | None],
@@ -38,7 +38,7 @@ class Governor:
         alarm_s: float | None,
         told: Told,
     ) -> None:
-        self._actors = actors
+        self._supervisor = supervisor
         self._stillness = stillness
         self._statistics = statistics
         self._begun = 0
@@ -50,6 +50,8 @@ class Governor:
         self._active_at = 0.0
         self._held: str | None = None
         self.state: State = "starting"
+        self.since = anyio.current_time()
+        """When it came into this state, monotonic."""
         self.next_due_in_s: float | None = None
         """What was due next when it went quiet."""
 
@@ -70,23 +72,32 @@ class Governor:
         return reasons(standing)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled, or told to stop. A bug in it, which it raises, leaves the worker awake for good."""
         self._active_at = anyio.current_time()
-        while not any(actor.puller.turn_at is not None for actor in self._actors):
+        while not any(turn_at is not None for turn_at in self._turns()):
             await anyio.sleep(START_LOOK_S)
         self._happened("turned", "the first claim was made")
         if self._sleep_after_s is None:
             return
+        try:
+            await self._take_turns()
+        except Exception:
+            await self._stay_awake()
+            raise
+
+    async def _take_turns(self) -> None:
         while True:
             await self._idle()
+            if self.state == "stopping":
+                return
             if await self._fall_asleep():
                 await self._called.wait()
                 await self._wake_up()
             self._active_at = anyio.current_time()
 
     async def _idle(self) -> None:
-        """Return when nothing has gone on here for long enough."""
-        while True:
+        """Return when nothing has gone on here for long enough, or when the worker is told to stop."""
+        while self.state != "stopping":
             if self._called.is_set():
                 self._called = anyio.Event()
                 self._active_at = anyio.current_time()
@@ -101,15 +112,12 @@ class Governor:
     async def _fall_asleep(self) -> bool:
         """Nobody is to count on us first, and then we look; who writes after that look rings."""
         self._happened("idle", "nothing to do")
-        for actor in self._actors:
-            await actor.pause()
+        await self._supervisor.pause()
         try:
-            await self._stillness.leave()
-            self.next_due_in_s = await self._stillness.due_in()
-            held = "a job came" if self._busy() else held_by(self.next_due_in_s, self._alarm_s)
+            held = await self._look()
         except Away as cause:
             held = f"Redis is away ({cause.cause})"
-        if held is None and not self._called.is_set():
+        if self.state == "drowsy" and held is None and not self._called.is_set():
             self._happened("clear", "no job is due")
             await self._stillness.fall_silent()
             return True
@@ -117,26 +125,42 @@ class Governor:
         await self._resume("called" if held is None else "held", held or "somebody rang")
         return False
 
+    async def _look(self) -> str | None:
+        """What holds it back, when nobody counts on it any more; None: nothing. Raises `Away`."""
+        await self._stillness.leave()
+        if self._busy():  # asked first: nothing begins during a pause, and what ends after this the store tells of
+            return "a job came"
+        self.next_due_in_s = await self._stillness.due_in()
+        return held_by(self.next_due_in_s, self._alarm_s)
+
+    async def _stay_awake(self) -> None:
+        """Whatever has failed, jobs are not to wait for ever."""
+        self._held = "going quiet has failed"
+        self._supervisor.resume()
+        self._happened("called", self._held)
+        self._happened("turned", self._held)
+        await self._stillness.speak()
+
     async def _wake_up(self) -> None:
         self._called = anyio.Event()
-        turns = [actor.puller.turn_at for actor in self._actors]
+        turns = self._turns()
         self._happened("called", "somebody rang")
         await self._stillness.speak()
-        for actor in self._actors:
-            actor.resume()
+        self._supervisor.resume()
         with anyio.move_on_after(TURN_S):
-            while [actor.puller.turn_at for actor in self._actors] == turns:
+            while self._turns() == turns:
                 await anyio.sleep(0.01)
         self._happened("turned", "it looks for jobs")
 
     async def _resume(self, event: Event, why: str) -> None:
         await self._stillness.speak()
-        for actor in self._actors:
-            actor.resume()
+        self._supervisor.resume()
         self._happened(event, why)
 
     def _happened(self, event: Event, why: str) -> None:
         before, self.state = self.state, after(self.state, event)
+        if self.state != before:
+            self.since = anyio.current_time()
         if self.state not in (before, "stopping") and before != "starting":
             self._told(self.state, why)
 
@@ -144,14 +168,17 @@ class Governor:
         """The worker is told to stop."""
         self._happened("stop", "told to stop")
 
+    def _turns(self) -> list[float | None]:
+        return [actor.puller.turn_at for actor in self._supervisor.actors]
+
     def _busy(self) -> bool:
-        return any(actor.slots.claims or actor.unsettled for actor in self._actors)
+        return any(actor.slots.claims or actor.unsettled for actor in self._supervisor.actors)
 
     def _standing(self) -> Standing:
         idle_s = anyio.current_time() - self._active_at
         return Standing(
-            running=sum(len(actor.slots.claims) for actor in self._actors),
-            unsettled=sum(len(actor.unsettled) for actor in self._actors),
+            running=sum(len(actor.slots.claims) for actor in self._supervisor.actors),
+            unsettled=sum(len(actor.unsettled) for actor in self._supervisor.actors),
             away=self._away(),
             quiet_in_s=max(0.0, (self._sleep_after_s or 0.0) - idle_s),
         )

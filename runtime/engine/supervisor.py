@@ -34,6 +34,8 @@ class Supervisor:
         self._journal = journal
         self._crashed_at: deque[float] = deque(maxlen=INTENSITY)
         self._begun = False
+        self._goes_on = anyio.Event()
+        self._goes_on.set()
         self.draining = False
         self.failure: Exception | None = None
         """The crash that was one too many: everything was given back because of it."""
@@ -68,6 +70,7 @@ class Supervisor:
                     delay_s = RESTART_S[0]
                 self._journal.crashed(self.actors[place].name, error, delay_s)
             await anyio.sleep(0.0 if self.draining else delay_s * random.uniform(0.5, 1.0))
+            await self._goes_on.wait()
             if self.draining:
                 return
             delay_s = min(2 * delay_s, most_s)
@@ -84,14 +87,28 @@ class Supervisor:
         for actor in self.actors:
             actor.wake()
 
+    async def pause(self) -> None:
+        """Claim nothing until `resume`, nor start an actor again that died; returns when no claim is on its way."""
+        self._goes_on = anyio.Event()
+        for actor in list(self.actors):
+            await actor.pause()
+
+    def resume(self) -> None:
+        """Claim again."""
+        self._goes_on.set()
+        for actor in self.actors:
+            actor.resume()
+
     def drain(self) -> None:
         """Stop pulling and let the work finish."""
         self.draining = True
+        self._goes_on.set()
         for actor in self.actors:
             actor.drain()
 
     def hurry(self) -> None:
         """Wait no longer: cancel what runs and give it back."""
         self.draining = True
+        self._goes_on.set()
         for actor in self.actors:
             actor.hurry()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import get_args
 
 import pytest
 import trio
 
 from runtime.core.lifecycle import TABLE, Event, Standing, State, after, held_by, reasons
+from runtime.engine import supervisor as supervisors
 from runtime.engine.context import Context
 from runtime.engine.governor import Governor
+from runtime.engine.supervisor import Supervisor
 from runtime.ports import Away
 from tests.engine.world import World
 
@@ -61,6 +64,10 @@ def test_what_goes_on_in_the_process_keeps_it_awake() -> None:
     assert reasons(Standing(quiet_in_s=3)) == ["it worked lately: quiet in 3 s"]
 
 
+class Broken(Exception):
+    """A bug of ours."""
+
+
 class Still:
     """`ports.Stillness` over the store in memory."""
 
@@ -73,26 +80,33 @@ class Still:
         """What happens between leaving and the last look."""
         self.after_look: Callable[[], object] = bool
         self.away: str | None = None
+        self.breaks: str | None = None
+        """What has a bug."""
+
+    async def _do(self, what: str) -> None:
+        await trio.lowlevel.checkpoint()
+        if what == self.breaks:
+            raise Broken(what)
 
     async def leave(self) -> None:
-        await trio.lowlevel.checkpoint()
+        await self._do("leave")
         if self.away:
             raise Away(self.away, "leave")
         self.counted = False
         self.between()
 
     async def due_in(self) -> float | None:
-        await trio.lowlevel.checkpoint()
+        await self._do("due_in")
         found = await self.world.store.due_in("q")
         self.after_look()
         return found
 
     async def fall_silent(self) -> None:
-        await trio.lowlevel.checkpoint()
+        await self._do("fall_silent")
         self.silent = True
 
     async def speak(self) -> None:
-        await trio.lowlevel.checkpoint()
+        await self._do("speak")
         self.counted, self.silent = True, False
 
 
@@ -103,10 +117,10 @@ class Sleeper:
         self.world = world
         self.still = Still(world)
         self.states: list[tuple[State, float]] = []
-        actor = world.actor()
-        self.serving = world.serve(actor)
+        self.supervisor = supervisor = Supervisor([world.actor], world.diary)
+        self.serving = world.serve(supervisor)
         self.governor = Governor(
-            [actor],
+            supervisor,
             self.still,
             world.statistics,
             lambda: None,
@@ -114,7 +128,11 @@ class Sleeper:
             alarm_s=alarm_s,
             told=lambda state, why: self.states.append((state, world.now)),
         )
-        world.nursery.start_soon(self.governor.run)
+        world.nursery.start_soon(self._govern)
+
+    async def _govern(self) -> None:
+        with suppress(Broken):
+            await self.governor.run()
 
     @property
     def quiet(self) -> bool:
@@ -267,6 +285,79 @@ async def test_told_to_stop_while_quiet_it_stops(world: World) -> None:
     sleeper.serving.drain()
     assert await sleeper.serving.end() < 101
     assert sleeper.governor.state == "stopping"
+
+
+@pytest.mark.parametrize("moment", ["leaving", "looking"])
+async def test_told_to_stop_as_it_goes_down_it_does_not_close_what_the_drain_needs(world: World, moment: str) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+
+    def stop() -> None:
+        sleeper.governor.stop()
+        sleeper.serving.drain()
+
+    if moment == "leaving":
+        sleeper.still.between = stop
+    else:
+        sleeper.still.after_look = stop
+    assert await sleeper.serving.end() == pytest.approx(60, abs=1)
+    await world.at(200)
+    assert not sleeper.still.silent
+    assert sleeper.governor.state == "stopping"
+
+
+async def test_an_actor_that_died_is_not_started_again_while_quiet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisors, "RESTART_S", (40.0, 40.0))
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+    await world.at(59)
+    world.store.bugs["claim"] = Broken("claim")
+    sleeper.supervisor.wake()
+    await world.at(62)
+    assert sleeper.quiet
+    asked = len(world.store.asked)
+    await world.at(600)
+    assert len(world.store.asked) == asked
+    row = world.store.add()
+    sleeper.governor.call()
+    await world.until(lambda: row.outcome)
+    assert world.now == pytest.approx(600, abs=1)
+
+
+async def test_drained_while_quiet_an_actor_that_died_is_not_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisors, "RESTART_S", (40.0, 40.0))
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+    await world.at(59)
+    world.store.bugs["claim"] = Broken("claim")
+    sleeper.supervisor.wake()
+    await world.at(300)
+    assert sleeper.quiet
+    sleeper.governor.stop()
+    sleeper.serving.drain()
+    assert await sleeper.serving.end() < 301
+
+
+@pytest.mark.parametrize("what", ["leave", "due_in", "fall_silent", "speak"])
+async def test_a_bug_as_it_goes_down_or_up_leaves_it_awake(world: World, what: str) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+    sleeper.still.breaks = what
+    await world.at(70)
+    if what == "speak":
+        sleeper.governor.call()
+    row = world.store.add()
+    await world.until(lambda: row.outcome)
+    assert world.now < 71
+    assert sleeper.governor.state == "awake"
+    assert sleeper.still.counted or what == "speak"
+    await world.at(600)
+    assert sleeper.governor.state == "awake"
+    assert sleeper.governor.why == ["going quiet has failed"]
 
 
 async def test_a_pause_ends_a_wait_and_a_resume_looks_at_once(world: World) -> None:

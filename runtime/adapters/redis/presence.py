@@ -25,6 +25,7 @@ class Presence:
         self._redis = connect(url, connections=1)
         self._channels = [keys.here(queue) for queue in queues]
         self._subscription: Any = None
+        self._serving = anyio.CancelScope()
         self._wanted = anyio.Event()
         self._wanted.set()
         self._gone = anyio.Event()
@@ -33,7 +34,11 @@ class Presence:
         """Set while the server counts us."""
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled, or retired."""
+        with self._serving:
+            await self._be_counted()
+
+    async def _be_counted(self) -> None:
         retry_s, most_s = RETRY_S
         while True:
             await self._wanted.wait()
@@ -76,12 +81,18 @@ class Presence:
             return
         raise Away("no answer in time", "leave")
 
+    def retire(self) -> None:
+        """Be counted no longer, for good, as soon as the server sees the connection end: this worker is to stop."""
+        self._serving.cancel()
+
     async def close(self) -> None:
         await self._redis.aclose()
 
     async def _drop(self) -> None:
         subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            with suppress(*TROUBLE), anyio.CancelScope(shield=True):
-                await subscription.aclose()
-        await self._redis.connection_pool.disconnect()
+        with anyio.CancelScope(shield=True):
+            if subscription is not None:
+                with suppress(*TROUBLE):
+                    await subscription.aclose()
+            with suppress(*TROUBLE):
+                await self._redis.connection_pool.disconnect()

@@ -221,8 +221,10 @@ class RedisSource:
 
     async def disconnect(self) -> None:
         """Close every connection; what is asked next opens new ones."""
-        await self._bell.connection_pool.disconnect()
-        await self.redis.connection_pool.disconnect()
+        try:
+            await self._bell.connection_pool.disconnect()
+        finally:
+            await self.redis.connection_pool.disconnect()
 
     def server_ms(self) -> int:
         """The server's clock, without asking it. Not before a claim was answered."""
