@@ -1,6 +1,7 @@
 """Where requests about jobs are dealt with that come to the worker itself: `adapters.http.jobs.Jobs`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -17,47 +18,56 @@ LIVE: Sequence[Status] = ("waiting", "deferred", "active")
 
 
 class Desk:
-    """Knows the handlers and the queues of this worker. Whoever asks it for anything wakes the worker, which is to be
+    """Knows the handlers and the queues of this worker. Whoever asks it for anything calls the worker, which is to be
     silent otherwise."""
 
-    def __init__(self, client: Client, handlers: Handlers, queues: Sequence[str], wake: Callable[[], None]) -> None:
+    def __init__(self, client: Client, handlers: Handlers, queues: Sequence[str], call: Callable[[], None]) -> None:
         self._client = client
-        self._wake = wake
+        self._call = call
         self._handlers = handlers
         self._queues = queues
 
     async def add(self, order: Order) -> Receipt:
-        self._wake()
-        handler = find(self._handlers, order.handler)
-        request = handler.options(**order.options).request(*order.args, **order.kwargs)
-        (job,) = await self._client.send([request])
-        if job.created:
-            return Receipt(job.id, "queued", created=True)
-        _, status = await self._client.find(job.id, [job.queue, *self._queues])
-        return Receipt(job.id, status, created=False)
+        with self._awake():
+            handler = find(self._handlers, order.handler)
+            request = handler.options(**order.options).request(*order.args, **order.kwargs)
+            (job,) = await self._client.send([request])
+            if job.created:
+                return Receipt(job.id, "queued", created=True)
+            _, status = await self._client.find(job.id, [job.queue, *self._queues])
+            return Receipt(job.id, status, created=False)
 
     async def show(self, job_id: str, queue: str | None) -> Mapping[str, Any]:
-        self._wake()
-        place, status = await self._client.find(job_id, self._asked(queue))
-        found = {"jobId": job_id, "status": status}
-        if status in LIVE:
-            return {**found, "queue": place, **await self._standing(job_id, status)}
-        if status == "dead":
-            return {**found, **await self._letter(job_id)}
-        return found if status == "unknown" else {**found, **await self._result(job_id, place)}
+        with self._awake():
+            place, status = await self._client.find(job_id, self._asked(queue))
+            found = {"jobId": job_id, "status": status}
+            if status in LIVE:
+                return {**found, "queue": place, **await self._standing(job_id, status)}
+            if status == "dead":
+                return {**found, **await self._letter(job_id)}
+            return found if status == "unknown" else {**found, **await self._result(job_id, place)}
 
     async def cancel(self, job_id: str, queue: str | None) -> tuple[Ending, Status]:
-        self._wake()
-        place, status = await self._client.find(job_id, self._asked(queue))
-        if status not in LIVE:
-            return "gone", status
-        ending = await self._client.cancel(job_id, place)
-        _, status = await self._client.find(job_id, [place])
-        return ending, status
+        with self._awake():
+            place, status = await self._client.find(job_id, self._asked(queue))
+            if status not in LIVE:
+                return "gone", status
+            ending = await self._client.cancel(job_id, place)
+            _, status = await self._client.find(job_id, [place])
+            return ending, status
 
     async def count(self) -> Mapping[str, Mapping[str, Any]]:
-        self._wake()
-        return {queue: await self._client.ask(partial(_counts, queue=queue)) for queue in self._queues}
+        with self._awake():
+            return {queue: await self._client.ask(partial(_counts, queue=queue)) for queue in self._queues}
+
+    @contextmanager
+    def _awake(self) -> Generator[None]:
+        """Afterwards, too: what was asked may have taken so long that the worker is quiet again, and this not."""
+        self._call()
+        try:
+            yield
+        finally:
+            self._call()
 
     def _asked(self, queue: str | None) -> Sequence[str]:
         return self._queues if queue is None else [queue]

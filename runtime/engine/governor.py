@@ -51,7 +51,7 @@ class Governor:
         self._held: str | None = None
         self.state: State = "starting"
         self.since = anyio.current_time()
-        """When it came into this state, monotonic."""
+        """When it came into this state, monotonic; not kept for `stopping`."""
         self.next_due_in_s: float | None = None
         """What was due next when it went quiet."""
 
@@ -159,9 +159,10 @@ class Governor:
 
     def _happened(self, event: Event, why: str) -> None:
         before, self.state = self.state, after(self.state, event)
-        if self.state != before:
-            self.since = anyio.current_time()
-        if self.state not in (before, "stopping") and before != "starting":
+        if self.state in (before, "stopping"):  # to stop is told outside of any task, where there is no clock
+            return
+        self.since = anyio.current_time()
+        if before != "starting":
             self._told(self.state, why)
 
     def stop(self) -> None:

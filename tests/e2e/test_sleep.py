@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -168,6 +169,26 @@ def test_told_to_stop_it_stops_at_once(sleeper: Sleeper, moment: str) -> None:
     assert sleeper.worker.stop() == 0
     with Redis.from_url(sleeper.redis) as redis:
         assert not redis.exists(keys.WORKERS)
+
+
+def test_who_is_told_to_stop_is_not_counted_while_its_jobs_end(tcp_url: str) -> None:
+    with (
+        Sleeper(tcp_url, RUNTIME_LEASE="2s", arguments=("-Q", "ai-jobs")).worker as worker,
+        Redis.from_url(tcp_url) as redis,
+    ):
+
+        def counted() -> int:
+            return int(redis.pubsub_numsub(keys.here("ai-jobs"))[0][1])
+
+        worker.up()
+        (job_id,) = enqueue(tcp_url, jobs.generate.request(4.0))
+        wait_until(lambda: status(tcp_url, job_id, "ai-jobs") == "active")
+        wait_until(lambda: counted() == 1)
+        worker.send(signal.SIGTERM)
+        wait_until(lambda: counted() == 0, 2.0)
+        assert status(tcp_url, job_id, "ai-jobs") == "active"
+        assert worker.wait() == 0
+        assert status(tcp_url, job_id, "ai-jobs") == "completed"
 
 
 def test_redis_may_be_gone_while_it_sleeps_and_come_back(sleeper: Sleeper, server: Server) -> None:

@@ -41,6 +41,13 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
     assert settings.tokens == ()
 
 
+def test_a_worker_that_nobody_could_wake_does_not_sleep_and_says_so() -> None:
+    assert read({"RUNTIME_SLEEP_AFTER": "60s"}).sleep_after_s == 60
+    headless = read({"RUNTIME_SLEEP_AFTER": "60s", "RUNTIME_HTTP": "off"})
+    assert headless.sleep_after_s is None
+    assert "RUNTIME_HTTP" in headless.warnings[0]
+
+
 def test_without_an_argument_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("RUNTIME_", "WORKER_", "RAILWAY_"))]:
         monkeypatch.delenv(name)
