@@ -203,7 +203,8 @@ class Worker:
             self._supervisor.actors,
             slots,
             self._statistics,
-            lambda: self._weather.away,
+            # What was cut off as it went quiet says nothing of Redis.
+            lambda: None if self._governor.state == "quiet" else self._weather.away,
             self._probe,
             self._pools.statistics,
             lambda: self._governor,

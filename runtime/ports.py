@@ -239,7 +239,7 @@ class Permits(Protocol):
 
 
 class Stillness(Protocol):
-    """How a worker falls silent, and speaks again. Both of the first two raise `Away`."""
+    """How a worker falls silent, and speaks again. All but `speak` raise `Away`."""
 
     async def leave(self) -> None:
         """Be no longer counted among those who are awake: returns when the server has confirmed it."""
@@ -249,7 +249,8 @@ class Stillness(Protocol):
         ...
 
     async def fall_silent(self) -> None:
-        """Say farewell, close every connection, and stop everything that sends."""
+        """Say farewell, close every connection, and stop everything that sends. Raises `Away` if the farewell was not
+        heard: whoever is to ring would not know of this worker, so `speak` again."""
 
     async def speak(self) -> None:
         """Be counted again, and let everything go on. Does not wait for a store that is away."""

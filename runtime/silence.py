@@ -62,8 +62,7 @@ class Silence:
         self._speaking = anyio.Event()
         self._beating.cancel()
         self._pools.close_idle()
-        with anyio.move_on_after(FAREWELL_S), suppress(Away):
-            await self._heartbeats.farewell()
+        await self._say_farewell()
         if self._flush_traces is not None:
             await self._flush_traces()
         self._keeper.disconnect()
@@ -75,6 +74,12 @@ class Silence:
         ):
             with suppress(*TROUBLE):  # the other end may not answer; ours is closed all the same
                 await close()
+
+    async def _say_farewell(self) -> None:
+        with anyio.move_on_after(FAREWELL_S):
+            await self._heartbeats.farewell()
+            return
+        raise Away("no answer in time", "heartbeat")
 
     async def speak(self) -> None:
         self._speaking.set()

@@ -118,8 +118,13 @@ class Governor:
         except Away as cause:
             held = f"Redis is away ({cause.cause})"
         if self.state == "drowsy" and held is None and not self._called.is_set():
+            self._held = None
             self._happened("clear", "no job is due")
-            await self._stillness.fall_silent()
+            try:
+                await self._stillness.fall_silent()
+            except Away as cause:
+                self._held = f"Redis is away ({cause.cause})"
+                self._called.set()
             return True
         self._held = held
         await self._resume("called" if held is None else "held", held or "somebody rang")
@@ -144,7 +149,7 @@ class Governor:
     async def _wake_up(self) -> None:
         self._called = anyio.Event()
         turns = self._turns()
-        self._happened("called", "somebody rang")
+        self._happened("called", self._held or "somebody rang")
         await self._stillness.speak()
         self._supervisor.resume()
         with anyio.move_on_after(TURN_S):

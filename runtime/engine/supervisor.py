@@ -70,7 +70,8 @@ class Supervisor:
                     delay_s = RESTART_S[0]
                 self._journal.crashed(self.actors[place].name, error, delay_s)
             await anyio.sleep(0.0 if self.draining else delay_s * random.uniform(0.5, 1.0))
-            await self._goes_on.wait()
+            if not self.draining:
+                await self._goes_on.wait()
             if self.draining:
                 return
             delay_s = min(2 * delay_s, most_s)

@@ -172,10 +172,7 @@ def test_told_to_stop_it_stops_at_once(sleeper: Sleeper, moment: str) -> None:
 
 
 def test_who_is_told_to_stop_is_not_counted_while_its_jobs_end(tcp_url: str) -> None:
-    with (
-        Sleeper(tcp_url, RUNTIME_LEASE="2s", arguments=("-Q", "ai-jobs")).worker as worker,
-        Redis.from_url(tcp_url) as redis,
-    ):
+    with Sleeper(tcp_url).worker as worker, Redis.from_url(tcp_url) as redis:
 
         def counted() -> int:
             return int(redis.pubsub_numsub(keys.here("ai-jobs"))[0][1])

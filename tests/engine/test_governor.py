@@ -82,11 +82,15 @@ class Still:
         self.away: str | None = None
         self.breaks: str | None = None
         """What has a bug."""
+        self.loses: str | None = None
+        """What finds that the store is away."""
 
     async def _do(self, what: str) -> None:
         await trio.lowlevel.checkpoint()
         if what == self.breaks:
             raise Broken(what)
+        if what == self.loses:
+            raise Away("connection refused", what)
 
     async def leave(self) -> None:
         await self._do("leave")
@@ -274,6 +278,23 @@ async def test_a_store_that_is_away_keeps_it_awake(world: World) -> None:
     assert sleeper.governor.state == "awake"
     sleeper.still.away = None
     await world.at(420)
+    assert sleeper.quiet
+
+
+@pytest.mark.parametrize("what", ["leave", "due_in", "fall_silent"])
+async def test_a_store_that_is_lost_as_it_goes_down_wakes_it_and_it_tries_again(world: World, what: str) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+    sleeper.still.loses = what
+    await world.at(65)
+    assert sleeper.governor.state == "awake"
+    assert sleeper.still.counted
+    assert "connection refused" in [*sleeper.governor.why, ""][0]
+    row = world.store.add()
+    await world.until(lambda: row.outcome)
+    assert world.now < 66
+    sleeper.still.loses = None
+    await world.at(200)
     assert sleeper.quiet
 
 

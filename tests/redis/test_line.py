@@ -16,7 +16,7 @@ from runtime.adapters.redis import holders, keys, scripts
 from runtime.adapters.redis import permits as permits_module
 from runtime.adapters.redis.connection import connect
 from runtime.adapters.redis.keeper import LeaseKeeper
-from runtime.adapters.redis.permits import RedisPermits
+from runtime.adapters.redis.permits import RETRY_S, RedisPermits
 from runtime.adapters.redis.scripts import NewJob, script
 from runtime.adapters.redis.source import RedisSource
 from runtime.core.errors import LeaseLost, LimitInvalid
@@ -141,6 +141,27 @@ def test_permits_are_handed_on_in_the_order_of_their_coming_over_all_processes(u
                 assert not any(later.done() for later in line[n + 1 :])
                 owner.permits.release(permit)
             await until(here.is_clean)
+
+    asyncio.run(play())
+
+
+def test_disconnected_it_listens_no_more_until_somebody_waits(url: str) -> None:
+    async def play() -> None:
+        async with processes(url) as (process,):
+            got = await process.get(await process.job())
+            waiting = await process.in_line()
+            process.permits.release(got)
+            process.permits.release(await handed(waiting))
+            await until(process.is_clean)
+            await until(lambda: process.listens() == 1)
+            await process.permits.disconnect()
+            await asyncio.sleep(3 * RETRY_S)  # it would be there again
+            assert process.listens() == 0
+            got = await process.get(await process.job())
+            waiting = await process.in_line()
+            await until(lambda: process.listens() == 1)
+            process.permits.release(got)
+            await handed(waiting)
 
     asyncio.run(play())
 

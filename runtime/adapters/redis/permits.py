@@ -163,7 +163,6 @@ class RedisPermits:
     async def disconnect(self) -> None:
         """Close the connection that messages come over, while nobody waits."""
         if not self._line:
-            self._waited_for.clear()  # else the listener, which this cuts off, would open another
             await self._bell.connection_pool.disconnect()
 
     async def _listen(self) -> None:
