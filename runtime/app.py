@@ -434,7 +434,7 @@ class Worker:
             while not self._health.turned():
                 await anyio.sleep(0.02)
         module = await asyncio.to_thread(import_module, "runtime.adapters.http.server")
-        desk = Desk(self._client, self._handlers, self._queues, self._governor.call)
+        desk = Desk(self._client, self._handlers, self._queues, self._wake, self._call)
         tokens = self._settings.tokens
         server = module.HttpServer(self._health, self._wake, desk, tokens=tokens, log=self._log)
         try:

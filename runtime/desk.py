@@ -18,11 +18,19 @@ LIVE: Sequence[Status] = ("waiting", "deferred", "active")
 
 
 class Desk:
-    """Knows the handlers and the queues of this worker. Whoever asks it for anything calls the worker, which is to be
+    """Knows the handlers and the queues of this worker. Whoever asks it for anything wakes the worker, which is to be
     silent otherwise."""
 
-    def __init__(self, client: Client, handlers: Handlers, queues: Sequence[str], call: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        handlers: Handlers,
+        queues: Sequence[str],
+        wake: Callable[[], None],
+        call: Callable[[], None],
+    ) -> None:
         self._client = client
+        self._wake = wake
         self._call = call
         self._handlers = handlers
         self._queues = queues
@@ -63,7 +71,7 @@ class Desk:
     @contextmanager
     def _awake(self) -> Generator[None]:
         """Afterwards, too: what was asked may have taken so long that the worker is quiet again, and this not."""
-        self._call()
+        self._wake()
         try:
             yield
         finally:
