@@ -99,7 +99,7 @@ _SAID = {
 async def _replay(client: Client, args: argparse.Namespace) -> int:
     chosen = await client.ask(lambda redis: _chosen(redis, args))
     missing = 0 if args.all else len(args.id) - len(chosen)
-    queues = set()
+    queues: set[str] = set()
     for letter in chosen:
         answer = await client.ask(partial(letters.replay, letter=letter))
         missing += answer != "done"
