@@ -49,8 +49,11 @@ def wait_until(fact: Callable[[], T], timeout_s: float = START_S, what: str = ""
 class Worker:
     """One `runtime serve` in a session of its own: it may be signalled as from a terminal, and ends with this process.
 
-    `out` is written to instead of the file that the methods here read.
+    `out` is written to instead of the file that the methods here read. `inside` stands before the command: it runs it
+    somewhere else, as the same process.
     """
+
+    program: Sequence[str] = ("runtime", "serve")
 
     def __init__(
         self,
@@ -59,13 +62,14 @@ class Worker:
         folder: Path = ROOT,
         arguments: Sequence[str] = (),
         out: str | None = None,
+        inside: Sequence[str] = (),
         **settings: Any,
     ) -> None:
         self._out_path = out
         if redis is not None:
             settings["REDIS_URL"] = redis
         settings.setdefault("RUNTIME_HTTP", "off")
-        self._command = [sys.executable, "-m", "runtime", "serve", *modules, *arguments]
+        self._command = [*inside, sys.executable, "-m", *self.program, *modules, *arguments]
         self._folder = folder
         self._env = environment(**settings)
         self._out = tempfile.NamedTemporaryFile(prefix="worker-out-")  # noqa: SIM115  # closed by close()
