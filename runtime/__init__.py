@@ -36,6 +36,7 @@ from runtime.engine.context import Checked, Context
 from runtime.engine.limiter import Grant
 
 if TYPE_CHECKING:
+    from runtime.alarm import sentinel
     from runtime.client import Client, Job, connect, enqueue_all
 
 __version__ = "0.1.0"
@@ -79,6 +80,7 @@ __all__ = [
     "connect",
     "enqueue_all",
     "handler",
+    "sentinel",
 ]
 
 # What needs redis is loaded when first asked for: `--help` and a worker's start do not pay for what they do not use.
@@ -88,4 +90,6 @@ _FROM_CLIENT = {"Client", "Job", "connect", "enqueue_all"}
 def __getattr__(name: str) -> Any:
     if name in _FROM_CLIENT:
         return getattr(import_module("runtime.client"), name)
+    if name == "sentinel":
+        return import_module("runtime.alarm").sentinel
     raise AttributeError(f"module 'runtime' has no attribute {name!r}")

@@ -50,7 +50,7 @@ class Worker:
     """One `runtime serve` in a session of its own: it may be signalled as from a terminal, and ends with this process.
 
     `out` is written to instead of the file that the methods here read. `inside` stands before the command: it runs it
-    somewhere else, as the same process.
+    somewhere else, as the same process. `command` is another one of runtime's that stays.
     """
 
     program: Sequence[str] = ("runtime", "serve")
@@ -63,13 +63,15 @@ class Worker:
         arguments: Sequence[str] = (),
         out: str | None = None,
         inside: Sequence[str] = (),
+        command: str | None = None,
         **settings: Any,
     ) -> None:
         self._out_path = out
         if redis is not None:
             settings["REDIS_URL"] = redis
         settings.setdefault("RUNTIME_HTTP", "off")
-        self._command = [*inside, sys.executable, "-m", *self.program, *modules, *arguments]
+        program = self.program if command is None else ("runtime", command)
+        self._command = [*inside, sys.executable, "-m", *program, *modules, *arguments]
         self._folder = folder
         self._env = environment(**settings)
         self._out = tempfile.NamedTemporaryFile(prefix="worker-out-")  # noqa: SIM115  # closed by close()

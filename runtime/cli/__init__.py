@@ -21,6 +21,8 @@ COMMANDS = {
     "handlers": "list what `serve` would run",
     "inspect": "show queues, jobs, workers, limits or settings",
     "limit": "list, show, set or reset limits",
+    "sentinel": "watch the queues, and wake workers that sleep",
+    "wake": "wake a worker that sleeps; --if-due only for a job",
     "check": "exit 0 if a worker is alive",
 }
 

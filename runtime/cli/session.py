@@ -2,12 +2,12 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from runtime import client, registry, settings
-from runtime.core.errors import OptionInvalid
+from runtime.core.errors import HandlerInvalid, OptionInvalid
 from runtime.core.span import seconds
 
 T = TypeVar("T")
@@ -39,6 +39,17 @@ async def answered(client: client.Client) -> None:
     for ring in await client.rung():
         if ring.answered:
             print(f"{ring.url} answered", file=sys.stderr)
+
+
+def queues(named: Sequence[str]) -> Sequence[str]:
+    """Which queues to look at: those of -Q, else those of the handlers found here. None: all that workers serve."""
+    if named:
+        return list(dict.fromkeys(named))
+    try:
+        return sorted({handler.spec.queue for handler in registry.collect().values()})
+    except HandlerInvalid as problem:
+        print(f"no handlers here ({problem.message}): looking at the queues that workers serve", file=sys.stderr)
+        return []
 
 
 def timeout_s(text: str) -> float:

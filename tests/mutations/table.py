@@ -823,5 +823,23 @@ BREAKER = _of(
     ("late failures are no count", "if not open then\n  put(0", "if true then\n  put(0"),
 )  # fmt: skip
 
+NEED = _of(
+    "need",
+    ("what somebody holds is not due", "local held, starts = known[2 * n - 1], known[2 * n]", "local held, starts = false, known[2 * n]"),
+    ("a started one may wait for its handler", "if not held and not starts then", "if not held then"),
+    ("one never started does not", "if not held and not starts then", "if false then"),
+    ("what is held waits for nobody", "    elseif not held then\n", "    else\n"),
+    ("unknown of a wrong type hides no job", "try('HMGET', unknown, unpack(started)) or { false }", "try('HMGET', unknown, unpack(started)) or {}"),
+    ("a started one whose handler is known is due", "    if not handler then\n", "    if false then\n"),
+    ("what waits for its handler is not due", "    if not handler then\n", "    if true then\n"),
+    ("a queue of a wrong type is none", "try('ZRANGEBYSCORE', queue, '-inf'", "redis.call('ZRANGEBYSCORE', queue, '-inf'"),
+    ("only what is due", "'-inf', now, 'LIMIT', offset", "'-inf', '+inf', 'LIMIT', offset"),
+    ("it looks beyond the first page", "elseif #ids < PAGE then", "else"),
+    ("behind so many somebody has to look", "return true -- behind", "return false -- behind"),
+    ("who is awake counts", "out[#out + 1] = awake[2]", "out[#out + 1] = 0"),
+    ("the next is none that is due", "'(' .. exact(now), '+inf'", "'-inf', '+inf'"),
+    ("the next is told", "first[2] and exact(tonumber(first[2]) - now) or '-1'", "'-1'"),
+)  # fmt: skip
+
 BUCKETS = [*SCHEDULE, *TAKE, *LEAVE, *ADJUST, *BREAKER]
-MUTANTS = [*CANCEL, *COMMON, *ENQUEUE, *CLAIM, *EXTEND, *SETTLE, *ONCE, *PERMITS, *ACQUIRE, *RELEASE, *BUCKETS]
+MUTANTS = [*CANCEL, *COMMON, *ENQUEUE, *CLAIM, *EXTEND, *SETTLE, *ONCE, *PERMITS, *ACQUIRE, *RELEASE, *NEED, *BUCKETS]

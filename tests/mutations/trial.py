@@ -29,6 +29,7 @@ TESTS = {
     "permits": ("permits",),
     "acquire": ("permits",),
     "release": ("permits",),
+    "need": ("need",),
     **dict.fromkeys(("schedule", "take", "leave", "adjust", "breaker"), ("buckets", "bucket_model")),
 }
 QUICKLY = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--assert=plain"]

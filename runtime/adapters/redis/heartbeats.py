@@ -170,3 +170,9 @@ def read_all(fields: Mapping[bytes, bytes]) -> list[Heartbeat]:
     """Those of the hash's fields that are heartbeats, the last first."""
     beats = [beat for data in fields.values() if (beat := read(data))]
     return sorted(beats, key=lambda beat: -beat.at_ms)
+
+
+async def queues_served(redis: Any) -> set[str]:
+    """The queues of all workers that are known, those that sleep among them. One command; raises as redis-py does."""
+    fields: dict[bytes, bytes] = await redis.hgetall(keys.WORKERS)
+    return {queue for beat in read_all(fields) for queue in beat.queues}

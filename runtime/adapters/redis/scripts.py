@@ -10,6 +10,7 @@ from typing import Any, Literal
 from redis.exceptions import NoPermissionError, NoScriptError
 
 from runtime.adapters.redis import keys
+from runtime.core.alarm import Need
 from runtime.core.quota import Counted
 
 
@@ -353,6 +354,16 @@ async def census(redis: Any, queue: str) -> Census:
     waiting, active, deferred, dead, unknown, completed, failed, oldest = await script("census")(redis, names, [])
     age_ms = float(oldest)
     return Census(waiting, active, deferred, dead, unknown, completed, failed, None if age_ms < 0 else age_ms / 1000)
+
+
+async def needs(redis: Any, queues: Sequence[str]) -> list[Need]:
+    """What these queues hold for workers that sleep, in one read-only call to the primary."""
+    names = [name for queue in queues for name in (queue, keys.unknown(queue))]
+    reply = await script("need")(redis, names, [keys.here(queue) for queue in queues])
+    return [
+        Need(queue, reply[a] == 1, reply[a + 1], None if float(reply[a + 2]) < 0 else float(reply[a + 2]) / 1000)
+        for a, queue in zip(range(0, len(reply), 3), queues, strict=True)
+    ]
 
 
 def _moment(score: bytes | None) -> int | None:
