@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test check weather limits bench bench-limits image model mutants lock clean
+.PHONY: run test check weather limits sleep bench bench-limits image model mutants lock clean
 
 run: $(VENV)/run.stamp
 	@$(BIN)/python -m tests.standins.demo
@@ -25,6 +25,10 @@ weather: $(VENV)/dev.stamp
 # Eight processes that want the tokens of one bucket, for 20 s each: calm, kills, restarts, storms; `make test` tries some.
 limits: $(VENV)/dev.stamp
 	RUNTIME_TEST_LIMITS=all $(BIN)/python -m pytest -q -s tests/limits
+
+# A simulated platform puts workers to sleep, and wakes them; eleven minutes at the server's default keepalive.
+sleep: $(VENV)/dev.stamp
+	RUNTIME_TEST_SLEEP=all $(BIN)/python -m pytest -q -s --timeout=900 tests/platform
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.benchmarks
