@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from runtime import registry
 from runtime.core.errors import OptionInvalid
 from runtime.registry import Handlers
 
@@ -22,7 +23,7 @@ def groups(handlers: Handlers, wanted: Sequence[str], concurrency: int) -> list[
     """
     shared: list[str] = []
     own: list[Group] = []
-    for word in wanted or sorted({handler.spec.queue for handler in handlers.values()}):
+    for word in wanted or registry.queues(handlers):
         name, _, slots = word.partition("=")
         if slots and (not slots.isdigit() or not 1 <= int(slots) <= 1000):
             raise OptionInvalid(

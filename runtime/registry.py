@@ -73,6 +73,11 @@ def _declared(names: Sequence[str]) -> Iterator[Any]:
             yield from list(vars(module).values())
 
 
+def queues(handlers: Handlers) -> list[str]:
+    """Those that the handlers are declared for, sorted."""
+    return sorted({handler.spec.queue for handler in handlers.values()})
+
+
 def make_importable(folder: Path) -> None:
     """Let modules in `folder` be imported; last, as a file there must not hide an installed package."""
     if str(folder) not in sys.path:

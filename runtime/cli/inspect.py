@@ -72,7 +72,7 @@ def _of_handlers(modules: Sequence[str]) -> list[str]:
 
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a module prints is no part of the document
-            return sorted({handler.spec.queue for handler in registry.collect(modules).values()})
+            return registry.queues(registry.collect(modules))
     except HandlerInvalid:
         if modules:
             raise

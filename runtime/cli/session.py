@@ -46,7 +46,7 @@ def queues(named: Sequence[str]) -> Sequence[str]:
     if named:
         return list(dict.fromkeys(named))
     try:
-        return sorted({handler.spec.queue for handler in registry.collect().values()})
+        return registry.queues(registry.collect())
     except HandlerInvalid as problem:
         print(f"no handlers here ({problem.message}): looking at the queues that workers serve", file=sys.stderr)
         return []

@@ -54,10 +54,10 @@ OWN = "rt:own:"
 ONCE = "rt:once:"
 LETTER = "rt:dead:"
 WORKERS = "rt:workers"
-LIMITS_KNOWN = "rt:{limit}:known"
-CONCURRENCY_KNOWN = "rt:{limit}:concurrency"
 LIMIT = "rt:{limit}:"
 """What all limits begin with: one script may touch several of them, and in a cluster they are together."""
+LIMITS_KNOWN = f"{LIMIT}known"
+CONCURRENCY_KNOWN = f"{LIMIT}concurrency"
 
 DAY_S = 86400
 BODY_S = 90 * DAY_S
@@ -115,31 +115,31 @@ def trial(incarnation: str) -> str:
 
 
 def bucket(label: str) -> str:
-    return f"rt:{{limit}}:bucket:{label}"
+    return f"{LIMIT}bucket:{label}"
 
 
 def bucket_set(name: str) -> str:
-    return f"rt:{{limit}}:set:{name}"
+    return f"{LIMIT}set:{name}"
 
 
 def bucket_count(name: str) -> str:
-    return f"rt:{{limit}}:count:{name}"
+    return f"{LIMIT}count:{name}"
 
 
 def breaker(name: str) -> str:
-    return f"rt:{{limit}}:breaker:{name}"
+    return f"{LIMIT}breaker:{name}"
 
 
 def held(label: str) -> str:
-    return f"rt:{{limit}}:held:{label}"
+    return f"{LIMIT}held:{label}"
 
 
 def waiting(label: str) -> str:
-    return f"rt:{{limit}}:waiting:{label}"
+    return f"{LIMIT}waiting:{label}"
 
 
 def handed(incarnation: str) -> str:
-    return f"rt:{{limit}}:handed:{incarnation}"
+    return f"{LIMIT}handed:{incarnation}"
 
 
 def batch(queue: str, incarnation: str) -> str:
