@@ -5,6 +5,7 @@ serve
   ├─ lease keeper, watchdog (threads)
   ├─ pools ─ a task for each item
   ├─ heartbeats
+  ├─ ear: hears the server tell of jobs that anybody writes
   ├─ permits: those that were handed on to this worker, and those to give back
   ├─ HTTP server
   └─ signals:  first: drain until the grace is over · second: give back now · third: end now
@@ -276,6 +277,7 @@ class Worker:
             group.start_soon(self._beside, "the heartbeat", self._beat)
             group.start_soon(self._beside, "handing permits on", self._permits.run)
             group.start_soon(self._beside, "being counted", self._presence.run)
+            group.start_soon(self._beside, "listening", self._listen)
             group.start_soon(self._beside, "going quiet", self._governor.run)
             if self._listener is not None:
                 group.start_soon(self._serve_http, self._listener)
@@ -427,7 +429,11 @@ class Worker:
         await self._source.claimed.wait()
         while self._governor.state == "starting":  # the turn of that claim is about to end
             await anyio.sleep(0.02)
-        await self._silence.beat()
+        await self._silence.while_speaking(self._heartbeats.run)
+
+    async def _listen(self) -> None:
+        await self._source.claimed.wait()  # which has asked for more than can be told
+        await self._silence.while_speaking(self._source.listen)
 
     async def _serve_http(self, listener: socket.socket) -> None:
         with anyio.move_on_after(HTTP_AFTER_S):

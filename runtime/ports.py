@@ -60,6 +60,15 @@ class Source(Protocol):
         """Seconds until the first job of `queue` is due (0 where one is); None for an empty queue."""
         ...
 
+    @property
+    def hears(self) -> bool:
+        """The store tells of jobs that anybody writes, to any queue."""
+        ...
+
+    async def news(self, after: int) -> int:
+        """How often it has told so, once that is more than `after`. May be cancelled."""
+        ...
+
     async def ping(self) -> None:
         """Return when the store answers, and takes what is written to it."""
 

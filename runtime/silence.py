@@ -48,7 +48,8 @@ class Silence:
         self._sessions = sessions
         self._pools = pools
         self._flush_traces = flush_traces
-        self._beating = anyio.CancelScope()
+        self._utterances: dict[anyio.CancelScope, anyio.Event] = {}
+        """What goes on while it speaks, and when each has ended."""
         self._speaking = anyio.Event()
         self._speaking.set()
 
@@ -60,8 +61,10 @@ class Silence:
 
     async def fall_silent(self) -> None:
         self._speaking = anyio.Event()
-        self._beating.cancel()
         self._pools.close_idle()
+        for scope, ended in list(self._utterances.items()):
+            scope.cancel()
+            await ended.wait()
         await self._say_farewell()
         if self._flush_traces is not None:
             await self._flush_traces()
@@ -87,9 +90,15 @@ class Silence:
         with anyio.move_on_after(COUNTED_S):
             await self._presence.counted.wait()
 
-    async def beat(self) -> None:
-        """Send heartbeats, but not while silent. Until cancelled."""
+    async def while_speaking(self, part: Callable[[], Awaitable[object]]) -> None:
+        """Do `part`, which sends by itself, but not while silent. Until cancelled."""
         while True:
             await self._speaking.wait()
-            with anyio.CancelScope() as self._beating:
-                await self._heartbeats.run()
+            ended = anyio.Event()
+            with anyio.CancelScope() as scope:
+                self._utterances[scope] = ended
+                try:
+                    await part()
+                finally:
+                    del self._utterances[scope]
+                    ended.set()

@@ -50,6 +50,7 @@ _SERVER_OPTIONS = (
     *("--aof-use-rdb-preamble", "no"),
     # A start replays the file. The default lets it grow to 64 MB, which takes seconds.
     *("--auto-aof-rewrite-min-size", "16mb"),
+    *("--notify-keyspace-events", "K$"),  # workers hear of the jobs of producers that do not wake them
 )
 
 # Run with 0 the lease's read end, 1 the lock `running`, 2 the log, and the server's command line as arguments.

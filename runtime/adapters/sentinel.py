@@ -1,25 +1,21 @@
 """The sentinel: watches queues for workers that sleep, and rings the doorbell where a job is due and nobody is awake.
 
-Two connections to Redis: one listens, one looks. A look is two commands for a queue at rest: every 60 s if the server
-announces new jobs (keyspace notifications of strings: `K$` in its `notify-keyspace-events`), else every 5 s; and when
-the first job of a queue comes due. Whether it announces them is not asked, which hosted servers refuse, but tried, each
-minute. Its configuration is never changed.
+Two connections to Redis: one listens (`ear`), one looks. A look is two commands for a queue at rest: every 60 s if the
+server announces new jobs, else every 5 s; and when the first job of a queue comes due.
 """
 
-import asyncio
 import math
-import os
-import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
 from redis.exceptions import ResponseError
 
 from runtime.adapters.doorbell import Doorbell
-from runtime.adapters.redis import heartbeats, keys, scripts
+from runtime.adapters.redis import heartbeats, scripts
 from runtime.adapters.redis.connection import away_when_lost, concerns_the_server, connect, shown
+from runtime.adapters.redis.ear import Ear
 from runtime.adapters.redis.weather import Weather
 from runtime.adapters.telemetry.logs import LogJournal
 from runtime.core.alarm import SAFE_LOOK_S, SLOW_LOOK_S, Calls, Need, next_look_s
@@ -33,10 +29,6 @@ BUSY_S = 0.5
 """Between two looks while somebody is awake, however much is announced: it is there to take it."""
 AWAY_S = 1.0
 """Between two looks while Redis is away."""
-LISTEN_AGAIN_S = 5.0
-PROVE_S = 60.0
-PROOF_S = 1.0
-"""How long an announcement may take to arrive."""
 
 
 class Sentinel:
@@ -55,13 +47,13 @@ class Sentinel:
         self._journal = LogJournal(log, "info")
         self._weather = Weather(self._journal.back)
         self._calls = Calls()
-        self._news = asyncio.Event()
-        self._ear = _Ear(url, self._news.set)
+        self._news = 0
         self._told_hears: bool | None = None
 
     async def run(self) -> None:
         """Watch until cancelled. A Redis that is away is weather, and so is a worker that does not answer."""
         self._redis = connect(self._url, connections=1)
+        self._ear = Ear(self._url, self._redis)
         self._doorbell = Doorbell(self._wake_urls)
         self._log.info(
             f"Sentinel started: {', '.join(sorted(self._queues)) or 'the queues of all workers'}",
@@ -82,7 +74,6 @@ class Sentinel:
 
     async def _watch(self) -> None:
         while True:
-            self._news.clear()
             looked_at = anyio.current_time()
             try:
                 needs = await self._look()
@@ -99,7 +90,7 @@ class Sentinel:
             if any(need.awake for need in needs):
                 await anyio.sleep(BUSY_S)
             with anyio.move_on_at(looked_at + next_look_s(needs, hears=self._ear.hears)):
-                await self._news.wait()
+                self._news = await self._ear.news(self._news)
                 await anyio.sleep(GATHER_S)
 
     async def _look(self) -> Sequence[Need]:
@@ -118,16 +109,14 @@ class Sentinel:
             pipe.time()
             for queue in queues:
                 pipe.zrange(queue, 0, 0, withscores=True)
-            if self._ear.wants_proof():
-                pipe.set(self._ear.proof, "", px=1000)
             now, *replies = await pipe.execute(raise_on_error=False)
-        for reply in (now, *replies[: len(queues)]):
+        for reply in (now, *replies):
             if isinstance(reply, Exception) and concerns_the_server(reply):
                 raise reply
         if isinstance(now, ResponseError):
             raise now
         now_ms = now[0] * 1000 + now[1] / 1000
-        return [_of_head(queue, reply, now_ms) for queue, reply in zip(queues, replies, strict=False)]
+        return [_of_head(queue, reply, now_ms) for queue, reply in zip(queues, replies, strict=True)]
 
     async def _ask_for_queues(self) -> None:
         if self._asks_for_queues and time.monotonic() - self._asked_at >= SAFE_LOOK_S:
@@ -176,75 +165,3 @@ def _of_head(queue: str, reply: Any, now_ms: float) -> Need:
         return Need(queue, due=False, awake=0, next_in_s=None)
     in_s = (float(reply[0][1]) - now_ms) / 1000
     return Need(queue, due=in_s <= 0, awake=0, next_in_s=in_s if in_s > 0 else None)
-
-
-class _Ear:
-    """Calls `tell` when the server announces that a job was written, and when the connection came up or broke."""
-
-    def __init__(self, url: str, tell: Callable[[], None]) -> None:
-        self._url = url
-        self._tell = tell
-        self.proof = keys.trial(f"{os.getpid():x}-{secrets.token_hex(6)}")
-        """A key that is written to hear of it."""
-        self._open = False
-        self._changed_at = time.monotonic()
-        self._asked_at = self._proved_at = -math.inf
-
-    @property
-    def hears(self) -> bool:
-        """The server announces what is written, or did a minute ago."""
-        return self._open and time.monotonic() - self._proved_at < PROVE_S + SLOW_LOOK_S + PROOF_S
-
-    @property
-    def settling(self) -> bool:
-        """Whether it hears will show."""
-        known_after_s = PROOF_S if self._open else LISTEN_AGAIN_S + PROOF_S
-        return time.monotonic() - max(self._asked_at, self._changed_at) < known_after_s
-
-    def wants_proof(self) -> bool:
-        """Whether to write the proof now; it counts as written."""
-        now = time.monotonic()
-        wants = self._open and now - self._asked_at >= PROVE_S
-        if wants:
-            self._asked_at = now
-        return wants
-
-    async def run(self) -> None:
-        """Listen until cancelled, over connections of its own, one after the other."""
-        redis = connect(self._url, connections=1)
-        try:
-            while True:
-                try:
-                    with away_when_lost("listen"):
-                        await self._listen(redis)
-                except Away:
-                    pass  # looks tell of it
-                finally:
-                    self._open, self._changed_at = False, time.monotonic()
-                    self._tell()
-                await anyio.sleep(LISTEN_AGAIN_S)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await redis.aclose()
-
-    async def _listen(self, redis: Any) -> None:
-        about = f"__keyspace@{redis.get_connection_kwargs().get('db') or 0}__:"
-        async with redis.pubsub() as channel:
-            await channel.psubscribe(f"{about}{keys.JOB}*")
-            await channel.subscribe(f"{about}{self.proof}")
-            while True:
-                message = await channel.get_message(timeout=PROVE_S)
-                if message is not None:
-                    self._hear(message)
-
-    def _hear(self, message: dict[str, Any]) -> None:
-        match message["type"], message["data"]:
-            case "subscribe", _:  # the second of the two
-                self._open, self._asked_at, self._proved_at = True, -math.inf, -math.inf
-                self._tell()  # of what came before there is no announcement
-            case "message", b"set":
-                self._proved_at = time.monotonic()
-            case "pmessage", b"set":
-                self._tell()
-            case _:
-                pass

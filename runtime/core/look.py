@@ -1,13 +1,21 @@
 """How often an idle worker looks for jobs that nobody announces."""
 
+import math
+
 FOREIGN_LOOK_S = (0.5, 15.0)
+OF_A_LEASE = 1.1
+"""No look comes later than this part of a lease after the one before."""
 
 
-def look_every_s(since_foreign_s: float, lease_s: float) -> float:
-    """Seconds between two looks, `since_foreign_s` after the last job of a producer that sends no wake-up (stock arq).
+def look_every_s(since_foreign_s: float, since_start_s: float, lease_s: float, *, hears: bool) -> float:
+    """Seconds between two looks, so long after the last job of a producer that sends no wake-up (stock arq).
 
-    Half a second for the first minute, then it doubles as the time does. Never longer than nine tenths of a lease: a
-    worker that looks once within every lease sees each one before it lapses, and so is there when it does.
+    Half a second for the first minute, then it doubles as the time does. A worker that has seen no such job begins with
+    half a second too, and is soon through: a job waits no longer than a quarter of the worker's age. Where the store
+    tells of what is written (`hears`), looks are for leases that lapse. Those are found whatever happens before that
+    part of a lease, or 15 s, is over: a claim that was made just after one look is seen to lapse by the next.
     """
     least, most = FOREIGN_LOOK_S
-    return min(max(since_foreign_s / 120, least), most, 0.9 * lease_s)
+    most = min(most, OF_A_LEASE * lease_s)
+    wanted = math.inf if hears else max(min(since_foreign_s / 120, since_start_s / 4), least)
+    return min(wanted, most)

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 
-from runtime.core.job import Settlement, Verdict
+from runtime.core.job import Released, Retried, Settlement, Snoozed, Verdict
 from runtime.engine.drought import Drought
 from runtime.engine.puller import Puller
 from runtime.engine.settler import Settler
@@ -102,6 +102,8 @@ class Actor:
         self._ports.keeper.drop([settlement.claim.token])
         if verdict == "settled":
             self._statistics.count(settlement.outcome)
+            if isinstance(settlement.outcome, Retried | Snoozed | Released):
+                self.puller.expect(settlement.claim.queue, settlement.outcome.delay_s or 0.0)
         self._ports.journal.settled(settlement, verdict)
         self.slots.touch()
 

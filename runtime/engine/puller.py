@@ -1,7 +1,7 @@
 """Claims jobs for the slots: never more than are free, never sooner than something is known to be due."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import anyio
@@ -16,6 +16,10 @@ MOST_AT_ONCE = 100
 """Most jobs in one claim: the server serves nobody else meanwhile."""
 LEAST_WAIT_S = 0.05
 """After a claim that found nothing although something is due: others were quicker, or a clock is at its edge."""
+GATHER_S = 0.005
+"""From the news that a job was written to the look for it: one that is announced is somebody else's by then."""
+USELESS_NEWS_S = 0.1
+"""News that led to no job are followed no sooner than this after the look; each time, that doubles."""
 UNHEARD_S = 0.25
 """While a backlog elsewhere keeps the puller from listening to announcements, a queue is asked this often."""
 LOST_RETRY_S = (0.1, 1.0)
@@ -37,6 +41,25 @@ class _Queue:
     asked_at: float = -math.inf
     foreign_at: float = -math.inf
     """When the last such job was found."""
+
+
+@dataclass(slots=True)
+class _News:
+    """What the store tells of jobs that anybody writes: also of those that are announced to somebody. Monotonic."""
+
+    heard: int = 0
+    look_at: float = -math.inf
+    """They are followed no sooner."""
+    useless_s: float = USELESS_NEWS_S
+    followed: bool = False
+    """The next look is on their account."""
+
+    def useless(self, now: float, most_s: float) -> None:
+        self.look_at = now + self.useless_s
+        self.useless_s = min(2 * self.useless_s, most_s)
+
+    def useful(self) -> None:
+        self.look_at, self.useless_s = -math.inf, USELESS_NEWS_S
 
 
 class Puller:
@@ -61,9 +84,12 @@ class Puller:
         self._backlog = backlog
         self._drought = drought
         self._heard_at = -math.inf
+        self._started_at = 0.0
+        self._news = _News()
         self._retry_s = LOST_RETRY_S[0]
         self._rest = anyio.CancelScope()
         self._nap = anyio.CancelScope()
+        self._looking = anyio.CancelScope()
         self._claiming = anyio.CancelScope()
         self._draining = False
         self._paused = False
@@ -95,10 +121,16 @@ class Puller:
         """Look at every queue now, or as soon as there is room. Not while the store is away: owners go first then."""
         self._nap.cancel()
 
+    def expect(self, queue: str, in_s: float) -> None:
+        """Something of `queue` will be due then, as this worker has said itself."""
+        for known in self._queues:
+            if known.name == queue:
+                known.due_at = min(known.due_at, anyio.current_time() + in_s)
+        self._looking.cancel()
+
     async def run(self) -> None:
         """Claim until drained."""
-        for queue in self._queues:
-            queue.foreign_at = anyio.current_time()
+        self._started_at = anyio.current_time()
         try:
             while not self._draining:
                 if self._paused:
@@ -153,7 +185,7 @@ class Puller:
         dry_until = self._drought.until(queue.name)
         if dry_until is not None:
             if dry_until > anyio.current_time():
-                queue.due_at = dry_until
+                queue.due_at = queue.look_at = dry_until
                 return
             self._drought.trying(queue.name)
             room = 1
@@ -176,8 +208,9 @@ class Puller:
         now = anyio.current_time()
         if any(isinstance(claim.call, Call) and claim.call.foreign for claim in pulled.claims):
             queue.foreign_at = now
+            self._news.useful()
         queue.asked_at = now
-        queue.look_at = now + look_every_s(now - queue.foreign_at, self._lease_s)
+        queue.look_at = now + self._look_every_s(queue, now)
         if pulled.more:
             queue.due_at = now if pulled.claims else now + LEAST_WAIT_S
         else:
@@ -198,18 +231,70 @@ class Puller:
             queue.due_at = -math.inf
 
     async def _listen(self) -> None:
-        """Wait for an announcement, for the next due time, or until it is time to look."""
-        until = min(min(queue.due_at, queue.look_at) for queue in self._queues)
+        """Wait for an announcement, or for the next due time. Looks for what nobody announces go on beside that."""
+        lost: list[Away] = []
+
+        async def part(wait: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await wait()
+            except Away as cause:
+                lost.append(cause)
+            both.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as both:
+            both.start_soon(part, self._look_around)
+            await part(self._hear)
+        if lost:
+            raise lost[0]
+
+    async def _hear(self) -> None:
+        until = min(queue.due_at for queue in self._queues)
         names = [queue.name for queue in self._queues]
-        announced = await self._source.wait(names, max(until - anyio.current_time(), LEAST_WAIT_S))
-        now = self._heard_at = anyio.current_time()
+        heard = False
+        try:
+            announced = await self._source.wait(names, max(until - anyio.current_time(), LEAST_WAIT_S))
+            heard = True
+        finally:
+            if not heard:  # an announcement may be on its way to nobody
+                for queue in self._queues:
+                    queue.look_at = -math.inf
+        self._heard_at = anyio.current_time()
         for queue in self._queues:
             if queue.name == announced:
-                queue.due_at = now
-            elif queue.look_at <= now:
-                queue.look_at = now + look_every_s(now - queue.foreign_at, self._lease_s)
+                queue.due_at = self._heard_at
+
+    async def _look_around(self) -> None:
+        """Look when it is time, or when there are news; return when something is due."""
+        while all(queue.due_at > anyio.current_time() for queue in self._queues):
+            until = min(min(queue.due_at, queue.look_at) for queue in self._queues)
+            with anyio.CancelScope(deadline=until) as self._looking:
+                self._news.heard = await self._source.news(self._news.heard)
+            if self._looking.cancelled_caught:
+                await self._look()
+            else:
+                self._follow_news()
+
+    def _follow_news(self) -> None:
+        at = max(anyio.current_time() + GATHER_S, self._news.look_at)
+        for queue in self._queues:
+            self._news.followed |= at <= queue.look_at
+            queue.look_at = min(queue.look_at, at)
+
+    async def _look(self) -> None:
+        """At the queues for which it is time."""
+        now = anyio.current_time()
+        for queue in self._queues:
+            if queue.look_at <= now:
+                queue.look_at = now + self._look_every_s(queue, now)
                 due_in_s = await self._source.due_in(queue.name)
+                now = self.turn_at = anyio.current_time()
                 queue.due_at = math.inf if due_in_s is None else now + due_in_s
+        followed, self._news.followed = self._news.followed, False
+        if followed and all(queue.due_at > now for queue in self._queues):
+            self._news.useless(now, self._look_every_s(self._queues[0], now))
+
+    def _look_every_s(self, queue: _Queue, now: float) -> float:
+        return look_every_s(now - queue.foreign_at, now - self._started_at, self._lease_s, hears=self._source.hears)
 
     async def _ride_out(self, cause: Away) -> None:
         """Wait until the store answers. After an outage that leases may not have outlived, owners go first."""

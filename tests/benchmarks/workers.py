@@ -31,6 +31,16 @@ async def noop(ctx: object, n: int) -> None:
     _mark()
 
 
+@handler
+async def marked(ctx: object) -> None:
+    """Says when it began."""
+    print(time.monotonic(), flush=True)
+
+
+async def arq_marked(ctx: object) -> None:
+    print(time.monotonic(), flush=True)
+
+
 async def arq_noop(ctx: object, n: int) -> None:
     _mark()
 
@@ -48,7 +58,7 @@ def run_arq(max_jobs: str, poll_delay: str, url: str) -> None:
 
     logging.basicConfig(level=logging.WARNING)
     worker = Worker(
-        functions=[func(arq_noop, name="noop")],
+        functions=[func(arq_noop, name="noop"), func(arq_marked, name="marked")],
         redis_settings=RedisSettings.from_dsn(url),
         max_jobs=int(max_jobs),
         poll_delay=float(poll_delay),

@@ -8,10 +8,12 @@ from itertools import pairwise
 import pytest
 import trio
 
+from runtime.core.errors import RetryLater
 from runtime.core.job import Done
+from runtime.core.retry import Retry
 from runtime.engine.context import Context
 from runtime.engine.puller import MOST_AT_ONCE
-from tests.engine.world import LEASE_S, Asked, World
+from tests.engine.world import EPOCH_S, LEASE_S, Asked, World
 
 HOUR_S = 3600.0
 
@@ -115,22 +117,89 @@ async def test_a_job_that_is_due_in_half_a_day_takes_no_time_to_wait_for(world: 
     assert row.starts_at == [12 * HOUR_S + 0.5]
 
 
-async def test_an_idle_worker_looks_every_half_second_for_a_minute_and_then_ever_less(world: World) -> None:
+def gaps(world: World, since: float = 0.0) -> dict[float, float]:
+    """The time of each look, and what passed until the next."""
+    looks = [when for when in world.store.times("look") if when >= since]
+    return {first: round(second - first, 6) for first, second in pairwise(looks)}
+
+
+async def test_a_young_worker_looks_often_and_soon_ever_less(world: World) -> None:
     world.serve(world.actor(lease_s=100))
     await world.at(HOUR_S)
-    looks = world.store.times("look")
-    gaps = {first: round(second - first, 6) for first, second in pairwise(looks)}
-    assert looks[0] == 0.5
-    assert all(gap == 0.5 for when, gap in gaps.items() if when <= 60)
-    assert all(gap == pytest.approx(when / 120, abs=0.06) for when, gap in gaps.items() if 60 < when < 1800)
-    assert all(gap == 15 for when, gap in gaps.items() if when > 1800)
+    assert world.store.times("look")[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert all(gap == pytest.approx(max(when / 4, 0.5)) for when, gap in gaps(world).items() if when < 60)
+    assert all(gap == 15 for when, gap in gaps(world).items() if when > 60)
+    assert len(gaps(world, HOUR_S - 61)) <= 4
 
 
-async def test_an_idle_worker_looks_at_least_once_in_nine_tenths_of_a_lease(world: World) -> None:
+async def test_a_look_never_comes_later_than_eleven_tenths_of_a_lease_after_another(world: World) -> None:
     world.serve(world.actor(lease_s=4))
     await world.at(HOUR_S)
-    looks = world.store.times("look")
-    assert max(second - first for first, second in pairwise(looks)) == pytest.approx(3.6)
+    assert max(gaps(world).values()) == pytest.approx(4.4)
+
+
+async def test_where_the_store_tells_what_is_written_looks_are_for_leases(world: World) -> None:
+    world.store.tells = True
+    world.serve(world.actor())
+    await world.at(HOUR_S)
+    assert set(gaps(world).values()) == {11}
+
+
+async def test_looks_do_not_interrupt_the_wait_for_an_announcement(world: World) -> None:
+    world.serve(world.actor("a", "b"))
+    await world.at(HOUR_S)
+    assert len(world.store.times("wait")) == 1
+
+
+async def test_an_idle_worker_that_looks_is_alive(world: World) -> None:
+    actor = world.actor()
+    world.serve(actor)
+    await world.at(HOUR_S)
+    assert actor.puller.turn_at is not None
+    assert trio.current_time() - actor.puller.turn_at <= 11
+
+
+async def test_a_job_that_the_store_tells_of_is_claimed_at_once(world: World) -> None:
+    world.store.tells = True
+    world.handle_taking(1)
+    world.serve(world.actor("a", "b"))
+    await world.at(HOUR_S + 0.5)
+    rows = []
+    for second in range(100):
+        await world.at(HOUR_S + 2 * second + 0.5)
+        rows.append(world.store.add(queue="ab"[second % 2], foreign=True))
+    await world.until(lambda: all(row.outcome for row in rows))
+    assert max(row.starts_at[0] - (HOUR_S + 2 * n + 0.5) for n, row in enumerate(rows)) < 0.01
+
+
+async def test_news_of_jobs_that_are_announced_to_somebody_are_followed_ever_less(world: World) -> None:
+    world.store.tells = True
+    world.serve(world.actor())
+    await world.at(HOUR_S)
+    asked = len(world.store.asked)
+    for tick in range(6000):
+        await world.at(HOUR_S + tick / 10)
+        world.store.take_from(world.store.add(announce=False))
+    assert len(world.store.asked) - asked < 600 / 11 + 60 / 11 + 10
+    row = world.store.add(foreign=True)
+    world.handle_taking(1)
+    await world.until(lambda: row.outcome)
+    later = world.store.add(foreign=True)
+    at = trio.current_time()
+    await world.until(lambda: later.outcome)
+    assert trio.current_time() - at < 1.2
+
+
+async def test_what_is_to_run_again_is_claimed_when_it_is_due(world: World) -> None:
+    async def work(ctx: Context) -> None:
+        raise RetryLater("100s")
+
+    world.handle(work, retry=Retry(3))
+    world.serve(world.actor())
+    await world.at(HOUR_S)
+    row = world.store.add()
+    await world.until(lambda: row.outcome)
+    assert row.starts_at == [HOUR_S, HOUR_S + 100, HOUR_S + 200]
 
 
 async def test_a_look_asks_for_no_jobs(world: World) -> None:
@@ -142,10 +211,10 @@ async def test_a_look_asks_for_no_jobs(world: World) -> None:
 async def test_a_job_that_nobody_announced_is_found_by_the_next_look(world: World) -> None:
     world.handle_taking(1)
     world.serve(world.actor())
-    await world.at(10.1)
+    await world.at(1.1)
     row = world.store.add(foreign=True)
-    await world.at(11)
-    assert row.starts_at == [10.5]
+    await world.at(2)
+    assert row.starts_at == [1.5]
 
 
 async def test_a_worker_that_is_woken_finds_what_nobody_announced_at_once(world: World) -> None:
@@ -201,12 +270,10 @@ async def test_after_a_job_of_a_silent_producer_the_looks_are_frequent_again(wor
     await world.at(HOUR_S)
     row = world.store.add(foreign=True)
     await world.until(lambda: row.outcome)
-    assert row.starts_at[0] - HOUR_S <= 0.9 * LEASE_S
-    looked = len(world.store.times("look"))
-    await world.at(HOUR_S + 40)
-    gaps = [second - first for first, second in pairwise(world.store.times("look")[looked:])]
-    assert gaps
-    assert all(gap == pytest.approx(0.5) for gap in gaps)
+    assert row.starts_at[0] - HOUR_S <= 1.1 * LEASE_S
+    at = trio.current_time() - EPOCH_S
+    await world.at(at + 40)
+    assert set(gaps(world, at).values()) == {0.5}
 
 
 async def test_a_job_of_our_own_producer_changes_nothing_about_the_looks(world: World) -> None:
@@ -215,8 +282,7 @@ async def test_a_job_of_our_own_producer_changes_nothing_about_the_looks(world: 
     await world.at(HOUR_S)
     world.store.add()
     await world.at(HOUR_S + 100)
-    gaps = [second - first for first, second in pairwise(world.store.times("look")) if first > HOUR_S]
-    assert all(gap == pytest.approx(9) for gap in gaps)
+    assert set(gaps(world, HOUR_S + 0.1).values()) == {11}
 
 
 async def test_queues_are_taken_in_turn(world: World) -> None:

@@ -271,6 +271,10 @@ class Store:
         self.bugs: dict[str, Exception] = {}
         """What raises an exception that is nobody's plan, once."""
         self.slow_s: dict[str, float] = {}
+        self.tells = False
+        """It tells of everything that is written."""
+        self.written = 0
+        self._told = trio.Event()
         self.others_are_quicker = False
         """Claims find that something is due, and get nothing."""
         self.on_ask: Callable[[Asked], None] = lambda asked: None
@@ -314,6 +318,9 @@ class Store:
         self.rows[row.id] = row
         if announce and not foreign:
             self._mark(queue)
+        self.written += 1
+        self._told.set()
+        self._told = trio.Event()
         self._stir()
         return row
 
@@ -418,6 +425,15 @@ class Store:
         await self._answer("look", queue, 0)
         dues = [row.due_at for row in self.rows.values() if row.queue == queue and not row.token and not row.outcome]
         return max(0.0, min(dues) - trio.current_time()) if dues else None
+
+    @property
+    def hears(self) -> bool:
+        return self.tells
+
+    async def news(self, after: int) -> int:
+        while not self.tells or self.written <= after:
+            await self._told.wait()
+        return self.written
 
     async def ping(self) -> None:
         await self._answer("ping", "", 0)

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as Lost
 
 from runtime.adapters.redis import keys
+from runtime.adapters.redis.connection import REPLY_S
 from runtime.adapters.redis.presence import Presence
 from tests.servers import Server
 
@@ -53,6 +54,19 @@ def test_who_leaves_is_counted_no_longer_when_it_returns_and_may_come_again(redi
             assert await counted(redis_url) == [0, 0]
             presence.appear()
             await presence.counted.wait()
+
+    present(redis_url, test)
+
+
+def test_it_stays_on_one_connection_for_longer_than_a_reply_may_take(redis_url: str) -> None:
+    async def test(presence: Presence, running: asyncio.Task[None]) -> None:
+        async with Redis.from_url(redis_url) as redis:
+            before = {client["id"] for client in await redis.client_list(_type="pubsub")}
+            for _ in range(round(10 * (REPLY_S + 1))):
+                await asyncio.sleep(0.1)
+                assert presence.counted.is_set()
+                assert await counted(redis_url) == [1, 1]
+            assert {client["id"] for client in await redis.client_list(_type="pubsub")} == before
 
     present(redis_url, test)
 

@@ -47,6 +47,8 @@ def _options(url: str, reply_s: float) -> dict[str, Any]:
         "socket_timeout": reply_s,
         "protocol": 2,  # what the scripts' readers are written for
         "health_check_interval": 0,  # no PING before a command: it would double what an idle worker sends
+        "lib_name": None,  # two commands at the start of each connection, to say whose it is
+        "lib_version": None,
     }
     scheme = urlsplit(url).scheme
     if scheme != "unix":

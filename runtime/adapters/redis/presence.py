@@ -16,6 +16,9 @@ from runtime.ports import Away
 CONFIRM_S = 4.0
 """How long the server may take to confirm that the subscription is over."""
 RETRY_S = (0.2, 5.0)
+SILENCE_S = 60.0
+"""One read of a connection on which nothing comes. Without a time of its own it would take the connection's for a
+reply, and be over after that; that the other end is gone is the kernel's to find out."""
 
 
 class Presence:
@@ -62,7 +65,7 @@ class Presence:
         confirmed = 0
         while subscription.subscribed:
             # Nothing comes but confirmations, and the end of the connection.
-            message: dict[str, Any] | None = await subscription.get_message(timeout=None)
+            message: dict[str, Any] | None = await subscription.get_message(timeout=SILENCE_S)
             confirmed += message is not None and message["type"] == "subscribe"
             if confirmed == len(self._channels):
                 self.counted.set()

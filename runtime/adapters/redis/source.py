@@ -14,6 +14,7 @@ from runtime.adapters.payload import LARGEST, from_json, to_json
 from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.connection import away_when_lost, connect
+from runtime.adapters.redis.ear import Ear
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.weather import Weather
 from runtime.core.job import (
@@ -33,7 +34,7 @@ from runtime.core.job import (
 from runtime.core.policy import attempt_after
 from runtime.ports import Away, Pulled
 
-LONGEST_WAIT_S = 15.0
+LONGEST_WAIT_S = 60.0
 WAIT_REPLY_S = 3.0
 """For so much longer than was asked a blocking wait may take, a new connection included; then it is taken for lost."""
 LET_IN_S = 1.0
@@ -68,6 +69,7 @@ class RedisSource:
         self.incarnation = f"{os.getpid():x}-{secrets.token_hex(6)}"
         self.redis = connect(url)
         self._bell = connect(url, connections=waiters, reply_s=LONGEST_WAIT_S + WAIT_REPLY_S)
+        self._ear = Ear(url, self.redis)
         self._lease_ms = round(lease_s * 1000)
         self._keeper = keeper
         self._on_trouble = on_trouble
@@ -213,6 +215,17 @@ class RedisSource:
             return None
         score_ms = first[0][1] if isinstance(first[0], list | tuple) else float(first[1])
         return max(0.0, float(score_ms) / 1000 - self._server_ahead_s - time.monotonic())
+
+    async def listen(self) -> None:
+        """Until cancelled: then, and before, `hears` is false, and there are no news."""
+        await self._ear.run()
+
+    @property
+    def hears(self) -> bool:
+        return self._ear.hears
+
+    async def news(self, after: int) -> int:
+        return await self._ear.news(after)
 
     async def outlook(self, queues: Sequence[str]) -> float | None:
         """Seconds until the first job of `queues` is due, or a lease on one, by the primary; None: no jobs at all."""
