@@ -24,6 +24,7 @@ from typing import Any
 import anyio
 
 from runtime.adapters.http.sessions import AiohttpSessions
+from runtime.adapters.loop import loop_factory
 from runtime.adapters.redis import codecs
 from runtime.adapters.redis.buckets import RedisLimits
 from runtime.adapters.redis.heartbeats import Heartbeats
@@ -81,9 +82,10 @@ def serve(
     log = logs.configure(settings.log_level, settings.log_format, settings.worker_id, redact=redact)
     for warning in settings.warnings:
         log.warning(warning, event_name="SETTING_WARNING")
+    loop = loop_factory(settings.loop)
     listener = listen(settings.port) if settings.http else None
     worker = Worker(settings, url, handlers, served, buckets, log, listener, redact)
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=loop) as runner:
         code = _run_to_its_end(runner.get_loop(), worker.run(), log)
         if worker.leaves_runs_behind:
             os._exit(code)  # their jobs may be running elsewhere by now

@@ -30,6 +30,7 @@ class Settings:
     alarm_s: float | None
     """Somebody outside looks that often whether a job is due, and rings; None: nobody does."""
     block_limit_s: float
+    loop: str
     worker_id: str
     version: str
     commit: str | None
@@ -213,6 +214,7 @@ TABLE: Sequence[Setting] = (
     Setting("sleep_after_s", ("RUNTIME_SLEEP_AFTER",), _span(5, 86400), "", "go quiet when idle for so long"),
     Setting("alarm_s", ("RUNTIME_ALARM",), _span(60, 86400), "", "somebody outside looks that often, and rings"),
     Setting("block_limit_s", ("RUNTIME_BLOCK_LIMIT",), _span(2, 86400), "60s", "longest block of the event loop"),
+    Setting("loop", ("RUNTIME_LOOP",), _one_of("asyncio", "uvloop"), "asyncio", "event loop: asyncio or uvloop"),
     Setting("worker_id", ("WORKER_ID", "RAILWAY_REPLICA_ID"), _text, "", "name of this worker; else host and process"),
     Setting("version", ("WORKER_VERSION",), _text, "", "version of this deployment; else its commit"),
     Setting("commit", ("RAILWAY_GIT_COMMIT_SHA",), _text, "", "commit of this deployment"),
