@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 
 from runtime.adapters.runner import token_of
 
@@ -52,12 +53,15 @@ class Watchdog:
         self._over = over
         self._stuck = stuck
         self._answered = True
+        self._below = 0
+        """How many calls are the event loop's own."""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
         """Watch from now on; a second time changes nothing."""
         if not self._thread.ident and not self._closing.is_set():
+            self._loop.call_soon(self._answer)
             self._thread.start()
 
     def close(self) -> None:
@@ -95,17 +99,21 @@ class Watchdog:
 
     def _answer(self) -> None:
         self._answered = True
+        self._below = _frames(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]  # it is documented
 
     def _look(self, for_s: float) -> Standstill:
         task = asyncio.current_task(self._loop)
         frame = sys._current_frames().get(self._loop_thread)  # pyright: ignore[reportPrivateUsage]  # it is documented
-        calls = _since_the_loop(traceback.extract_stack(frame) if frame else [])
+        # What the event loop has called, and what that has; its innermost part.
+        calls = traceback.extract_stack(frame)[self._below :][-FRAMES:] if frame else []
         last = calls[-1] if calls else None
         where = f"{last.filename}:{last.lineno} in {last.name}" if last else "unknown"
         return Standstill(for_s, token_of(task) if task else None, where, "".join(traceback.format_list(calls)))
 
 
-def _since_the_loop(calls: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
-    """What the event loop has called, and what that has; its innermost part."""
-    begins = max((at for at, call in enumerate(calls) if call.filename == asyncio.events.__file__), default=-1)
-    return calls[begins + 1 :][-FRAMES:]
+def _frames(frame: FrameType | None) -> int:
+    """How many there are, up to this one."""
+    count = 0
+    while frame is not None:
+        frame, count = frame.f_back, count + 1
+    return count
