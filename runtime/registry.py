@@ -7,11 +7,12 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from runtime.core.errors import HandlerInvalid, HandlerUnknown, LimitInvalid
+from runtime.core.errors import HandlerInvalid, HandlerUnknown, LimitInvalid, Problem
 from runtime.core.limits import Bucket
 from runtime.core.policy import describe
 from runtime.declare import Handler
@@ -43,10 +44,58 @@ def buckets(modules: Sequence[str] = (), folder: Path | None = None) -> Sequence
     """The buckets that the same modules declare. Raises `HandlerInvalid` also for two rules under one name."""
     found: dict[str, Bucket] = {}
     for value in _declared(_named(modules, folder)):
-        for bucket in value.spec.limit.costs if isinstance(value, Handler) else [value]:
-            if isinstance(bucket, Bucket):
-                _add_bucket(found, bucket)
+        for bucket in _buckets_of(value):
+            _add_bucket(found, bucket)
     return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """All that modules declare, and all that is wrong with them: what can be had is there, whatever cannot."""
+
+    named: Sequence[str]
+    """The modules looked into; those of a package beside it."""
+    modules: int
+    """As many were imported."""
+    handlers: Handlers
+    buckets: Sequence[Bucket]
+    wrong: Sequence[Problem]
+
+
+def inventory(modules: Sequence[str] = (), folder: Path | None = None) -> Inventory:
+    """What `collect` and `buckets` are about, with every mistake instead of the first."""
+    try:
+        names = _named(modules, folder)
+    except HandlerInvalid as problem:
+        return Inventory((), 0, {}, (), (problem,))
+    handlers: dict[str, Handler[..., Any]] = {}
+    buckets: dict[str, Bucket] = {}
+    wrong: list[Problem] = []
+    imported: list[ModuleType] = []
+    for one in (one for name in names for one in _walk(name)):
+        if isinstance(one, Problem):
+            wrong.append(one)
+        else:
+            imported.append(one)
+    for value in (value for module in imported for value in list(vars(module).values())):
+        try:
+            if isinstance(value, Handler):
+                _add(handlers, cast("Handler[..., Any]", value))
+            for bucket in _buckets_of(value):
+                _add_bucket(buckets, bucket)
+        except HandlerInvalid as problem:
+            wrong.append(problem)
+    try:
+        _check_quotas(handlers)
+    except HandlerInvalid as problem:
+        wrong.append(problem)
+    return Inventory(names, len(set(imported)), handlers, list(buckets.values()), wrong)
+
+
+def _buckets_of(value: object) -> list[Bucket]:
+    """Those of a handler, or the one that it is."""
+    limits = value.spec.limit.costs if isinstance(value, Handler) else [value]
+    return [limit for limit in limits if isinstance(limit, Bucket)]
 
 
 def _add_bucket(found: dict[str, Bucket], new: Bucket) -> None:
@@ -69,7 +118,12 @@ def _named(modules: Sequence[str], folder: Path | None) -> list[str]:
 
 def _declared(names: Sequence[str]) -> Iterator[Any]:
     for name in names:
-        for module in _import(name):
+        modules: list[ModuleType] = []
+        for module in _walk(name):
+            if isinstance(module, Problem):
+                raise module from None
+            modules.append(module)
+        for module in modules:
             yield from list(vars(module).values())
 
 
@@ -137,12 +191,16 @@ def _check_quotas(handlers: Handlers) -> None:
             )
 
 
-def _import(name: str) -> list[ModuleType]:
-    module = _import_one(name)
-    modules = [module]
-    for child in pkgutil.walk_packages(getattr(module, "__path__", []), prefix=f"{name}."):
-        modules.append(_import_one(child.name))
-    return modules
+def _walk(name: str) -> Iterator[ModuleType | Problem]:
+    """The module, and if it is a package those in it; in the place of one that cannot be imported, why."""
+    try:
+        module = _import_one(name)
+    except (HandlerInvalid, LimitInvalid) as problem:
+        yield problem
+        return
+    yield module
+    for child in pkgutil.iter_modules(getattr(module, "__path__", []), prefix=f"{name}."):
+        yield from _walk(child.name)
 
 
 def _import_one(name: str) -> ModuleType:

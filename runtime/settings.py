@@ -268,6 +268,8 @@ class Reading:
     warnings: Sequence[str]
     settings: Settings | None
     """None where something is wrong."""
+    production: bool = False
+    """A store inside the container would not do here."""
 
 
 def read(environment: Mapping[str, str] | None = None) -> Settings:
@@ -300,7 +302,7 @@ def examine(environment: Mapping[str, str] | None = None) -> Reading:
             "set REDIS_URL (on Railway: Variables, New Variable, Add Reference, Redis.REDIS_URL)"
         )
     if wrong:
-        return Reading(found, wrong, warnings, None)
+        return Reading(found, wrong, warnings, None, production)
     values["tokens"] = values["tokens"] or ()
     values["wake_urls"] = values["wake_urls"] or ()
     values["worker_id"] = values["worker_id"] or own_name()
@@ -310,7 +312,7 @@ def examine(environment: Mapping[str, str] | None = None) -> Reading:
         warnings.append("this worker never sleeps, as nobody could wake it: RUNTIME_SLEEP_AFTER needs RUNTIME_HTTP=on")
     hidden = secrets(env)
     checked = Settings(**values, production=production, warnings=tuple(warnings), secrets=hidden)
-    return Reading(found, wrong, warnings, checked)
+    return Reading(found, wrong, warnings, checked, production)
 
 
 _SECRET_NAME = re.compile(r"key|token|secret|passw(?:or)?d|dsn|credential", re.IGNORECASE)

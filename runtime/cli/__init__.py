@@ -23,6 +23,7 @@ COMMANDS = {
     "limit": "list, show, set or reset limits",
     "sentinel": "watch the queues, and wake workers that sleep",
     "wake": "wake a worker that sleeps; --if-due only for a job",
+    "doctor": "find what is wrong, and how to mend it",
     "check": "exit 0 if a worker is alive",
 }
 

@@ -40,6 +40,11 @@ def after(state: State, event: Event) -> State:
     return TABLE.get((state, event), state)
 
 
+LATELY = "it worked lately"
+NO_ALARM = "RUNTIME_ALARM is not set"
+"""How reasons begin, and end, that are looked for by others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What may keep a worker awake, as it is now."""
@@ -63,7 +68,7 @@ def reasons(standing: Standing) -> list[str]:
     if standing.away is not None:
         found.append(f"Redis is away ({standing.away})")
     if standing.quiet_in_s > 0 and not found:
-        found.append(f"it worked lately: quiet in {spell(standing.quiet_in_s)}")
+        found.append(f"{LATELY}: quiet in {spell(standing.quiet_in_s)}")
     return found
 
 
@@ -79,5 +84,5 @@ def held_by(due_in_s: float | None, alarm_s: float | None) -> str | None:
         return "a job is due"
     when = f"a job, or somebody's lease, is due in {spell(due_in_s)}"
     if alarm_s is None:
-        return f"{when}, and nobody would wake it: RUNTIME_ALARM is not set"
+        return f"{when}, and nobody would wake it: {NO_ALARM}"
     return f"{when}, before the alarm is sure to ring" if due_in_s < alarm_s else None
