@@ -140,4 +140,3 @@ class _Visit:
                 return
             with server:
                 yield server.url
-
