@@ -333,6 +333,8 @@ def secrets(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
         if name.endswith("_HEADERS"):
             found |= {pair.partition("=")[2].strip() for pair in text.split(",")}
         found |= set(_IN_URL.findall(text))
+        if name in ("REDIS_URL", "UPSTASH_REDIS_URL"):  # one address, in which the password may stand as it is
+            found.add(text.rpartition("@")[0].partition("://")[2].partition(":")[2])
     found |= {unquote(secret) for secret in found}
     return tuple(sorted(found - {""}))
 

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -28,10 +29,12 @@ _START_S = 10
 class Server:
     """One server process. Its two addresses stay the same over `kill()`, `stop()` and `restart()`.
 
-    Without `data` it forgets everything when it ends; with it every write is on disk before it is answered.
+    Without `data` it forgets everything when it ends; with it every write is on disk before it is answered. `options`
+    are further ones of the server's own.
     """
 
-    def __init__(self, data: Path | None = None, binary: str | None = None) -> None:
+    def __init__(self, data: Path | None = None, binary: str | None = None, options: Sequence[str] = ()) -> None:
+        self._options = options
         self.binary = binary or os.environ.get("RUNTIME_TEST_SERVER") or server_binary() or ""
         if not self.binary:
             raise EmbeddedUnavailable
@@ -123,6 +126,7 @@ class Server:
             *(self.binary, "--bind", "127.0.0.1", "--port", str(self._port), "--unixsocket", f"{self._home}/s"),
             *("--save", "", "--enable-debug-command", "local", "--logfile", f"{self._home}/log"),
             *(durable if self._data else memory_only),
+            *self._options,
         ]
 
     def _comes_up(self) -> bool:

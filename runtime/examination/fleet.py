@@ -1,6 +1,7 @@
 """Sees who else there is: workers, the queues they serve, and their limits, as Redis has them."""
 
 import asyncio
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,8 @@ class Fleet:
 
     @property
     def deferred(self) -> int:
-        return sum(queue.deferred for queue in self.queues)
+        """Jobs of the handlers here that wait for their time."""
+        return sum(queue.deferred for queue in self.queues if queue.ours)
 
 
 async def see(redis: Any, ours: Sequence[str], declared: Sequence[Bucket]) -> Fleet:
@@ -66,6 +68,7 @@ def _peer(beat: Heartbeat, now_ms: float) -> Peer:
         started_ms=beat.started_ms,
         at_ms=beat.at_ms,
         rss_bytes=beat.rss_bytes,
+        here=beat.host == socket.gethostname(),
     )
 
 

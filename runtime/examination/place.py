@@ -104,24 +104,26 @@ async def see_port(chosen: Mapping[str, Any]) -> Port:
     else:
         return Port(number, "free")
     try:
-        state = await in_thread(lambda: _worker_at(number), ASK_S)
+        return await in_thread(lambda: _who_has(number), ASK_S)
     except TimeoutError:
-        state = None
-    return Port(number, "ours", state) if state is not None else Port(number, "foreign")
+        return Port(number, "foreign")
 
 
-def _worker_at(port: int) -> str | None:
-    """The state of the worker that answers there; None: whoever does is none. It is not woken by being asked."""
+def _who_has(port: int) -> Port:
+    """Asks for /health, which wakes no worker."""
+    foreign = Port(port, "foreign")
     try:
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=ASK_S)) as connection:
             connection.request("GET", "/health", headers={"Connection": "close"})
             said: Any = json.loads(connection.getresponse().read(MOST_READ))
     except (OSError, http.client.HTTPException, ValueError, RecursionError):
-        return None
-    if not isinstance(said, dict) or said.get("service") != "worker" or not isinstance(said.get("state"), str):
-        return None
-    state: str = said["state"]
-    return state
+        return foreign
+    match said:
+        case {"service": "worker", "state": str(state), **rest}:
+            reasons = rest.get("awake_because")
+            return Port(port, "ours", state, tuple(map(str, reasons)) if isinstance(reasons, list) else ())
+        case _:
+            return foreign
 
 
 async def see_telemetry(chosen: Mapping[str, Any], env: Mapping[str, str]) -> Telemetry:

@@ -17,7 +17,7 @@ from runtime.core.spec import DEFAULT_QUEUE
 from runtime.examination.deadline import unresolved
 
 T = TypeVar("T")
-LOOK_S = 5.0
+LOOK_S = 4.0
 """As long as all of this may take; what was not seen by then is left open."""
 PINGS = 50
 PINGS_S = 1.5

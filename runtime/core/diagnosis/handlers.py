@@ -164,8 +164,15 @@ def _timeouts(project: Project) -> Iterator[Finding]:
 
 
 def queue_verdicts(queues: Sequence[Queue]) -> Iterator[Finding]:
+    idle = [queue for queue in queues if queue.ours and not (queue.served or queue.jobs or queue.trouble)]
+    if idle:
+        names = ", ".join(queue.name for queue in idle)
+        yield Finding(
+            "handlers.queues", "warn", f"nobody serves {names}; no job is there",
+            "jobs that are added wait until somebody does", "runtime serve",
+        )  # fmt: skip
     well: list[str] = []
-    for queue in queues:
+    for queue in (queue for queue in queues if queue not in idle):
         found = _queue(queue)
         if found is None:
             well.append(f"{queue.name} ({_served(queue)})")
@@ -188,15 +195,15 @@ def _queue(queue: Queue) -> Finding | None:
             "handlers.queues", "fail", f"{queue.name}: {queue.trouble}", "nobody can claim from it",
             "look at the keys that the sentence names: redis-cli TYPE; rename or delete what is no queue's",
         )  # fmt: skip
-    jobs = f"{_count(queue.jobs, 'job')} in it" if queue.jobs else "it is empty"
+    jobs = f"with {_count(queue.jobs, 'job')} in it"
     if not queue.served and queue.ours:
         return Finding(
-            "handlers.queues", "warn", f"nobody serves {queue.name}, and {jobs}",
+            "handlers.queues", "warn", f"nobody serves {queue.name}, {jobs}",
             "its jobs wait until somebody does", "runtime serve",
         )  # fmt: skip
     if not queue.served and queue.jobs:
         return Finding(
-            "handlers.queues", "warn", f"nobody serves {queue.name}, no handler here is for it, and {jobs}",
+            "handlers.queues", "warn", f"nobody serves {queue.name}, {jobs}, and no handler here is for it",
             "a producer names a queue that no worker takes from",
             "correct the producer's queue, or start the worker that has its handlers",
         )  # fmt: skip
@@ -228,7 +235,7 @@ def limit_verdicts(limits: Sequence[Rates], breakers: Sequence[Breaker] = ()) ->
     ]  # fmt: skip
     if amiss or not limits:
         return amiss
-    names = ", ".join(f"{one.name} {rule}" for one in limits if (rule := one.here or one.told))
+    names = "; ".join(f"{one.name} {rule}" for one in limits if (rule := one.here or one.told))
     return [Finding("limits.rates", "pass", names)]
 
 

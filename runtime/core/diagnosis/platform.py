@@ -19,11 +19,13 @@ FULL = 0.85
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """The HTTP port. `ours`: a worker of this package answers there, and is `state`; `foreign`: something else does."""
+    """The HTTP port. `ours`: a worker of this package answers there; `foreign`: something else has it."""
 
     number: int
     who: Literal["off", "any", "free", "ours", "foreign", "refused"]
     state: str = ""
+    awake_because: Sequence[str] = ()
+    """What that worker says."""
     cause: str = ""
     """Why it was refused."""
 
@@ -41,6 +43,8 @@ class Peer:
     started_ms: int = 0
     at_ms: int = 0
     rss_bytes: int | None = None
+    here: bool = False
+    """It runs on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +145,17 @@ def _sleep(place: Place) -> Iterator[Finding]:
         amiss = list(_cannot_sleep(place))
         yield from amiss
         if not amiss:
-            alarm = f"an alarm every {spell(place.alarm_s)}" if place.alarm_s else "no job is deferred"
+            alarm = (
+                f"the alarm rings every {spell(place.alarm_s)}"
+                if place.alarm_s
+                else f"without an alarm it stays awake while a job is deferred ({_now(place.deferred)})"
+            )
             yield Finding("platform.sleep", "pass", f"quiet after {spell(place.sleep_after_s)}; {alarm}")
     yield from _awake(place)
+
+
+def _now(deferred: int | None) -> str:
+    return "none is now" if deferred == 0 else "whether one is, is not known"
 
 
 def _cannot_sleep(place: Place) -> Iterator[Finding]:
@@ -155,7 +167,7 @@ def _cannot_sleep(place: Place) -> Iterator[Finding]:
         yield Finding(
             "platform.sleep", "warn", f"it cannot sleep: {place.deferred} deferred jobs, and RUNTIME_ALARM is not set",
             "nobody would wake it when they come due",
-            "let a cron service run `runtime wake --if-due` every 5 minutes, and set RUNTIME_ALARM=5m",
+            _ALARM,
         )  # fmt: skip
     if place.metrics is not None:
         yield Finding(
@@ -166,19 +178,28 @@ def _cannot_sleep(place: Place) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+_ALARM = "let a cron service run `runtime wake --if-due` every 5 minutes, and set RUNTIME_ALARM=5m"
+
+
 def _awake(place: Place) -> Iterator[Finding]:
-    """What live workers say of why they are awake; that they work, or did lately, needs no fix."""
-    for peer in place.peers or ():
-        if not peer.live or peer.running:
-            continue
-        for reason in peer.awake_because:
-            if reason.startswith(LATELY) or "RUNTIME_SLEEP_AFTER" in reason:
-                continue
-            alarm = "let a cron service run `runtime wake --if-due` every 5 minutes, and set RUNTIME_ALARM=5m"
+    """What live workers say of why they are awake. The one on our port says it now, the others up to 30 s ago."""
+    peers = [peer for peer in place.peers or () if peer.live and not peer.running]
+    if place.port is not None and place.port.who == "ours":
+        yield from _reasons(f"the worker on port {place.port.number}", place.port.awake_because)
+        if sum(peer.here for peer in peers) == 1:
+            peers = [peer for peer in peers if not peer.here]
+    for peer in peers:
+        yield from _reasons(peer.worker_id, peer.awake_because)
+
+
+def _reasons(who: str, reasons: Sequence[str]) -> Iterator[Finding]:
+    """That it works, or did lately, or is not to sleep, needs no fix."""
+    for reason in reasons:
+        if not (reason.startswith(LATELY) or reason.endswith("jobs run") or "RUNTIME_SLEEP_AFTER" in reason):
             yield Finding(
-                "platform.awake", "warn", f"{peer.worker_id} is awake: {reason}",
+                "platform.awake", "warn", f"{who} is awake: {reason}",
                 "a worker that is awake is paid for, and asks Redis",
-                alarm if NO_ALARM in reason else "see it again in a minute: runtime inspect sleep",
+                _ALARM if NO_ALARM in reason else "see it again in a minute: runtime inspect sleep",
             )  # fmt: skip
 
 

@@ -29,8 +29,9 @@ class Environment:
 
 
 def verdicts(env: Environment) -> Iterator[Finding]:
-    names = ", ".join(env.read) or "none: defaults everywhere"
-    yield Finding("settings.read", "pass", f"{_count(len(env.read), 'variable')} read ({names})")
+    number = "1 variable" if len(env.read) == 1 else f"{len(env.read)} variables"
+    said = f"{number} read ({', '.join(env.read)})" if env.read else "no variable is set: defaults everywhere"
+    yield Finding("settings.read", "pass", said)
     for text in env.wrong:
         yield Finding("settings.wrong", "fail", text, "`runtime serve` refuses to start with it", _correction(text))
     for text in env.warnings:
@@ -95,7 +96,3 @@ _EXAMPLE = re.compile(
 def is_placeholder(value: str) -> bool:
     """Whether this is what examples have in place of a secret, such as `your_judit_api_key` or `sk-...`."""
     return _EXAMPLE.fullmatch(value.strip().strip("'\"")) is not None
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

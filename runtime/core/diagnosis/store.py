@@ -121,13 +121,17 @@ _FIXES = (
 
 
 def _fix(cause: str) -> str:
-    return next((fix for words, fix in _FIXES if words in cause.lower()), "the cause says what the server lacks")
+    return next(
+        (fix for words, fix in _FIXES if words.lower() in cause.lower()), "the cause says what the server lacks"
+    )
 
 
 def _reached(store: Store) -> Finding:
     if store.lost is not None:
         why = "no job can be added or claimed"
         fix = _fix(store.lost)
+        if store.scheme == "rediss" and "no answer" in store.lost:  # a server without TLS waits for the rest of a line
+            fix = "does the server speak TLS? If not, write redis:// instead of rediss://"
         if store.host.endswith(".railway.internal") and not store.on_railway:
             fix = "*.railway.internal resolves only inside Railway: from here use REDIS_PUBLIC_URL"
         return Finding("redis.reach", "fail", f"it does not work for us: {store.lost}", why, fix)
