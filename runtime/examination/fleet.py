@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.adapters.redis import buckets, controls, inspector, keys
-from runtime.adapters.redis.connection import TROUBLE
+from runtime.adapters.redis.connection import TROUBLE, cause_of
 from runtime.adapters.redis.heartbeats import Heartbeat
 from runtime.adapters.redis.inspector import Trouble
 from runtime.core.diagnosis.handlers import Breaker, Queue, Rates
@@ -34,6 +34,8 @@ class Fleet:
     queues: list[Queue] = field(default_factory=list[Queue])
     limits: Sequence[Rates] = ()
     breakers: Sequence[Breaker] = ()
+    trouble: str | None = None
+    """Why the rest was not seen."""
 
     @property
     def deferred(self) -> int:
@@ -44,7 +46,7 @@ class Fleet:
 async def see(redis: Any, ours: Sequence[str], declared: Sequence[Bucket]) -> Fleet:
     """What is to be seen within the time; `ours` are the queues of the handlers here, `declared` their limits."""
     fleet = Fleet()
-    with suppress(TimeoutError, *TROUBLE):
+    try:
         async with asyncio.timeout(LOOK_S):
             now_ms, beats = await inspector.workers(redis)
             fleet.peers = [_peer(beat, now_ms) for beat in beats]
@@ -54,6 +56,8 @@ async def see(redis: Any, ours: Sequence[str], declared: Sequence[Bucket]) -> Fl
                 fleet.queues.append(await _queue(redis, name, name in ours, beats, now_ms))
             for name in sorted(await _found(redis) - known)[:MOST]:
                 fleet.queues.append(await _queue(redis, name, False, beats, now_ms))
+    except TROUBLE as error:
+        fleet.trouble = cause_of(error)
     return fleet
 
 

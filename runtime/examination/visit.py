@@ -79,7 +79,7 @@ class _Visit:
             port = group.create_task(place.see_port(self.chosen))
             telemetry = group.create_task(place.see_telemetry(self.chosen, self._env))
         found, fleet = redis.result()
-        here = replace(place.see(self._env, self.chosen), port=port.result(), **fleet)
+        here = replace(place.see(self._env, self.chosen), port=port.result(), serves=bool(inventory.handlers), **fleet)
         return [*found, *platform.verdicts(here), *platform.telemetry_verdicts(telemetry.result())]
 
     async def _ask_redis(self, inventory: Inventory) -> tuple[list[Finding], Mapping[str, Any]]:
@@ -102,6 +102,8 @@ class _Visit:
             finally:
                 await redis.aclose()
             found += handlers.queue_verdicts(fleet.queues)
+            if fleet.trouble is not None:
+                found.append(Finding("handlers.fleet", "skipped", f"the other queues and workers: {fleet.trouble}"))
             found += handlers.limit_verdicts(fleet.limits, fleet.breakers)
             return found, {"peers": fleet.peers, "deferred": fleet.deferred}
 

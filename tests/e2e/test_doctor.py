@@ -305,6 +305,47 @@ def test_jobs_that_nobody_serves(tcp_url: str) -> None:
     assert "nobody serves ai-jobs; no job is there" in said
 
 
+def test_two_workers_of_one_name(tcp_url: str) -> None:
+    with Worker(MODULE, redis=tcp_url, WORKER_ID="w-1").up(), Worker(MODULE, redis=tcp_url, WORKER_ID="w-1") as second:
+        second.up()
+        with Redis.from_url(tcp_url) as redis:
+            # Each says a second time that it lives, as it does after 30 s.
+            for name, beat in redis.hgetall(keys.WORKERS).items():
+                redis.hset(keys.WORKERS, name, json.dumps({**json.loads(beat), "at_ms": round(1000 * time.time())}))
+        report = Report(MODULE, REDIS_URL=tcp_url, code=0)
+    assert "2 live workers are named w-1" in report.said("platform.worker_id")
+
+
+def test_jobs_that_wait_for_workers_that_sleep(tcp_url: str) -> None:
+    with Worker(
+        MODULE, redis=tcp_url, RUNTIME_HTTP="on", PORT=0, RUNTIME_SLEEP_AFTER="5s", WORKER_ID="w-1"
+    ).up() as worker:
+        with Redis.from_url(tcp_url) as redis:
+            wait_until(lambda: any(json.loads(beat)["state"] == "quiet" for beat in redis.hvals(keys.WORKERS)))
+        worker.kill()
+        enqueue(tcp_url, add.request(1, 2))
+        report = Report(MODULE, REDIS_URL=tcp_url, code=0)
+    assert "arq:queue: 1 job due, and its workers sleep" in report.said("handlers.queues")
+    assert "RUNTIME_WAKE_URL is not set here, and w-1 may be asleep" in report.said("platform.doorbell")
+
+
+def test_what_others_have_written_breaks_nothing(tcp_url: str) -> None:
+    with Redis.from_url(tcp_url) as redis:
+        redis.set("ai-jobs", "no queue")
+        redis.hset(keys.WORKERS, "x", "no heartbeat")
+        redis.hset(keys.LIMITS_KNOWN, "judit", "5:1000000:5")
+        redis.set(keys.bucket_set("judit"), "no rule")
+        redis.zadd(b"no\xffunicode", {"job": 1})
+        redis.set("arq:job:job", "no body")
+    report = Report(MODULE, REDIS_URL=tcp_url)
+    assert report.failed() == {"handlers.queues"}
+    assert "ai-jobs: " in report.said("handlers.queues")
+    with Redis.from_url(tcp_url) as redis:
+        redis.delete(keys.WORKERS)
+        redis.set(keys.WORKERS, "no hash")
+    assert Report(MODULE, REDIS_URL=tcp_url).verdict("redis.lua") == "pass"
+
+
 def test_what_railway_does_by_default(tcp_url: str) -> None:
     railway: dict[str, Any] = {"REDIS_URL": tcp_url, "RAILWAY_ENVIRONMENT_NAME": "production"}
     report = Report(MODULE, **railway)

@@ -275,6 +275,8 @@ DEFERRED = held_by(3600.0, None) or ""
         ({"port": Port(3002, "foreign")}, "platform.port", "fail"),
         ({"port": Port(80, "refused", cause="Permission denied")}, "platform.port", "fail"),
         ({"railway": False}, "platform.draining", None),
+        ({"railway": True, "serves": False}, "platform.draining", None),
+        ({"port": Port(3002, "foreign"), "serves": False}, "platform.port", None),
         ({"railway": True}, "platform.draining", "fail"),
         ({"railway": True, "draining_s": 0.0}, "platform.draining", "fail"),
         ({"railway": True, "draining_s": 29.0}, "platform.draining", "fail"),

@@ -51,6 +51,8 @@ class Peer:
 class Place:
     """Where this process runs, and what it was told of that. None: not to be seen."""
 
+    serves: bool = True
+    """There are handlers here, so that a worker may run."""
     railway: bool = False
     draining_s: float | None = None
     """From SIGTERM to SIGKILL; None: nothing is said here."""
@@ -85,14 +87,17 @@ class Telemetry:
 
 
 def verdicts(place: Place) -> Iterator[Finding]:
-    if place.port is not None:
-        yield _port(place.port)
-    if place.railway:
-        yield _draining(place)
+    if place.serves:
+        if place.port is not None:
+            yield _port(place.port)
+        if place.railway:
+            yield _draining(place)
+        yield _memory(place)
+    else:
+        yield Finding("platform.worker", "skipped", "port, end and memory of a worker: no handlers are here")
     yield from _sleep(place)
     yield from _bells(place)
     yield from _names(place)
-    yield _memory(place)
 
 
 def _port(port: Port) -> Finding:
