@@ -26,8 +26,8 @@ PROBE_MS = 1000
 BLOCK_S = 0.05
 HEAR_S = 0.5
 """How long an announcement may take."""
-WANTED = 2 * CONNECTIONS + 4
-"""The connections of a worker (`app.py`): source and client, and one each of bell, presence, keeper and permits."""
+WANTED = 2 * CONNECTIONS + 5
+"""The connections of a worker (`app.py`): source and client; one each of bell, ear, presence, keeper, permits."""
 _WRITES = "redis.call('SET', KEYS[1], '', 'PX', ARGV[1]) return redis.call('EXISTS', KEYS[2])"
 
 

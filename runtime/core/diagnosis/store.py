@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import quantiles
 
 from runtime.core.findings import Finding
+from runtime.core.look import FOREIGN_LOOK_S
 from runtime.core.span import spell
 
 LEAST_VERSION = (6, 2)
@@ -282,13 +283,16 @@ def _announcements(store: Store) -> Finding:
     match store.announces:
         case True:
             return Finding(
-                "redis.events", "pass", "keyspace notifications are on: a sentinel hears of jobs of stock arq at once"
+                "redis.events", "pass", "keyspace notifications are on: stock arq's jobs are heard of at once"
             )
         case False:
-            seen = "keyspace notifications are off: a sentinel finds jobs of stock arq by looking, every 5 s"
+            seen = (
+                "keyspace notifications are off: stock arq's jobs are found by looking, after "
+                f"{spell(FOREIGN_LOOK_S[1])} at most (notify-keyspace-events K$ would tell of them)"
+            )
             return Finding("redis.events", "pass", seen)
         case None:
-            return Finding("redis.events", "skipped", "whether it announces new jobs: not tried")
+            return Finding("redis.events", "skipped", "whether it tells of new jobs: not tried")
 
 
 def _size(number: int) -> str:
