@@ -38,9 +38,10 @@ class Fleet:
     """Why the rest was not seen."""
 
     @property
-    def deferred(self) -> int:
-        """Jobs of the handlers here that wait for their time."""
-        return sum(queue.deferred for queue in self.queues if queue.ours)
+    def deferred(self) -> int | None:
+        """Jobs of the handlers here that wait for their time; None: not all queues were seen, and none in the others."""
+        number = sum(queue.deferred for queue in self.queues if queue.ours)
+        return number if number or self.trouble is None else None
 
 
 async def see(redis: Any, ours: Sequence[str], declared: Sequence[Bucket]) -> Fleet:

@@ -247,8 +247,18 @@ def test_an_empty_folder_without_redis(tmp_path: Path) -> None:
     done = installed_in(only, bare)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no handlers here" in done.stdout
-    assert "will start the embedded server" in done.stdout
+    assert "will start an embedded one" in done.stdout
     assert list(bare.iterdir()) == []
+
+
+def test_the_embedded_server_is_looked_at_where_there_is_one(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert "will start an embedded one" in Report(MODULE, RUNTIME_DATA=data).said("redis.reach")
+    assert not data.exists()
+    data.mkdir()
+    report = Report(MODULE, RUNTIME_DATA=data, code=0)
+    assert "of 50 PINGs" in report.said("redis.reach")
+    assert report.verdict("redis.persistence") == report.verdict("redis.eviction") == "pass"
 
 
 def test_a_dotenv_in_git_and_one_that_nobody_reads(tmp_path: Path) -> None:

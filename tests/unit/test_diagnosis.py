@@ -157,6 +157,7 @@ def test_what_is_made_of_the_environment(env: Environment, expected: dict[str, s
     [
         ("RUNTIME_LEES is no setting; did you mean RUNTIME_LEASE?", "rename it to RUNTIME_LEASE"),
         ("WORKER_TIMEOUT (ms) and JOB_TIMEOUT_SECONDS are both set and differ; unset one", "unset one of them"),
+        ("WORKER_X is not a setting of this worker", "unset WORKER_X"),
         ("PORT='x' must be a whole number from 0 to 65535", "correct PORT"),
         ("REDIS_URL names no host", "correct REDIS_URL"),
     ],

@@ -76,6 +76,8 @@ def _correction(text: str) -> str:
         return f"rename it to {meant[1]}, or unset it"
     if "both set and differ" in text:
         return "unset one of them: JOB_TIMEOUT_SECONDS is the plainer"
+    if "is not a setting" in text:
+        return f"unset {name}, unless another program reads it"
     if "quotes" in text:
         return f"write the value of {name} without quotes"
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
