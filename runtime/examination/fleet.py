@@ -39,7 +39,7 @@ class Fleet:
 
     @property
     def deferred(self) -> int | None:
-        """Jobs of the handlers here that wait for their time; None: not all queues were seen, and none in the others."""
+        """Jobs of the handlers here that wait for their time; None: not all queues were seen, and none in those."""
         number = sum(queue.deferred for queue in self.queues if queue.ours)
         return number if number or self.trouble is None else None
 
