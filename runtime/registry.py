@@ -81,7 +81,7 @@ def inventory(modules: Sequence[str] = (), folder: Path | None = None) -> Invent
         try:
             if isinstance(value, Handler):
                 _add(handlers, cast("Handler[..., Any]", value))
-            for bucket in _buckets_of(value):
+            for bucket in _buckets_of(cast("object", value)):
                 _add_bucket(buckets, bucket)
         except HandlerInvalid as problem:
             wrong.append(problem)

@@ -2,16 +2,17 @@
 
 import errno
 import http.client
-import json
 import re
 import socket
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from runtime.adapters.payload import from_json
 from runtime.core.diagnosis.platform import Place, Port, Telemetry
 from runtime.examination.deadline import in_thread, unreachable
 
@@ -109,21 +110,24 @@ async def see_port(chosen: Mapping[str, Any]) -> Port:
         return Port(number, "foreign")
 
 
+@dataclass(frozen=True, slots=True)
+class _Health:
+    """What of a worker's /health is wanted here."""
+
+    service: Literal["worker"]
+    state: str
+    awake_because: tuple[str, ...] = ()
+
+
 def _who_has(port: int) -> Port:
     """Asks for /health, which wakes no worker."""
-    foreign = Port(port, "foreign")
     try:
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=ASK_S)) as connection:
             connection.request("GET", "/health", headers={"Connection": "close"})
-            said: Any = json.loads(connection.getresponse().read(MOST_READ))
+            said = from_json(connection.getresponse().read(MOST_READ), _Health)
     except (OSError, http.client.HTTPException, ValueError, RecursionError):
-        return foreign
-    match said:
-        case {"service": "worker", "state": str(state), **rest}:
-            reasons = rest.get("awake_because")
-            return Port(port, "ours", state, tuple(map(str, reasons)) if isinstance(reasons, list) else ())
-        case _:
-            return foreign
+        return Port(port, "foreign")
+    return Port(port, "ours", said.state, said.awake_because)
 
 
 async def see_telemetry(chosen: Mapping[str, Any], env: Mapping[str, str]) -> Telemetry:
