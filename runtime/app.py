@@ -23,10 +23,12 @@ from typing import Any
 
 import anyio
 
+from runtime.adapters.egress import Egress
 from runtime.adapters.http.sessions import AiohttpSessions
 from runtime.adapters.loop import loop_factory
 from runtime.adapters.redis import codecs
 from runtime.adapters.redis.buckets import RedisLimits
+from runtime.adapters.redis.connection import lent
 from runtime.adapters.redis.heartbeats import Heartbeats
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.ledger import RedisLedger
@@ -146,6 +148,7 @@ class Worker:
         self._listener = listener
         self._redact = redact
         self._journal = logs.LogJournal(log, settings.log_level)
+        self._egress = Egress()
         self._traces = self._make_traces()
         self._statistics = Statistics()
         self._signals: asyncio.Queue[int] = asyncio.Queue(maxsize=3)
@@ -163,7 +166,8 @@ class Worker:
         settings = self._settings
         lease_s = settings.lease_s
         self._weather = Weather(self._journal.back)
-        self._keeper = LeaseKeeper(self._url, lease_s, self._hear_keeper)
+        egress = self._egress
+        self._keeper = LeaseKeeper(self._url, lease_s, self._hear_keeper, egress.of("leases"))
         self._source = RedisSource(
             self._url,
             lease_s=lease_s,
@@ -172,20 +176,25 @@ class Worker:
             waiters=len(self._groups),
             on_trouble=self._journal.trouble,
             serializer=self._serializer,
+            egress=egress,
         )
-        self._sessions = AiohttpSessions()
+        self._sessions = AiohttpSessions(egress)
         self._pools = Pools(lambda text: self._log.warning(text, event_name="POOL_TROUBLE"))
         self._client = Client(
             self._url,
             serializer=self._serializer,
             wake_urls=settings.wake_urls,
             bells=dict.fromkeys(self._queues, self._call),
+            egress=egress,
         )
         use(self._client)
         ledger = RedisLedger(self._source.redis)
         journal = self._traces or self._journal
-        self._limits = RedisLimits(self._source.redis)
-        self._permits = RedisPermits(self._url, self._source.redis, self._source.incarnation, self._journal.trouble)
+        self._limits = RedisLimits(lent(self._source.redis, egress.of("limits")))
+        permits = egress.of("permits")
+        self._permits = RedisPermits(
+            self._url, lent(self._source.redis, permits), self._source.incarnation, self._journal.trouble, permits
+        )
         ports = Ports(
             self._source,
             self._keeper,
@@ -200,7 +209,7 @@ class Worker:
             self._redact,
         )
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], journal)
-        self._presence = Presence(self._url, self._queues)
+        self._presence = Presence(self._url, self._queues, egress.of("presence"))
         slots = sum(group.slots for group in self._groups)
         self._health = Health(
             self._supervisor.actors,
@@ -211,6 +220,7 @@ class Worker:
             self._probe,
             self._pools.statistics,
             lambda: self._governor,
+            egress,
         )
         self._standstills = Standstills(
             self._supervisor.actors,
@@ -225,7 +235,10 @@ class Worker:
         )
         self._looking = anyio.CancelScope()
         self._heartbeats = Heartbeats(
-            self._source.redis, self._source.incarnation, self._bulletins.heartbeat, self._limits.send_counts
+            lent(self._source.redis, egress.of("heartbeat")),
+            self._source.incarnation,
+            self._bulletins.heartbeat,
+            self._limits.send_counts,
         )
         self._silence = Silence(
             self._queues,
@@ -362,6 +375,7 @@ class Worker:
             worker_id=settings.worker_id,
             resource={name: value for name, value in about.items() if value is not None},
             warn=lambda text: self._log.warning(text, event_name="SETTING_WARNING"),
+            row=self._egress.of("traces"),
         )
 
     async def _close(self) -> None:
@@ -444,7 +458,8 @@ class Worker:
         module = await asyncio.to_thread(import_module, "runtime.adapters.http.server")
         desk = Desk(self._client, self._handlers, self._queues, self._wake, self._call)
         tokens = self._settings.tokens
-        server = module.HttpServer(self._health, self._wake, desk, tokens=tokens, log=self._log)
+        row = self._egress.of("answers")
+        server = module.HttpServer(self._health, self._wake, desk, tokens=tokens, log=self._log, row=row)
         try:
             port = await server.start(listener)
             self._log.info(f"Health check server listening on port {port}", event_name="HTTP_LISTENING")

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from runtime.groups import Group
 from runtime.health import Health
 from runtime.registry import Handlers
 from runtime.settings import Settings
+
+LAST_SENT = 3
+"""A line names so many of those who have sent anything."""
 
 
 class Bulletins:
@@ -76,11 +80,14 @@ class Bulletins:
         )
 
     def state(self, state: State, why: str) -> None:
-        """One line at each change that is not part of its start or its end."""
-        if state in ("quiet", "awake", "waking"):
-            self._log.info(
-                f"Worker is {state}: {why}", event_name=f"WORKER_{state.upper()}", data={"state": state, "reason": why}
-            )
+        """One line at each change that is not part of its start or its end, and when something else holds it awake."""
+        sent = {entry.by: round(entry.age_s, 3) for entry in self._health.sent[:LAST_SENT]}
+        told = ", ".join(f"{by} {spell(age_s)} ago" for by, age_s in sent.items())
+        self._log.info(
+            f"Worker is {state}: {why}; sent last: {told}",
+            event_name=f"WORKER_{state.upper()}",
+            data={"state": state, "reason": why, "sent_ago_s": sent},
+        )
 
     def unsettled(self) -> None:
         """Nothing, if all is settled."""
@@ -119,17 +126,20 @@ class Bulletins:
 
     def heartbeat(self) -> Heartbeat:
         """What is written to Redis every half minute. Not before a claim was answered: it is stamped by its clock."""
-        counts = self._health.statistics()
+        counts, holds = self._health.statistics(), self._health.holds
+        now, now_ms = time.monotonic(), self._source.server_ms()
         return Heartbeat(
             worker_id=self._settings.worker_id,
             incarnation=self._source.incarnation,
             version=self._settings.version,
             host=socket.gethostname(),
             pid=os.getpid(),
-            started_ms=self._source.server_ms() - (process.age_ms() or 0),
-            at_ms=self._source.server_ms(),
+            started_ms=now_ms - (process.age_ms() or 0),
+            at_ms=now_ms,
             state=self._health.state,
-            awake_because=tuple(self._health.awake_because),
+            awake_because=tuple(hold.reason.text for hold in holds),
+            held_since_ms=tuple(now_ms - round(1000 * (now - hold.since)) for hold in holds),
+            sent_ms={entry.by: now_ms - round(1000 * entry.age_s) for entry in self._health.sent},
             next_due_ms=self._next_due_ms(),
             groups=tuple(Served(group.queues, group.slots) for group in self._groups),
             handlers=tuple(sorted(self._handlers)),

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from runtime import settings
 from runtime.adapters import embedded
 from runtime.adapters.doorbell import Doorbell, Ring
+from runtime.adapters.egress import Egress
 from runtime.adapters.redis import buckets, codecs, keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.connection import TROUBLE, away_of, concerns_the_server, shown
@@ -117,14 +118,16 @@ class Client:
         serializer: Serializer | None = None,
         wake_urls: Sequence[str] | None = None,
         bells: Mapping[str, Callable[[], None]] = NO_BELLS,
+        egress: Egress | None = None,
     ) -> None:
+        egress = egress or Egress()
         self.url = url
         self._serializer = serializer or codecs.named(settings.serializer())
         self._wake_urls = settings.wake_urls() if wake_urls is None else wake_urls
         self._bells = bells
-        self._doorbell = Doorbell(self._wake_urls)
+        self._doorbell = Doorbell(self._wake_urls, egress.of("doorbell"))
         self._doubted_at = -DOUBT_S
-        self._redis = open_redis(url)
+        self._redis = open_redis(url, row=egress.of("client"))
 
     async def close(self) -> None:
         """Close the connections. While the doorbell rings: once it is answered, or after 2 s; by then it has rung."""

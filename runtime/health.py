@@ -3,10 +3,12 @@
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from runtime.core.lifecycle import State
+from runtime.adapters import process
+from runtime.adapters.egress import Egress, Entry
+from runtime.core.lifecycle import Hold, State
 from runtime.core.pool import PoolStatistics
 from runtime.engine.actor import Actor
 from runtime.engine.governor import Governor
@@ -31,6 +33,7 @@ class Health:
         probe: Callable[[], Awaitable[None]],
         pools: Callable[[], Sequence[PoolStatistics]],
         governor: Callable[[], Governor],
+        egress: Egress,
     ) -> None:
         self._actors = actors
         self._slots = slots
@@ -39,6 +42,8 @@ class Health:
         self.probe = probe
         self.pools = pools
         self._governor = governor
+        self._egress = egress
+        self._transmitted = process.transmitted_bytes()
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
 
@@ -81,6 +86,16 @@ class Health:
         return self._governor().why
 
     @property
+    def holds(self) -> Sequence[Hold]:
+        """The same, and since when."""
+        return self._governor().holds
+
+    @property
+    def sent(self) -> Sequence[Entry]:
+        """Who has sent anything, the last first."""
+        return self._egress.entries()
+
+    @property
     def next_due_in_s(self) -> float | None:
         """As it was found when the worker went quiet."""
         return self._governor().next_due_in_s
@@ -112,6 +127,25 @@ class Health:
             "pools": [asdict(pool) for pool in self.pools()],
         }
 
+    def detail(self) -> Mapping[str, Any]:
+        """What `/health` answers besides to whoever has a token: what it sent, what holds it awake, what has changed.
+
+        `transmitted_bytes` is what the system counts since the worker's start, for everything in its network namespace;
+        `connections` are those of the whole process, by address. Both are null where there is no /proc.
+        """
+        now = time.monotonic()
+        transmitted = process.transmitted_bytes()
+        return {
+            "egress": [{"by": sent.by, "sends": sent.sends, **_ago("last_at", sent.age_s)} for sent in self.sent],
+            "transmitted_bytes": None if transmitted is None else transmitted - (self._transmitted or 0),
+            "connections": process.connected_to(),
+            "held": [{"why": hold.reason.text, **_ago("since", now - hold.since)} for hold in self.holds],
+            "history": [
+                {"state": change.state, "why": change.why, **_ago("at", now - change.at)}
+                for change in self._governor().history
+            ],
+        }
+
     def statistics(self) -> dict[str, Any]:
         """The counts of the user documents."""
         counted = self._statistics
@@ -126,3 +160,9 @@ class Health:
             "startTime": self._started_at.isoformat(),
             "successRate": f"{rate:.1f}%",
         }
+
+
+def _ago(name: str, age_s: float) -> dict[str, Any]:
+    """A moment so long ago, under this name, and how long."""
+    moment = datetime.now(UTC) - timedelta(seconds=age_s)
+    return {name: moment.isoformat(timespec="milliseconds"), "age_s": round(age_s, 3)}

@@ -21,6 +21,8 @@ from functools import cache
 from typing import Literal
 from urllib.parse import urlsplit
 
+from runtime.adapters.egress import Row
+
 RING_FOR_S = 60.0
 """A worker that has not answered by then will not: something is wrong with it, or with its address."""
 ATTEMPT_S = 10.0
@@ -54,10 +56,10 @@ class _Answer:
 
 
 class Doorbell:
-    """Rings at all `urls`, in tasks of its own, in one event loop. Close it."""
+    """Rings at all `urls`, in tasks of its own, in one event loop. Close it. Requests are entered in `row`."""
 
-    def __init__(self, urls: Sequence[str]) -> None:
-        self._bells = [_Bell(url) for url in urls]
+    def __init__(self, urls: Sequence[str], row: Row | None = None) -> None:
+        self._bells = [_Bell(url, row or Row()) for url in urls]
 
     @property
     def rings(self) -> bool:
@@ -89,7 +91,8 @@ class Doorbell:
 class _Bell:
     """The doorbell at one address."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, row: Row) -> None:
+        self._row = row
         self.last: Ring | None = None
         self._url = url
         self._address = _Address.of(url)
@@ -154,6 +157,7 @@ class _Bell:
     async def _try(self, within_s: float) -> _Answer:
         """One request."""
         self._owed = False
+        self._row.sent()
         try:
             async with asyncio.timeout(within_s):
                 status = await self._address.post()
@@ -166,6 +170,8 @@ class _Bell:
             return _Answer("refused", f"its certificate is not valid: {error.verify_message}")
         except (OSError, ValueError, EOFError) as error:
             return _Answer("asleep", str(error) or type(error).__name__)
+        finally:
+            self._row.stirred()
         if status in NOT_AWAKE_YET:
             return _Answer("asleep", f"status {status}")
         return _Answer("awake" if 200 <= status < 300 else "refused", f"status {status}")

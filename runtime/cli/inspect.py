@@ -6,7 +6,8 @@ nothing.
   runtime inspect jobs        jobs of each state: when they are due, who holds them and for how long
   runtime inspect job ID      everything known of one job; its arguments and result only with --args
   runtime inspect workers     what each worker last said of itself (every 30 s; it is live for 2 minutes after)
-  runtime inspect sleep       which workers sleep, what keeps the others awake, and when the next job is due
+  runtime inspect sleep       which workers sleep, what keeps the others awake and since when, what each had sent last
+                              as it said so (by whom, how long ago), and when the next job is due
   runtime inspect limits      the level of each limit, what waits for it; more, and what to do: runtime limit
   runtime inspect settings    every setting, its value and its source; exit 78 if one is wrong
 

@@ -9,6 +9,8 @@ from runtime.cli.display import columns, roughly
 from runtime.core.text import plain, presentable
 
 Document = Mapping[str, Any]
+LAST_SENT = 3
+"""Of those in a worker that have sent anything, so many are shown."""
 
 
 def settings_page(document: Document) -> list[str]:
@@ -176,11 +178,13 @@ def _result(result: Mapping[str, Any]) -> str:
 def sleep_page(document: Document) -> list[str]:
     if not document["workers"]:
         return ["no worker has sent a heartbeat"]
-    rows: list[Sequence[object]] = [("WORKER", "STATE", "SAID", "NEXT DUE", "AWAKE BECAUSE")]
+    rows: list[Sequence[object]] = [("WORKER", "STATE", "SAID", "SENT LAST", "NEXT DUE", "AWAKE BECAUSE")]
     for worker in document["workers"]:
         state = worker["state"] if worker["live"] or worker["state"] == "quiet" else "gone"
-        why = "; ".join(worker["awake_because"]) or "–"
-        rows.append((worker["worker_id"], state, f"{roughly(worker['age_s'])} ago", worker["next_due_at"] or "–", why))
+        sent = ", ".join(f"{sent['by']} {roughly(sent['age_s'])} ago" for sent in worker["sent"][:LAST_SENT])
+        why = "; ".join(f"{held['why']} (for {roughly(held['for_s'])})" for held in worker["held"])
+        said = f"{roughly(worker['age_s'])} ago"
+        rows.append((worker["worker_id"], state, said, sent, worker["next_due_at"], why))
     return columns(rows)
 
 

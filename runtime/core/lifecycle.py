@@ -8,7 +8,7 @@ Quiet: no open socket, no timer that sends; only the HTTP port listens. Drowsy: 
 and it looks once more whether there is something to do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,9 @@ State = Literal["starting", "awake", "drowsy", "quiet", "waking", "stopping"]
 Event = Literal["turned", "idle", "clear", "held", "called", "stop"]
 """`turned`: a claim was made. `idle`: nothing has kept it awake for long enough. `clear`, `held`: what the last look
 has found. `called`: somebody rang, or asked the job API."""
+
+Kind = Literal["unset", "running", "unsettled", "away", "lately", "due", "came", "broken"]
+"""Of what may keep a worker awake."""
 
 TABLE: Mapping[tuple[State, Event], State] = {
     ("starting", "turned"): "awake",
@@ -58,21 +61,67 @@ class Standing:
     """Until it has been idle for long enough."""
 
 
-def reasons(standing: Standing) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a worker is awake. It is the same reason for as long as it is of the same kind, whatever its figures do."""
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A reason, and since when it holds, by the monotonic clock."""
+
+    reason: Reason
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that was told: a new state, or while awake a new reason; `at` by the monotonic clock."""
+
+    state: State
+    why: str
+    at: float
+
+
+def reasons(standing: Standing) -> list[Reason]:
     """Why it stays awake; none: nothing that it knows of itself."""
-    found: list[str] = []
+    found: list[Reason] = []
     if standing.running:
-        found.append(f"{standing.running} jobs run")
+        found.append(Reason("running", f"{standing.running} jobs run"))
     if standing.unsettled:
-        found.append(f"{standing.unsettled} outcomes are not recorded yet")
+        found.append(Reason("unsettled", f"{standing.unsettled} outcomes are not recorded yet"))
     if standing.away is not None:
-        found.append(f"Redis is away ({standing.away})")
+        found.append(away(standing.away))
     if standing.quiet_in_s > 0 and not found:
-        found.append(f"{LATELY}: quiet in {spell(standing.quiet_in_s)}")
+        found.append(Reason("lately", f"{LATELY}: quiet in {spell(standing.quiet_in_s)}"))
     return found
 
 
-def held_by(due_in_s: float | None, alarm_s: float | None) -> str | None:
+def away(cause: str) -> Reason:
+    return Reason("away", f"Redis is away ({cause})")
+
+
+def holding(before: Sequence[Hold], found: Sequence[Reason], now: float) -> list[Hold]:
+    """What holds now, since it was found first without a break."""
+    since = {hold.reason.kind: hold.since for hold in before}
+    return [Hold(reason, since.get(reason.kind, now)) for reason in found]
+
+
+SETTLED_S = 10.0
+"""A reason is told once it has held for so long, and no two within so long: jobs come and go."""
+
+
+def worth_telling(holds: Sequence[Hold], told: Set[Kind], told_at: float, now: float) -> Sequence[Hold]:
+    """What holds it for good, where that is not what was `told` last; empty: nothing new."""
+    settled = [hold for hold in holds if now - hold.since >= SETTLED_S]
+    news = {hold.reason.kind for hold in settled} != told
+    return settled if news and now - told_at >= SETTLED_S else []
+
+
+def held_by(due_in_s: float | None, alarm_s: float | None) -> Reason | None:
     """Why what lies in the queues keeps it awake; None: it does not.
 
     `due_in_s` is the first moment at which something will be due, a lease of somebody else's included, which lapses if
@@ -81,8 +130,8 @@ def held_by(due_in_s: float | None, alarm_s: float | None) -> str | None:
     if due_in_s is None:
         return None
     if due_in_s <= 0:
-        return "a job is due"
+        return Reason("came", "a job is due")
     when = f"a job, or somebody's lease, is due in {spell(due_in_s)}"
     if alarm_s is None:
-        return f"{when}, and nobody would wake it: {NO_ALARM}"
-    return f"{when}, before the alarm is sure to ring" if due_in_s < alarm_s else None
+        return Reason("due", f"{when}, and nobody would wake it: {NO_ALARM}")
+    return Reason("due", f"{when}, before the alarm is sure to ring") if due_in_s < alarm_s else None

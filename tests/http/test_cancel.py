@@ -41,6 +41,9 @@ class Well:
     def document(self) -> Mapping[str, Any]:
         return {}
 
+    def detail(self) -> Mapping[str, Any]:
+        return {}
+
     def live(self) -> bool:
         return True
 

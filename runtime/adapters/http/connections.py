@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from runtime.adapters.egress import Row
 from runtime.adapters.http.answers import Refused
 
 MOST = 64
@@ -35,8 +36,10 @@ _silent = logging.Logger("http", logging.CRITICAL + 1)
 class Connections:
     """The open ones. Called for a new one, as `loop.create_server` wants it."""
 
-    def __init__(self, server: web.Server) -> None:
+    def __init__(self, server: web.Server, row: Row) -> None:
         self._server = server
+        self.row = row
+        """Of what they send."""
         self._open: set[Connection] = set()
 
     def __call__(self) -> "Connection":
@@ -78,6 +81,7 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._wire = cast(asyncio.Transport, transport)
+        self._connections.row.stirred()
         if not self._connections.admit(self):
             self._wire.abort()
             return
@@ -86,6 +90,7 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.busy()
+        self._connections.row.stirred()
         self._connections.forget(self)
         super().connection_lost(exc)
 
@@ -123,6 +128,7 @@ class Connection(web.RequestHandler):
     def ends(self, *, last: bool) -> None:
         """Its answer is ready to be sent. `last`: no other request follows."""
         self._head = None if last else b""
+        self._connections.row.sent()
         self.wait(IDLE_S)
 
     def drop(self) -> None:
@@ -137,6 +143,7 @@ class Connection(web.RequestHandler):
         """What aiohttp answers to what is no HTTP; in JSON, and without a traceback in the log."""
         if request.writer.output_size > 0:
             raise ConnectionError  # an answer has begun: as aiohttp does
+        self._connections.row.sent()
         response = Refused(status, "bad-request" if status == 400 else "internal", "this cannot be served").answer()
         response.force_close()
         return response
@@ -149,6 +156,7 @@ class Connection(web.RequestHandler):
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         if self._wire is not None:
+            self._connections.row.sent()
             self._wire.write(head.encode() + body)
         self.force_close()
 

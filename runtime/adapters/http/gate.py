@@ -32,15 +32,14 @@ class Gate:
 
     async def admit(self, request: web.Request) -> None:
         """Return, or raise `Refused`."""
-        if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+        if _cross_site(request):
             raise Refused(403, "cross-site", "pages of other sites are not served")
-        if self._knows(_given(request)):
+        if self._valid(_given(request)):
             return
         self._tell()
         if self._too_many(request.remote or ""):
             raise Refused(429, "too-many-failures", "too many requests without a valid token", Retry_After="60")
-        with waiting(request, DELAY_S):
-            await asyncio.sleep(DELAY_S)
+        await _delay(request)
         raise Refused(
             401,
             "unauthorized",
@@ -49,7 +48,18 @@ class Gate:
             WWW_Authenticate="Bearer",
         )
 
-    def _knows(self, given: str | None) -> bool:
+    async def knows(self, request: web.Request) -> bool:
+        """Whether it carries a valid token, for what is answered without one too. A wrong one has to wait as well."""
+        if "Authorization" not in request.headers or _cross_site(request):
+            return False
+        if self._valid(_given(request)):
+            return True
+        if self._wanted:
+            self._tell()
+            await _delay(request)
+        return False
+
+    def _valid(self, given: str | None) -> bool:
         """Takes equally long whichever token it is, and however much of it is right."""
         digest = sha256((given or "").encode("utf-8", "surrogateescape")).digest()
         return sum(hmac.compare_digest(digest, wanted) for wanted in self._wanted) > 0 and given is not None
@@ -73,6 +83,15 @@ class Gate:
                 f"Refused, for want of a valid token: {self._unlogged} requests", event_name="HTTP_UNAUTHORIZED"
             )
             self._unlogged, self._logged_at = 0, now
+
+
+def _cross_site(request: web.Request) -> bool:
+    return request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none")
+
+
+async def _delay(request: web.Request) -> None:
+    with waiting(request, DELAY_S):
+        await asyncio.sleep(DELAY_S)
 
 
 def _given(request: web.Request) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+from runtime.adapters.egress import Row
 from runtime.adapters.http.answers import Log, Refused, answer, in_json
 from runtime.adapters.http.connections import BACKLOG, Connections, body_of, limited
 from runtime.adapters.http.gate import Gate
@@ -34,20 +35,36 @@ class Health(Protocol):
 
     def document(self) -> Mapping[str, Any]: ...
 
+    def detail(self) -> Mapping[str, Any]:
+        """What is told only to whoever has a token."""
+        ...
+
     def live(self) -> bool: ...
 
     def ready(self) -> bool: ...
 
 
 class HttpServer:
-    """Serves until closed. `wake` makes the worker look for jobs at once; without `tokens` there is no job API."""
+    """Serves until closed. `wake` makes the worker look for jobs at once; without `tokens` there is no job API.
+
+    Answers are entered in `row`.
+    """
 
     def __init__(
-        self, health: Health, wake: Callable[[], None], jobs: Jobs, *, tokens: Sequence[str], log: Log
+        self,
+        health: Health,
+        wake: Callable[[], None],
+        jobs: Jobs,
+        *,
+        tokens: Sequence[str],
+        log: Log,
+        row: Row | None = None,
     ) -> None:
         self._health = health
         self._bell = _Bell(wake)
-        self._api = JobApi(jobs, Gate(tokens, log)) if tokens else None
+        self._gate = Gate(tokens, log)
+        self._api = JobApi(jobs, self._gate) if tokens else None
+        self._row = row or Row()
         self._log = log
         self._runner: web.AppRunner | None = None
         self._accepting: asyncio.Server | None = None
@@ -64,7 +81,7 @@ class HttpServer:
         self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=CLOSE_S)
         await self._runner.setup()
         assert self._runner.server is not None
-        accept = Connections(self._runner.server)
+        accept = Connections(self._runner.server, self._row)
         self._accepting = await asyncio.get_running_loop().create_server(accept, sock=listener, backlog=BACKLOG)
         port: int = listener.getsockname()[1]
         return port
@@ -77,8 +94,10 @@ class HttpServer:
             await self._runner.cleanup()
 
     async def _get_health(self, request: web.Request) -> web.Response:
+        """Open to all; whoever sends a valid token is told more."""
         await self._health.probe()
-        return answer(self._health.document(), 200 if self._health.live() else 503)
+        more = self._health.detail() if await self._gate.knows(request) else {}
+        return answer({**self._health.document(), **more}, 200 if self._health.live() else 503)
 
     async def _get_livez(self, request: web.Request) -> web.Response:
         return _probe("live", self._health.live())

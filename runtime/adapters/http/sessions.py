@@ -5,6 +5,7 @@ from collections.abc import Coroutine, Generator, Mapping
 from types import TracebackType
 from typing import Any, cast
 
+from runtime.adapters.egress import Egress, Row
 from runtime.adapters.telemetry import traces
 from runtime.ports import Toll
 
@@ -19,7 +20,8 @@ _UNSAFE = ("POST", "PATCH")
 class AiohttpSessions:
     """One session per name, kept open for the worker's life."""
 
-    def __init__(self) -> None:
+    def __init__(self, egress: Egress | None = None) -> None:
+        self._egress = egress or Egress()
         self._open: dict[str, Any] = {}
 
     def session(self, name: str, toll: Toll | None) -> Any:
@@ -32,13 +34,32 @@ class AiohttpSessions:
             import aiohttp  # a quarter of a second, which a worker that was just woken does not have
 
             timeout = aiohttp.ClientTimeout(total=TOTAL_S, connect=CONNECT_S)
-            known = self._open[name] = aiohttp.ClientSession(timeout=timeout, trace_configs=traces.of_requests())
+            told = [_entering(self._egress.of_api(name)), *traces.of_requests()]
+            known = self._open[name] = aiohttp.ClientSession(timeout=timeout, trace_configs=told)
         return known
 
     async def close(self) -> None:
         for session in self._open.values():
             await session.close()
         self._open.clear()
+
+
+def _entering(row: Row) -> Any:
+    """What enters in `row` whatever a session sends: names it asks for, connections, requests and their parts."""
+    import aiohttp
+
+    async def stirred(*_: object) -> None:
+        row.stirred()
+
+    async def sent(*_: object) -> None:
+        row.sent()
+
+    config = aiohttp.TraceConfig()
+    config.on_dns_resolvehost_start.append(stirred)
+    config.on_connection_create_start.append(stirred)
+    config.on_request_headers_sent.append(sent)
+    config.on_request_chunk_sent.append(stirred)
+    return config
 
 
 class Session:

@@ -6,7 +6,7 @@ import re
 import socket
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import redis
@@ -14,6 +14,10 @@ import redis.asyncio
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection as BlockingAbstractConnection
+from redis.connection import Connection as BlockingConnection
+from redis.connection import SSLConnection as BlockingSSLConnection
+from redis.connection import UnixDomainSocketConnection as BlockingUnixDomainSocketConnection
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -25,6 +29,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
+from runtime.adapters.egress import Row
 from runtime.ports import Away
 
 # All of these are set on purpose: between redis-py 5 and 8 the defaults changed for each (no time-out, then 5 s; no
@@ -65,9 +70,26 @@ class _Prompt(AbstractConnection):
     """Sends under a deadline without a task of its own, which redis-py 5 makes for every command.
 
     Before Python 3.12 such a task also swallows a cancellation that comes as it ends (`asyncio.wait_for`).
+
+    It enters what it sends: in its pool's `row` what opens and closes it, in `borrower` what is sent meanwhile.
     """
 
+    def __init__(self, *, row: Row, **options: Any) -> None:
+        super().__init__(**options)
+        self._row = self.borrower = row
+
+    async def _connect(self) -> None:
+        self.borrower = self._row
+        self._row.stirred()
+        await super()._connect()  # type: ignore[safe-super,no-untyped-call]  # each class below has one
+
+    async def disconnect(self, *args: Any, **options: Any) -> None:
+        if self.is_connected:
+            self._row.stirred()
+        await super().disconnect(*args, **options)
+
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        self.borrower.sent()
         reply_s, self.socket_timeout = self.socket_timeout, None
         try:
             async with asyncio.timeout(reply_s):
@@ -97,28 +119,100 @@ _PROMPT: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
-def connect(url: str, *, connections: int = CONNECTIONS, reply_s: float = REPLY_S) -> Any:
-    """A client of at most `connections` connections; a further caller waits for a free one."""
+class _Share:
+    """A pool, as one of its borrowers sees it: what is sent over its connections is entered in that one's row."""
+
+    def __init__(self, pool: Any, row: Row) -> None:
+        self._pool = pool
+        self._row = row
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        connection = await self._pool.get_connection(*args, **options)
+        connection.borrower = self._row
+        return connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+
+class _Blocking(BlockingAbstractConnection):
+    """Enters what it sends."""
+
+    def __init__(self, *, row: Row, **options: Any) -> None:
+        super().__init__(**options)
+        self._row = row
+
+    def _connect(self) -> Any:
+        self._row.stirred()
+        return super()._connect()  # type: ignore[safe-super,no-untyped-call]  # each class below has one
+
+    def disconnect(self, *args: Any, **options: Any) -> None:
+        if cast(Any, self)._sock is not None:
+            self._row.stirred()
+        super().disconnect(*args, **options)  # type: ignore[no-untyped-call]  # in redis-py
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        self._row.sent()
+        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]  # in redis-py
+
+
+class _BlockingTcp(_Blocking, BlockingConnection):
+    pass
+
+
+class _BlockingTls(_Blocking, BlockingSSLConnection):
+    pass
+
+
+class _BlockingUnix(_Blocking, BlockingUnixDomainSocketConnection):
+    pass
+
+
+_BLOCKING: dict[type[BlockingAbstractConnection], type[BlockingAbstractConnection]] = {
+    BlockingConnection: _BlockingTcp,
+    BlockingSSLConnection: _BlockingTls,
+    BlockingUnixDomainSocketConnection: _BlockingUnix,
+}
+
+
+def connect(url: str, *, connections: int = CONNECTIONS, reply_s: float = REPLY_S, row: Row | None = None) -> Any:
+    """A client of at most `connections` connections; a further caller waits for a free one.
+
+    What it sends is entered in `row`.
+    """
+    row = row or Row()
     pool = redis.asyncio.BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # in redis-py
         url,
         max_connections=connections,
         timeout=reply_s,
         # A command that is sent twice may count twice: we send again ourselves, under the number of the first time.
         retry=AsyncRetry(NoBackoff(), 0),
+        row=row,
         **_options(url, reply_s),
     )
     pool.connection_class = _PROMPT[pool.connection_class]
-    return redis.asyncio.Redis.from_pool(pool)  # closes the pool with the client
+    return redis.asyncio.Redis.from_pool(cast(Any, _Share(pool, row)))  # closes the pool with the client
 
 
-def connect_blocking(url: str, *, reply_s: float) -> Any:
-    """A client with one connection, for a thread of its own; no call of it takes longer than about `reply_s`."""
-    return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]  # in redis-py
+def lent(client: Any, row: Row) -> Any:
+    """The connections of `client`, which remains their owner, for somebody else: what that one sends is in `row`."""
+    return redis.asyncio.Redis(connection_pool=cast(Any, _Share(client.connection_pool, row)))
+
+
+def connect_blocking(url: str, *, reply_s: float, row: Row | None = None) -> Any:
+    """A client with one connection, for a thread of its own; no call of it takes longer than about `reply_s`.
+
+    What it sends is entered in `row`.
+    """
+    client: Any = redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]  # in redis-py
         url,
         max_connections=1,
         retry=Retry(NoBackoff(), 0),
+        row=row or Row(),
         **_options(url, reply_s),
     )
+    client.connection_pool.connection_class = _BLOCKING[client.connection_pool.connection_class]
+    return client
 
 
 TROUBLE = (RedisError, OSError)

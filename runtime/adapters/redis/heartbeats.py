@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -57,6 +57,10 @@ class Heartbeat:
     """Those that were used."""
     awake_because: tuple[str, ...] = ()
     """What keeps it from going quiet."""
+    held_since_ms: tuple[int, ...] = ()
+    """Since when each of these does."""
+    sent_ms: Mapping[str, int] = field(default_factory=dict[str, int])
+    """When each part of the worker had sent something last, before this."""
     next_due_ms: int | None = None
     """Of a worker that went quiet: when the first job of its queues was to be due, by the server's clock."""
 
@@ -160,7 +164,7 @@ def read(data: bytes) -> Heartbeat | None:
     except (ValueError, RecursionError):
         return None
     numbers = [beat.at_ms, beat.started_ms, beat.pid, beat.running, beat.slots, beat.rss_bytes or 0]
-    numbers += beat.statistics.values()
+    numbers += [*beat.statistics.values(), *beat.held_since_ms, *beat.sent_ms.values()]
     for pool in beat.pools:
         numbers += (pool.size, pool.in_use, pool.idle, pool.waiting, pool.opened, pool.recycled, pool.failed)
     return beat if all(0 <= number < LARGEST for number in numbers) else None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from runtime.adapters.egress import Row
 from runtime.adapters.redis import keys, scripts
 from runtime.adapters.redis.connection import away_of, concerns_the_server, connect_blocking
 from runtime.core.job import Claim
@@ -33,9 +34,9 @@ class LeaseKeeper:
     `tell` is called in the event loop: with `Away` when leases could not be extended, with None once they can again.
     """
 
-    def __init__(self, url: str, lease_s: float, tell: Callable[[Away | None], None]) -> None:
+    def __init__(self, url: str, lease_s: float, tell: Callable[[Away | None], None], row: Row | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._redis = connect_blocking(url, reply_s=lease_s / 8)
+        self._redis = connect_blocking(url, reply_s=lease_s / 8, row=row)
         self._lease_ms = round(lease_s * 1000)
         self._beat_s = lease_s / 4
         self._tell = tell

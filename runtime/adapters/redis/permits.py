@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal, cast
 
+from runtime.adapters.egress import Row
 from runtime.adapters.redis import keys
 from runtime.adapters.redis.connection import away_when_lost, connect
 from runtime.adapters.redis.scripts import script
@@ -69,10 +70,15 @@ class RedisPermits:
     """
 
     def __init__(
-        self, url: str, redis: Any, incarnation: str, on_trouble: Callable[[str], None] = lambda text: None
+        self,
+        url: str,
+        redis: Any,
+        incarnation: str,
+        on_trouble: Callable[[str], None] = lambda text: None,
+        row: Row | None = None,
     ) -> None:
         self._redis = redis
-        self._bell = connect(url, connections=1, reply_s=LISTEN_S + LISTEN_REPLY_S)
+        self._bell = connect(url, connections=1, reply_s=LISTEN_S + LISTEN_REPLY_S, row=row)
         self._incarnation = incarnation
         self._on_trouble = on_trouble
         self._numbers = count(1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 
+from runtime.adapters.egress import Row
 from runtime.adapters.redis import keys
 from runtime.adapters.redis.connection import TROUBLE, away_when_lost, connect
 from runtime.ports import Away
@@ -24,8 +25,8 @@ reply, and be over after that; that the other end is gone is the kernel's to fin
 class Presence:
     """One connection for all queues. `run` keeps it, through any weather, for as long as it is wanted."""
 
-    def __init__(self, url: str, queues: Sequence[str]) -> None:
-        self._redis = connect(url, connections=1)
+    def __init__(self, url: str, queues: Sequence[str], row: Row | None = None) -> None:
+        self._redis = connect(url, connections=1, row=row)
         self._channels = [keys.here(queue) for queue in queues]
         self._subscription: Any = None
         self._serving = anyio.CancelScope()

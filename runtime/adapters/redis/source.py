@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from runtime.adapters.egress import Egress
 from runtime.adapters.payload import LARGEST, from_json, to_json
 from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
-from runtime.adapters.redis.connection import away_when_lost, connect
+from runtime.adapters.redis.connection import away_when_lost, connect, lent
 from runtime.adapters.redis.ear import Ear
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.weather import Weather
@@ -65,11 +66,15 @@ class RedisSource:
         waiters: int = 1,
         on_trouble: Callable[[str], None] = lambda text: None,
         serializer: Serializer | None = None,
+        egress: Egress | None = None,
     ) -> None:
+        egress = egress or Egress()
         self.incarnation = f"{os.getpid():x}-{secrets.token_hex(6)}"
-        self.redis = connect(url)
-        self._bell = connect(url, connections=waiters, reply_s=LONGEST_WAIT_S + WAIT_REPLY_S)
-        self._ear = Ear(url, self.redis)
+        waiting = egress.of("waiting")
+        self.redis = connect(url, row=egress.of("jobs"))
+        self._looking = lent(self.redis, waiting)
+        self._bell = connect(url, connections=waiters, reply_s=LONGEST_WAIT_S + WAIT_REPLY_S, row=waiting)
+        self._ear = Ear(url, self.redis, egress.of("ear"))
         self._lease_ms = round(lease_s * 1000)
         self._keeper = keeper
         self._on_trouble = on_trouble
@@ -210,7 +215,7 @@ class RedisSource:
 
     async def due_in(self, queue: str) -> float | None:
         with self._asking("look", queue):
-            first = await self.redis.execute_command("ZRANGE", queue, 0, 0, "WITHSCORES")
+            first = await self._looking.execute_command("ZRANGE", queue, 0, 0, "WITHSCORES")
         if not first:
             return None
         score_ms = first[0][1] if isinstance(first[0], list | tuple) else float(first[1])

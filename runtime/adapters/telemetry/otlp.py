@@ -13,6 +13,8 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from runtime.adapters.egress import Row
+
 TELL_S = 10.0
 """That spans cannot be sent is told once in so long."""
 _CHATTY = (
@@ -22,16 +24,17 @@ _CHATTY = (
 )
 
 
-def set_up(resource: Mapping[str, str]) -> Callable[[], object]:
+def set_up(resource: Mapping[str, str], row: Row) -> Callable[[], object]:
     """Make OpenTelemetry's global provider, unless a handler module has; what sends the rest and stops (it blocks).
 
-    Raises whatever the SDK does, for a variable with a value that it refuses.
+    Exports are entered in `row`, but not those of others' providers. Raises whatever the SDK does, for a variable with a
+    value that it refuses.
     """
     theirs = trace.get_tracer_provider()
     if isinstance(theirs, TracerProvider):
         return theirs.force_flush
     _quieten()
-    outlet = _Outlet()
+    outlet = _Outlet(row)
     provider = TracerProvider(resource=_resource(resource), shutdown_on_exit=False)
     provider.add_span_processor(outlet)
     trace.set_tracer_provider(provider)
@@ -46,14 +49,15 @@ def _resource(ours: Mapping[str, str]) -> Resource:
 class _Outlet(SpanProcessor):
     """Opens with a span that has ended, closes when told to, and opens again with the next one."""
 
-    def __init__(self) -> None:
+    def __init__(self, row: Row) -> None:
+        self._row = row
         self._lock = threading.Lock()
-        self._batches: BatchSpanProcessor | None = BatchSpanProcessor(_LateExporter())
+        self._batches: BatchSpanProcessor | None = BatchSpanProcessor(_LateExporter(row))
 
     def on_end(self, span: ReadableSpan) -> None:
         with self._lock:
             if self._batches is None:
-                self._batches = BatchSpanProcessor(_LateExporter())
+                self._batches = BatchSpanProcessor(_LateExporter(self._row))
             self._batches.on_end(span)
 
     def stop(self) -> None:
@@ -74,7 +78,8 @@ class _Outlet(SpanProcessor):
 class _LateExporter(SpanExporter):
     """Imports the OTLP exporter in the thread that exports first: it costs a tenth of a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, row: Row) -> None:
+        self._row = row
         self._exporter: SpanExporter | None = None
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -82,11 +87,16 @@ class _LateExporter(SpanExporter):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
             self._exporter = OTLPSpanExporter()
-        return self._exporter.export(spans)
+        self._row.sent()
+        try:
+            return self._exporter.export(spans)
+        finally:
+            self._row.stirred()  # it may have tried several times
 
     def shutdown(self) -> None:
         if self._exporter is not None:
             self._exporter.shutdown()
+            self._row.stirred()
 
 
 def _quieten() -> None:

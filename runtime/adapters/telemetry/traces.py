@@ -26,6 +26,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
+from runtime.adapters.egress import Row
 from runtime.core.errors import Snooze
 from runtime.core.job import (
     NEW,
@@ -311,6 +312,7 @@ class Traces(Journal):
 
     `handlers` by name, as declared; `resource`: who this process is, unless OTEL_RESOURCE_ATTRIBUTES says otherwise.
     `warn` is told once if OpenTelemetry cannot be imported or set up; then no span is made, and nothing else changes.
+    Exports are entered in `row`.
     """
 
     def __init__(
@@ -322,6 +324,7 @@ class Traces(Journal):
         worker_id: str,
         resource: Mapping[str, str],
         warn: Callable[[str], object],
+        row: Row,
     ) -> None:
         global _worker
         self._told = told
@@ -331,6 +334,7 @@ class Traces(Journal):
         self._runs: dict[str, _Run] = {}
         self._settling: dict[str, _Run] = {}
         self._warn = warn
+        self._row = row
         self._broken = False
         self._tracer: Tracer | None = None
         self._flush: Callable[[], object] = lambda: None
@@ -343,7 +347,7 @@ class Traces(Journal):
                 from runtime.adapters.telemetry import otlp
 
                 _w3c()  # what is imported for a span later is imported with it
-                self._flush = otlp.set_up(self._resource)
+                self._flush = otlp.set_up(self._resource, self._row)
                 self._tracer = _global_tracer()
             except Exception as error:  # half an installation, or a variable with a value that the SDK refuses
                 self._broken = True
