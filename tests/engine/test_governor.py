@@ -13,7 +13,7 @@ import trio
 from runtime.core.lifecycle import TABLE, Event, Reason, Standing, State, after, held_by, reasons
 from runtime.engine import supervisor as supervisors
 from runtime.engine.context import Context
-from runtime.engine.governor import Governor
+from runtime.engine.governor import HISTORY, Governor
 from runtime.engine.supervisor import Supervisor
 from runtime.ports import Away
 from tests.engine.world import World
@@ -121,18 +121,24 @@ class Sleeper:
         self.world = world
         self.still = Still(world)
         self.states: list[tuple[State, float]] = []
+        self.told: list[tuple[State, str]] = []
+        self.away: str | None = None
         self.supervisor = supervisor = Supervisor([world.actor], world.diary)
         self.serving = world.serve(supervisor)
         self.governor = Governor(
             supervisor,
             self.still,
             world.statistics,
-            lambda: None,
+            lambda: self.away,
             sleep_after_s=sleep_after_s,
             alarm_s=alarm_s,
-            told=lambda state, why: self.states.append((state, world.now)),
+            told=self._hear,
         )
         world.nursery.start_soon(self._govern)
+
+    def _hear(self, state: State, why: str) -> None:
+        self.states.append((state, self.world.now))
+        self.told.append((state, why))
 
     async def _govern(self) -> None:
         with suppress(Broken):
@@ -396,3 +402,63 @@ async def test_a_pause_ends_a_wait_and_a_resume_looks_at_once(world: World) -> N
     actor.resume()
     await world.until(lambda: row.outcome)
     assert world.now == pytest.approx(500, abs=0.1)
+
+
+async def test_what_holds_it_awake_is_told_once_however_often_it_tries(world: World) -> None:
+    world.handle_taking(0)
+    row = world.store.add(delay_s=3600)
+    sleeper = Sleeper(world)
+    await world.at(1000)
+    assert [state for state, _ in sleeper.told] == ["awake"]
+    assert "RUNTIME_ALARM" in sleeper.told[0][1]
+    (hold,) = sleeper.governor.holds
+    assert hold.reason.kind == "due"
+    assert trio.current_time() - hold.since == pytest.approx(940, abs=2)
+    assert [(change.state, change.why) for change in sleeper.governor.history] == [
+        ("awake", "the first claim was made"),
+        *sleeper.told,
+    ]
+    await world.until(lambda: row.outcome)
+    await world.at(3615)
+    assert sleeper.told[1:] == [("awake", "it worked lately: quiet in 50 s")], "what held it is over"
+    await world.at(3665)
+    assert [state for state, _ in sleeper.told] == ["awake", "awake", "quiet"]
+    assert sleeper.governor.holds == []
+
+
+async def test_a_new_reason_is_told_when_it_lasts_and_short_jobs_are_not(world: World) -> None:
+    world.handle_taking(3)
+    sleeper = Sleeper(world)
+    for n in range(20):
+        await world.at(1 + 7 * n)
+        world.store.add()
+    await world.at(140)
+    assert sleeper.told == []
+    world.handle_taking(40)
+    world.store.add()
+    await world.at(165)
+    assert sleeper.told == [("awake", "1 jobs run")]
+    (hold,) = sleeper.governor.holds
+    assert (hold.reason.kind, trio.current_time() - hold.since > 10) == ("running", True)
+
+
+async def test_reasons_that_come_and_go_are_told_every_ten_seconds_at_most(world: World) -> None:
+    world.handle_taking(10_000)
+    sleeper = Sleeper(world)
+    world.store.add()
+    for n in range(100):
+        await world.at(10 + 3 * n)
+        sleeper.away = "connection refused" if n % 7 < 5 else None
+    moments = [at for _, at in sleeper.states]
+    assert {why for _, why in sleeper.told} == {"1 jobs run", "1 jobs run; Redis is away (connection refused)"}
+    assert min(after - before for before, after in itertools.pairwise(moments)) >= 9.99
+    assert len(sleeper.governor.history) == HISTORY
+
+
+async def test_without_the_setting_nothing_is_told_and_the_reason_holds_since_the_start(world: World) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world, sleep_after_s=None)
+    await world.at(500)
+    assert sleeper.told == []
+    (hold,) = sleeper.governor.holds
+    assert trio.current_time() - hold.since == pytest.approx(500, abs=2)
