@@ -166,15 +166,30 @@ def test_without_heartbeats_their_row_stands_still_whatever_else_goes_on(store: 
                 await beating
             before = parts.sends()
             assert before["heartbeat"] == 2, "one, and a look for dead ones"
-            # Over the same connections, and after they were opened anew.
-            for _ in range(5):
+            for _ in range(5):  # over the same connections
                 await claims(parts)
                 await takes_tokens(parts)
-            await parts.source.disconnect()
-            await claims(parts)
             after = parts.sends()
             assert after["heartbeat"] == before["heartbeat"]
-            assert after["jobs"] >= before.get("jobs", 0) + 6
+            assert after["jobs"] >= before.get("jobs", 0) + 5
+        finally:
+            await parts.close()
+
+    store.run(live())
+
+
+def test_a_connection_that_is_opened_anew_is_not_put_down_to_who_had_it_last(store: Store) -> None:
+    async def live() -> None:
+        parts = Parts(store, "http://127.0.0.1:1/wake")
+        try:
+            await claims(parts)
+            await beats(parts)
+            await parts.source.disconnect()
+            before = parts.sends()
+            await claims(parts)
+            after = parts.sends()
+            assert after.pop("jobs") > before.pop("jobs") + 1, "what a connection begins with, and the claim"
+            assert after == before
         finally:
             await parts.close()
 

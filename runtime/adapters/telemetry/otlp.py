@@ -27,8 +27,8 @@ _CHATTY = (
 def set_up(resource: Mapping[str, str], row: Row) -> Callable[[], object]:
     """Make OpenTelemetry's global provider, unless a handler module has; what sends the rest and stops (it blocks).
 
-    Exports are entered in `row`, but not those of others' providers. Raises whatever the SDK does, for a variable with a
-    value that it refuses.
+    Exports are entered in `row`, but not those of others' providers. Raises whatever the SDK does, for a variable with
+    a value that it refuses.
     """
     theirs = trace.get_tracer_provider()
     if isinstance(theirs, TracerProvider):
