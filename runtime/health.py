@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.adapters import process
 from runtime.adapters.egress import Egress, Entry
-from runtime.core.lifecycle import Hold, State
+from runtime.core.lifecycle import Change, Hold, State
 from runtime.core.pool import PoolStatistics
 from runtime.engine.actor import Actor
 from runtime.engine.governor import Governor
@@ -133,17 +133,30 @@ class Health:
         `transmitted_bytes` is what the system counts since the worker's start, for everything in its network namespace;
         `connections` are those of the whole process, by address. Both are null where there is no /proc.
         """
-        now = time.monotonic()
+        now, wall = time.monotonic(), datetime.now(UTC)
+
+        def moment(age_s: float) -> str:
+            return (wall - timedelta(seconds=age_s)).isoformat(timespec="milliseconds")
+
+        def changed(change: Change) -> Mapping[str, Any]:
+            age_s = now - change.at
+            return {"state": change.state, "why": change.why, "at": moment(age_s), "age_s": round(age_s, 3)}
+
+        def sent(entry: Entry) -> Mapping[str, Any]:
+            last_at = moment(entry.age_s)
+            return {"by": entry.by, "sends": entry.sends, "last_at": last_at, "age_s": round(entry.age_s, 3)}
+
+        def held(hold: Hold) -> Mapping[str, Any]:
+            for_s = now - hold.since
+            return {"why": hold.reason.text, "since": moment(for_s), "for_s": round(for_s, 3)}
+
         transmitted = process.transmitted_bytes()
         return {
-            "egress": [{"by": sent.by, "sends": sent.sends, **_ago("last_at", sent.age_s)} for sent in self.sent],
+            "egress": [sent(entry) for entry in self.sent],
             "transmitted_bytes": None if transmitted is None else transmitted - (self._transmitted or 0),
             "connections": process.connected_to(),
-            "held": [{"why": hold.reason.text, **_ago("since", now - hold.since)} for hold in self.holds],
-            "history": [
-                {"state": change.state, "why": change.why, **_ago("at", now - change.at)}
-                for change in self._governor().history
-            ],
+            "held": [held(hold) for hold in self.holds],
+            "history": [changed(change) for change in self._governor().history],
         }
 
     def statistics(self) -> dict[str, Any]:
@@ -160,9 +173,3 @@ class Health:
             "startTime": self._started_at.isoformat(),
             "successRate": f"{rate:.1f}%",
         }
-
-
-def _ago(name: str, age_s: float) -> dict[str, Any]:
-    """A moment so long ago, under this name, and how long."""
-    moment = datetime.now(UTC) - timedelta(seconds=age_s)
-    return {name: moment.isoformat(timespec="milliseconds"), "age_s": round(age_s, 3)}

@@ -127,7 +127,7 @@ def _worker(beat: Heartbeat, now_ms: int) -> Document:
         "handlers": beat.handlers,
         "pools": [asdict(pool) for pool in beat.pools],
         "awake_because": beat.awake_because,
-        "held": _held(beat, now_ms),
+        "held": _held(beat),
         "sent": [
             {"by": by, "at": moment(at_ms), "age_s": max(now_ms - at_ms, 0) / 1000}
             for by, at_ms in sorted(beat.sent_ms.items(), key=lambda sent: -sent[1])
@@ -136,11 +136,10 @@ def _worker(beat: Heartbeat, now_ms: int) -> Document:
     }
 
 
-def _held(beat: Heartbeat, now_ms: int) -> list[Document]:
-    """What keeps it awake, and for how long it does by now, or did when it was heard of last."""
-    until_ms = now_ms if beat.live(now_ms) else beat.at_ms
+def _held(beat: Heartbeat) -> list[Document]:
+    """What keeps it awake, and for how long it did as it said so: it may be over by now."""
     return [
-        {"why": why, "since": moment(since_ms), "for_s": max(until_ms - since_ms, 0) / 1000}
+        {"why": why, "since": moment(since_ms), "for_s": max(beat.at_ms - since_ms, 0) / 1000}
         for why, since_ms in zip(beat.awake_because, beat.held_since_ms, strict=False)
     ]
 

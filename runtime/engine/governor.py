@@ -32,8 +32,6 @@ LOOK_S = 0.25
 """How often it is looked whether anything goes on in this process; nothing is sent for that."""
 TURN_S = 10.0
 """How long a worker that was called is given for its first claim before it counts as awake all the same."""
-
-
 HISTORY = 20
 """Changes that are remembered."""
 USUAL: Set[Kind] = frozenset[Kind]({"lately"})
@@ -166,6 +164,7 @@ class Governor:
         if self.state == "drowsy" and held is None and not self._called.is_set():
             self._held = None
             self._happened("clear", "no job is due")
+            self._holds = ()
             try:
                 await self._stillness.fall_silent()
             except Away as cause:

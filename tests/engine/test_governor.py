@@ -455,6 +455,18 @@ async def test_reasons_that_come_and_go_are_told_every_ten_seconds_at_most(world
     assert len(sleeper.governor.history) == HISTORY
 
 
+async def test_what_held_it_before_it_slept_does_not_hold_it_since_then(world: World) -> None:
+    world.handle_taking(0)
+    sleeper = Sleeper(world)
+    await world.at(100)
+    assert sleeper.quiet
+    sleeper.governor.call()
+    await world.at(130)
+    (hold,) = sleeper.governor.holds
+    assert hold.reason.kind == "lately"
+    assert trio.current_time() - hold.since == pytest.approx(30, abs=1)
+
+
 async def test_without_the_setting_nothing_is_told_and_the_reason_holds_since_the_start(world: World) -> None:
     world.handle_taking(0)
     sleeper = Sleeper(world, sleep_after_s=None)
