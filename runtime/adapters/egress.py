@@ -12,7 +12,8 @@ from typing import Literal, get_args
 
 Sender = Literal[
     "jobs",  # claims, settlements, steps; the last look before a silence
-    "waiting",  # for the marker of a new job
+    "waiting",  # for the marker of a new job, and looks beside it
+    "ear",  # asks the server to tell of new jobs, and each minute whether it does
     "leases",
     "heartbeat",
     "presence",

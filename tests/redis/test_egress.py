@@ -34,8 +34,8 @@ BUCKET = Bucket("api", "100/s", 100)
 class Parts:
     """What a worker has that sends, put together as in `app.py`."""
 
-    def __init__(self, store: Store, bell: str) -> None:
-        url, egress = store.url, Egress()
+    def __init__(self, store: Store, bell: str, url: str = "") -> None:
+        url, egress = url or store.url, Egress()
         self.store = store
         self.egress = egress
         self.keeper = LeaseKeeper(url, LEASE_S, lambda away: None, egress.of("leases"))
@@ -70,6 +70,15 @@ async def waits(parts: Parts) -> None:
     await parts.source.wait([parts.store.queue], 0.05)
 
 
+async def looks(parts: Parts) -> None:
+    await parts.source.due_in(parts.store.queue)
+
+
+async def listens(parts: Parts) -> None:
+    with anyio.move_on_after(0.1):
+        await parts.source.listen()
+
+
 async def beats(parts: Parts) -> None:
     await parts.beats.beat()
 
@@ -102,6 +111,8 @@ async def rings(parts: Parts) -> None:
     [
         (claims, "jobs"),
         (waits, "waiting"),
+        (looks, "waiting"),
+        (listens, "ear"),
         (beats, "heartbeat"),
         (is_counted, "presence"),
         (takes_tokens, "limits"),
@@ -180,7 +191,8 @@ def test_without_heartbeats_their_row_stands_still_whatever_else_goes_on(store: 
 
 def test_a_connection_that_is_opened_anew_is_not_put_down_to_who_had_it_last(store: Store) -> None:
     async def live() -> None:
-        parts = Parts(store, "http://127.0.0.1:1/wake")
+        # With another database than the first, a connection has to begin with something.
+        parts = Parts(store, "http://127.0.0.1:1/wake", f"{store.url}?db=1")
         try:
             await claims(parts)
             await beats(parts)
@@ -188,7 +200,7 @@ def test_a_connection_that_is_opened_anew_is_not_put_down_to_who_had_it_last(sto
             before = parts.sends()
             await claims(parts)
             after = parts.sends()
-            assert after.pop("jobs") > before.pop("jobs") + 1, "what a connection begins with, and the claim"
+            assert after.pop("jobs") > before.pop("jobs") + 1, "SELECT, and the claim"
             assert after == before
         finally:
             await parts.close()

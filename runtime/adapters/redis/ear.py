@@ -12,8 +12,9 @@ from typing import Any
 
 import anyio
 
+from runtime.adapters.egress import Row
 from runtime.adapters.redis import keys
-from runtime.adapters.redis.connection import away_when_lost, connect
+from runtime.adapters.redis.connection import away_when_lost, connect, lent
 from runtime.ports import Away
 
 LISTEN_AGAIN_S = 5.0
@@ -25,11 +26,12 @@ FLOOD = 100
 
 
 class Ear:
-    """One connection that listens; `redis` writes a key now and then, to hear of it."""
+    """One connection that listens; `redis` writes a key now and then, to hear of it. `row` is of what is sent."""
 
-    def __init__(self, url: str, redis: Any) -> None:
+    def __init__(self, url: str, redis: Any, row: Row | None = None) -> None:
         self._url = url
-        self._redis = redis
+        self._row = row or Row()
+        self._redis = lent(redis, self._row)
         self._proof = keys.trial(f"{os.getpid():x}-{secrets.token_hex(6)}")
         self._open = False
         self._changed_at = time.monotonic()
@@ -59,7 +61,7 @@ class Ear:
 
     async def run(self) -> None:
         """Listen until cancelled, over connections of its own, one after the other. Weather is not told of here."""
-        redis = connect(self._url, connections=1)
+        redis = connect(self._url, connections=1, row=self._row)
         try:
             while True:
                 try:
