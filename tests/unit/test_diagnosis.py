@@ -263,7 +263,15 @@ def test_an_open_breaker_is_told_with_its_reason() -> None:
 
 PLACE = Place(port=Port(3002, "free"), memory_bytes=512 * 2**20)
 PEER = Peer("w", "1", "awake", live=True, started_ms=1_000, at_ms=9_000)
-DEFERRED = held_by(3600.0, None) or ""
+
+
+def why(standing: Standing) -> list[str]:
+    return [reason.text for reason in reasons(standing)]
+
+
+HELD = held_by(3600.0, None)
+assert HELD is not None
+DEFERRED = HELD.text
 
 
 @pytest.mark.parametrize(
@@ -311,9 +319,9 @@ def test_what_is_made_of_a_place(seen: dict[str, Any], check: str, verdict: str 
         (replace(PEER, awake_because=(DEFERRED,)), "warn"),
         (replace(PEER, awake_because=(DEFERRED,), live=False), None),
         (replace(PEER, awake_because=(DEFERRED,), running=1), None),
-        (replace(PEER, awake_because=reasons(Standing(quiet_in_s=30))), None),
-        (replace(PEER, awake_because=reasons(Standing(running=3))), None),
-        (replace(PEER, awake_because=reasons(Standing(away="no answer in time"))), "warn"),
+        (replace(PEER, awake_because=why(Standing(quiet_in_s=30))), None),
+        (replace(PEER, awake_because=why(Standing(running=3))), None),
+        (replace(PEER, awake_because=why(Standing(away="no answer in time"))), "warn"),
         (replace(PEER, awake_because=("it is not to sleep: RUNTIME_SLEEP_AFTER is not set",)), None),
     ],
 )
