@@ -1,14 +1,14 @@
 """Which queues a worker serves together, and with how many slots."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from runtime import registry
 from runtime.core.errors import OptionInvalid
+from runtime.core.values import frozen
 from runtime.registry import Handlers
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Group:
     """Queues that share slots."""
 

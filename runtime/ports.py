@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, Protocol, TypeVar
 
 from runtime.core.feedback import Feedback
@@ -11,6 +11,7 @@ from runtime.core.limits import Answer, Bucket, Concurrency, Costs, Permit, Refu
 from runtime.core.policy import Ended, Stop
 from runtime.core.pool import Pool
 from runtime.core.redaction import BY_SHAPE, Redactor
+from runtime.core.values import frozen
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ class Away(Exception):
         self.refused = refused
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pulled:
     """The answer to one claim."""
 
@@ -128,7 +129,7 @@ class Ledger(Protocol):
         """Note what `step` gave. Raises `LeaseLost` likewise, `TypeError` for a value that cannot be kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Step:
     """What the ledger knows of a step: `new`, `begun` by an earlier run that never said how it ended, or `done`."""
 
@@ -192,7 +193,7 @@ class Provider(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Api:
     """A paid API: whose language its answers speak, and the bucket of each dimension that it counts."""
 
@@ -309,7 +310,7 @@ class Journal(Protocol):
         """An actor died of a bug of ours and will be started again."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ports:
     """Everything an actor needs from the outside."""
 

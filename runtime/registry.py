@@ -7,7 +7,6 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -15,6 +14,7 @@ from typing import Any, cast
 from runtime.core.errors import HandlerInvalid, HandlerUnknown, LimitInvalid, Problem
 from runtime.core.limits import Bucket
 from runtime.core.policy import describe
+from runtime.core.values import frozen
 from runtime.declare import Handler
 
 Handlers = Mapping[str, Handler[..., Any]]
@@ -49,7 +49,7 @@ def buckets(modules: Sequence[str] = (), folder: Path | None = None) -> Sequence
     return list(found.values())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Inventory:
     """All that modules declare, and all that is wrong with them: what can be had is there, whatever cannot."""
 

@@ -5,15 +5,16 @@ import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from runtime.core.errors import SettingsInvalid
 from runtime.core.span import seconds
+from runtime.core.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """What the environment says, checked. `repr` shows no secret."""
 
@@ -59,7 +60,7 @@ class Settings:
         return f"<Settings of {self.worker_id}>"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Setting:
     """One row of the table."""
 
@@ -236,7 +237,7 @@ TABLE: Sequence[Setting] = (
 _ENVIRONMENT_NAMES = ("ENVIRONMENT", "NODE_ENV", "SUPABASE_MODE")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """One setting as it stands."""
 
@@ -258,7 +259,7 @@ class Found:
         return _without_credentials(self.text)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reading:
     """An environment, read."""
 

@@ -16,12 +16,12 @@ import ssl
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 from urllib.parse import urlsplit
 
 from runtime.adapters.egress import Row
+from runtime.core.values import frozen
 
 RING_FOR_S = 60.0
 """A worker that has not answered by then will not: something is wrong with it, or with its address."""
@@ -37,7 +37,7 @@ NOT_AWAKE_YET = (404, 502, 503, 504)
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ring:
     """How ringing at one address has ended."""
 
@@ -47,7 +47,7 @@ class Ring:
     """The last answer, or why there was none."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Answer:
     """What one request met."""
 
@@ -196,7 +196,7 @@ def _trusting() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Address:
     """Where a request goes, taken apart."""
 

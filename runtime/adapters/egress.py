@@ -7,8 +7,9 @@ does by itself (the answer to somebody's probe): of that only the system's own t
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
+
+from runtime.core.values import frozen
 
 Sender = Literal[
     "jobs",  # claims, settlements, steps; the last look before a silence
@@ -49,7 +50,7 @@ class Row:
         self.at = time.monotonic()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """A row as it is shown."""
 

@@ -27,11 +27,12 @@ import termios
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
+
+from runtime.core.values import frozen
 
 _PAUSE_S = 0.003
 
@@ -158,7 +159,7 @@ def data_dir(start: Path, override: str | None) -> Path:
     return project / ".runtime"
 
 
-@dataclass(frozen=True)
+@frozen
 class _Place:
     data: Path
     address: Path

@@ -6,10 +6,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import FrameType
 
 from runtime.adapters.runner import token_of
+from runtime.core.values import frozen
 
 TICK_S = 0.5
 TELL_S = 1.0
@@ -17,7 +17,7 @@ TELL_S = 1.0
 FRAMES = 25
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Standstill:
     """What the event loop does instead of going on."""
 

@@ -11,20 +11,20 @@ Exit codes: 0 alive, 1 not alive, 69 Redis cannot be reached, 78 a setting is wr
 import argparse
 import http.client
 import socket
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from runtime import settings
 from runtime.cli.display import roughly, say, say_json
 from runtime.core.errors import UsageInvalid
 from runtime.core.text import plain
+from runtime.core.values import frozen
 
 SCHEMA = "runtime.check/1"
 TIMEOUT_S = 3.0
 """How long a port may take to answer: whoever asks has a deadline too."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     alive: bool
     asked: str

@@ -1,7 +1,7 @@
 """What `runtime inspect` asks the store, as documents."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from runtime import settings
@@ -12,11 +12,12 @@ from runtime.adapters.redis.inspector import Holder, Letter, Listed, Sheet, Trou
 from runtime.adapters.redis.wire import Result
 from runtime.cli.display import moment
 from runtime.core.spec import DEFAULT_QUEUE
+from runtime.core.values import frozen
 
 Document = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Survey:
     """A look at the store, begun at `now_ms` by its clock."""
 

@@ -1,7 +1,8 @@
 """When workers that sleep are to be woken, and when to look again whether they are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from runtime.core.values import frozen
 
 SLOW_LOOK_S = 5.0
 """Between two looks where the server announces nothing, or where something may change that it does not announce."""
@@ -11,7 +12,7 @@ RING_AGAIN_S = (30.0, 900.0)
 """After a ring that has changed nothing: the first pause, and the longest. Each ring costs a sleeper its sleep."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Need:
     """What a queue holds for workers that sleep."""
 
@@ -36,7 +37,7 @@ def next_look_s(needs: Sequence[Need], *, hears: bool) -> float:
     return min([SAFE_LOOK_S if settled else SLOW_LOOK_S, *times])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Rung:
     again_at_s: float
     pause_s: float

@@ -1,8 +1,10 @@
 """What the answer of a paid API says: of the call, of the limits, and of whether anybody should call it now."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from runtime.core.values import frozen
 
 Meaning = Literal["ok", "retry", "wait", "permanent", "break"]
 """What an answer means.
@@ -12,7 +14,7 @@ Meaning = Literal["ok", "retry", "wait", "permanent", "break"]
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Feedback:
     """An answer as values. Every number in it is finite, not negative and within reason, whatever the answer said.
 

@@ -1,14 +1,15 @@
 """What `runtime doctor` finds: a row for each check."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from runtime.core.values import frozen
 
 Verdict = Literal["pass", "warn", "fail", "skipped"]
 """As it should be; it works and may bite; it does not work, or loses jobs; could not be looked at from here."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """The outcome of one check."""
 
@@ -26,7 +27,7 @@ class Finding:
         return self.check.partition(".")[0]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Section:
     """The findings of one group. `about`: what was looked at."""
 

@@ -9,16 +9,17 @@ Their `repr` shows no argument, no body and no result: it may end up in a log.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from runtime.core.errors import Category
+from runtime.core.values import frozen
 
 Codec = Literal["pickle", "json", "msgpack", "custom"]
 """How a body or a result is written; `custom` is the user's own serializer."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """What a producer asked for, as read from the body."""
 
@@ -39,14 +40,14 @@ class Call:
     """How it was written, and how its result is to be."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unreadable:
     """A body that is no call: missing, of a wrong type, or refused by the loader."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ErrorRecord:
     """One failed attempt, as kept with the job."""
 
@@ -57,7 +58,7 @@ class ErrorRecord:
     category: Category
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class History:
     """What a job remembers from one claim to the next."""
 
@@ -76,7 +77,7 @@ class History:
 NEW = History()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Claim:
     """A job that this worker holds under a lease."""
 
@@ -99,7 +100,7 @@ class Claim:
     """An abort was asked for, then."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failure:
     """An exception as it may be shown: names and text, never the object."""
 
@@ -110,14 +111,14 @@ class Failure:
     """The type is one of Python's own, so that any reader of the result has it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Done:
     """The handler returned."""
 
     result: object = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Retried:
     """The attempt failed; there is another one."""
 
@@ -125,7 +126,7 @@ class Retried:
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Snoozed:
     """The handler asked to be run again; the attempt is given back."""
 
@@ -134,7 +135,7 @@ class Snoozed:
     """The limit or the breaker that it waits for, where the handler did not ask for itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Released:
     """Given back as it was, attempt restored: to its old place, or (`delay_s`) for a worker that knows its handler, or
     until no other suspect runs."""
@@ -143,7 +144,7 @@ class Released:
     delay_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Dead:
     """Not to be tried again: becomes a dead letter with its body and its history."""
 
@@ -153,7 +154,7 @@ class Dead:
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cancelled:
     """Somebody aborted it. Ends in failure, but is no dead letter."""
 
@@ -161,7 +162,7 @@ class Cancelled:
 Outcome = Done | Retried | Snoozed | Released | Dead | Cancelled
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settlement:
     """An outcome on its way to the store."""
 

@@ -9,10 +9,10 @@ and it looks once more whether there is something to do.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import Literal
 
 from runtime.core.span import spell
+from runtime.core.values import frozen
 
 State = Literal["starting", "awake", "drowsy", "quiet", "waking", "stopping"]
 Event = Literal["turned", "idle", "clear", "held", "called", "stop"]
@@ -48,7 +48,7 @@ NO_ALARM = "RUNTIME_ALARM is not set"
 """How reasons begin, and end, that are looked for by others."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Standing:
     """What may keep a worker awake, as it is now."""
 
@@ -61,7 +61,7 @@ class Standing:
     """Until it has been idle for long enough."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reason:
     """Why a worker is awake. It is the same reason for as long as it is of the same kind, whatever its figures do."""
 
@@ -69,7 +69,7 @@ class Reason:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hold:
     """A reason, and since when it holds, by the monotonic clock."""
 
@@ -77,7 +77,7 @@ class Hold:
     since: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """Something that was told: a new state, or while awake a new reason; `at` by the monotonic clock."""
 

@@ -4,12 +4,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, Self
 
 from runtime.core.errors import LimitInvalid
 from runtime.core.span import Span, seconds, spell
 from runtime.core.text import one_line
+from runtime.core.values import frozen
 
 YEAR_S = 366 * 86_400.0
 MOST_EXACT = 2**51
@@ -18,7 +19,7 @@ one of these until 2041), a bucket that is empty, and as much again for who wait
 _RATE = re.compile(r"(\d{1,15})\s*/\s*([\d.]*\s*(?:ms|s|m|h|d))", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rule:
     """`count` tokens flow in, in `period_us` microseconds (in lowest terms); at most `burst` stay."""
 
@@ -196,7 +197,7 @@ class Concurrency(Keyed):
 Costs = Mapping[Bucket, int]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """What a job asks for at once."""
 
@@ -235,7 +236,7 @@ def one_each(limit: Keyed | Iterable[Keyed]) -> Wanted:
     return wanted(dict.fromkeys([limit] if isinstance(limit, Keyed) else limit, 1))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reserved:
     """Tokens are set aside for a moment to come. They are to be asked for again then; else they go to others."""
 
@@ -245,7 +246,7 @@ class Reserved:
     """The label of the bucket that has them latest."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Granted:
     """Tokens may be used, in `rest_s`."""
 
@@ -259,7 +260,7 @@ class Granted:
     """The breaker has counted failures: it is to hear of a success."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refused:
     """Nothing was taken: it would have to be waited for too long (`full`: others hold all permits), or the breaker is
     open."""
@@ -273,7 +274,7 @@ class Refused:
 Answer = Reserved | Granted | Refused
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Permit:
     """What a job holds of a `Concurrency`, to be given back."""
 

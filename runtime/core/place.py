@@ -1,12 +1,13 @@
 """A job's place in its queue: a score that says when it was due and which priority it has."""
 
 import math
-from dataclasses import dataclass
+
+from runtime.core.values import frozen
 
 _STEP_MS = 2.0**33
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """A score `due - p*2^33 + p/1024` of a job that is due, taken apart (as `common.lua` puts it together)."""
 

@@ -1,6 +1,6 @@
 """What happens after an attempt: from an exception to an outcome. Decisions only; the caller acts."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal
 
 from runtime.core import errors
@@ -24,6 +24,7 @@ from runtime.core.redaction import Redactor
 from runtime.core.retry import Retry
 from runtime.core.span import spell
 from runtime.core.spec import Spec
+from runtime.core.values import frozen
 
 MAX_CRASHES = 3
 CRASH_DELAY_S = (0.0, 10.0)
@@ -98,7 +99,7 @@ Stop = Literal["timeout", "abort", "shutdown", "lost"]
 """Why a run was asked to stop."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ended:
     """How a run came to its end: with a value, or with an error; and whether it had been asked to stop."""
 

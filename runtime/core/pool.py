@@ -2,10 +2,10 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
 from runtime.core.errors import HandlerInvalid
+from runtime.core.values import frozen
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ class Pool(Generic[T]):
         return f"Pool({self.name!r}, size={self.size}, uses={self.uses})"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PoolStatistics:
     """A pool of one worker. What is of the moment comes first; the rest is counted since the worker started."""
 

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Literal
 
 from runtime.core.errors import HandlerInvalid, PayloadInvalid, QuotaExceeded
 from runtime.core.span import spell
+from runtime.core.values import frozen
 
 MOST = 1000
 """The largest limit: an enqueue looks at all jobs that count. What is to be larger is a rate, and a bucket's affair."""
@@ -19,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 Which = Literal["hourly", "pending"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Allowance:
     """What one user may do. None: there is no such limit; 0 forbids. Raises `HandlerInvalid` beyond 0 to 1000.
 
@@ -40,7 +41,7 @@ class Allowance:
                 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Counted:
     """A job that counts for its user. The user's name goes to the store, and into no error and no `repr`."""
 

@@ -1,7 +1,7 @@
 """A job to be: what an enqueue asks for, checked."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -9,6 +9,7 @@ from runtime.core.errors import OptionInvalid
 from runtime.core.quota import Counted
 from runtime.core.span import Span, seconds
 from runtime.core.spec import PRIORITIES
+from runtime.core.values import frozen
 
 R = TypeVar("R")
 
@@ -33,7 +34,7 @@ class Options(TypedDict, total=False):
     """Another queue than the handler's."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request(Generic[R]):
     """A handler's name, plain arguments that fit it, and options that keep their rules."""
 

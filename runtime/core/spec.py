@@ -1,17 +1,18 @@
 """What a declaration says about a handler, as a value."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from runtime.core.limits import NOTHING, Wanted
 from runtime.core.quota import Quota
 from runtime.core.retry import Retry
+from runtime.core.values import frozen
 
 DEFAULT_QUEUE = "arq:queue"
 """arq's default: the queue's name is the Redis key of its sorted set, literally."""
 PRIORITIES = range(1001)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Spec:
     """How jobs of one handler are to be run."""
 

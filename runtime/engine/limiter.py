@@ -4,7 +4,6 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from types import TracebackType
 
 import anyio
@@ -12,6 +11,7 @@ import anyio
 from runtime.core.errors import Limited, LimitInvalid
 from runtime.core.job import Claim
 from runtime.core.limits import Bucket, Concurrency, Costs, Granted, Keyed, Permit, Refused, Reserved, Wanted
+from runtime.core.values import frozen
 from runtime.engine.drought import Drought
 from runtime.ports import Away, Ports
 
@@ -27,7 +27,7 @@ JITTER_S = 1.0
 """Who waits for a breaker comes back within so long after it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Taken:
     """What was got of all that was wanted."""
 

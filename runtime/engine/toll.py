@@ -4,7 +4,6 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from runtime.core.feedback import Feedback
 from runtime.core.job import Call, Claim
 from runtime.core.limits import Bucket, Costs, Granted
 from runtime.core.text import one_line
+from runtime.core.values import frozen
 from runtime.engine.limiter import Limiter
 from runtime.ports import Api, Limits
 
@@ -22,7 +22,7 @@ BROKEN_S = 60.0
 """When a job is to come back whose call has opened the breaker, as that is open for so long."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fare:
     """What was taken for one call."""
 

@@ -6,7 +6,6 @@ import re
 import socket
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 from runtime.adapters.payload import from_json
 from runtime.core.diagnosis.platform import Place, Port, Telemetry
+from runtime.core.values import frozen
 from runtime.examination.deadline import in_thread, unreachable
 
 ASK_S = 2.0
@@ -110,7 +110,7 @@ async def see_port(chosen: Mapping[str, Any]) -> Port:
         return Port(number, "foreign")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Health:
     """What of a worker's /health is wanted here."""
 

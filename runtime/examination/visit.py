@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from runtime import registry, settings
@@ -17,6 +17,7 @@ from runtime.core.diagnosis import settings as of_settings
 from runtime.core.diagnosis import store as of_store
 from runtime.core.findings import Finding, Section, Verdict, count
 from runtime.core.redaction import Redactor
+from runtime.core.values import frozen
 from runtime.examination import environment, fleet, place, project, store
 from runtime.examination.fleet import Fleet
 from runtime.registry import Inventory
@@ -29,7 +30,7 @@ REPLY_S = 2.0
 GROUPS = ("settings", "redis", "handlers", "limits", "platform", "telemetry")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Examination:
     """What was found; no text in it has a secret of the environment."""
 

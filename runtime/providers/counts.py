@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from runtime.core.values import frozen
 from runtime.providers import waits
 
 MOST = 10**12
@@ -11,7 +12,7 @@ MOST = 10**12
 _WHOLE = re.compile(r"[0-9]{1,13}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Quotas:
     """The headers on the provider's own count, by dimension, as far as they can be believed."""
 

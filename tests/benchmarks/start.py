@@ -103,7 +103,10 @@ def _alive(process: subprocess.Popen[bytes], out: Path) -> bool:
 
 def _memory(pid: int) -> dict[str, float]:
     """MB: all that it has in memory, its share of it, and what it has for itself."""
-    kb = {name: int(size) for name, size in re.findall(r"(\w+):\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text())}
+    kb = {
+        name: int(size)
+        for name, size in re.findall(r"(\w+):\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text())
+    }
     return {
         "RSS": kb["Rss"] / 1024,
         "PSS": kb["Pss"] / 1024,
@@ -129,7 +132,9 @@ def main() -> int:
 
 
 def report(starts: dict[str, list[Start]]) -> None:
-    print(f"{'':10} | start to effect, ms: min, median, max | x arq: min, median | to result: median | MB: RSS, PSS, USS")
+    print(
+        f"{'':10} | start to effect, ms: min, median, max | x arq: min, median | to result: median | MB: RSS, PSS, USS"
+    )
     effects = {name: [each.effect_ms for each in those] for name, those in starts.items()}
     for name, those in starts.items():
         ratios = [of(effects[name]) / of(effects["arq"]) for of in (min, statistics.median)]

@@ -1,13 +1,13 @@
 """The jobs as the job API wants them. Free of aiohttp, so that whoever deals in them does not wait for its import."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from runtime.core.request import Options
+from runtime.core.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Order:
     """What `POST /jobs` asks for."""
 
@@ -17,7 +17,7 @@ class Order:
     options: Options
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Receipt:
     """What became of it."""
 

@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from runtime.adapters.redis.scripts import script
 from runtime.adapters.redis.tally import Tally
 from runtime.core.limits import MOST_EXACT, Answer, Bucket, Costs, Granted, Refused, Reserved, Rule
 from runtime.core.text import one_line
+from runtime.core.values import frozen
 from runtime.ports import Away
 
 PROBE_S = 60.0
@@ -107,7 +107,7 @@ class RedisLimits:
         self._told.update(new)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Level:
     """A bucket, looked at."""
 
@@ -127,7 +127,7 @@ class Level:
     """For so long; None: until it is reset."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BreakerState:
     state: Literal["closed", "open", "half-open"]
     opens_in_s: float

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from runtime.adapters.redis import documents, pickles
@@ -22,6 +21,7 @@ from runtime.adapters.redis.pickles import MAX_BYTES, Undecodable
 from runtime.adapters.redis.pickles.values import check_tree, refuse
 from runtime.core.errors import SettingsInvalid
 from runtime.core.job import Codec
+from runtime.core.values import frozen
 
 __all__ = ["MAX_BYTES", "Serializer", "Undecodable", "dumps", "loads", "named", "recognise"]
 
@@ -30,7 +30,7 @@ _MAPS: Final = frozenset({*range(0x81, 0x90), 0xDE, 0xDF})
 _PICKLERS: Final = ("pickle", "_pickle", "cloudpickle", "dill")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Serializer:
     """A codec of the user's. It is trusted: `loads` sees bytes that anybody may have put into Redis."""
 

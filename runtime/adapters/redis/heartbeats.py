@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import anyio
@@ -11,6 +11,7 @@ from runtime.adapters.payload import LARGEST, from_json, to_json
 from runtime.adapters.redis import keys
 from runtime.adapters.redis.connection import away_when_lost
 from runtime.core.pool import PoolStatistics
+from runtime.core.values import frozen
 from runtime.ports import Away
 
 BEAT_S = 30.0
@@ -23,7 +24,7 @@ MOST = 1000
 LEAVE_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Served:
     """Queues that share slots."""
 
@@ -31,7 +32,7 @@ class Served:
     slots: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Heartbeat:
     """What a worker says of itself. No argument, no result, no secret; what a later version adds has a default."""
 

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from runtime.adapters.redis import keys
+from runtime.core.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Holder:
     """A job that has a permit. One that is not `live` has no lease: its permit goes to whoever asks next."""
 
@@ -16,7 +16,7 @@ class Holder:
     live: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Standing:
     """How things stand with one limit on concurrency."""
 

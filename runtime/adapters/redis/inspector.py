@@ -7,7 +7,6 @@ does not answer, raise redis-py's errors.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from redis.exceptions import ResponseError
@@ -19,6 +18,7 @@ from runtime.adapters.redis.heartbeats import Heartbeat
 from runtime.adapters.redis.source import history_of
 from runtime.core.job import Call, ErrorRecord, History
 from runtime.core.place import place
+from runtime.core.values import frozen
 
 SEEN = 1000
 """As many due jobs, and as many that are not yet due, are looked at in a queue."""
@@ -28,14 +28,14 @@ MOST_READ = 256 * 1024
 State = Literal["waiting", "active", "deferred", "dead", "completed", "failed", "cancelled", "unknown"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trouble:
     """Why something could not be read."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Holder:
     """Who has the lease of a job."""
 
@@ -45,7 +45,7 @@ class Holder:
     """Until the lease lapses; None where it never does."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Listed:
     """A job as it is listed."""
 
@@ -67,7 +67,7 @@ class Listed:
     trouble: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Letter:
     """A dead letter, but for its body (`wire.letter_of`)."""
 
@@ -84,7 +84,7 @@ class Letter:
     errors: tuple[ErrorRecord, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sheet:
     """Everything that is known of one job."""
 
@@ -147,7 +147,7 @@ async def jobs(redis: Any, queue: str, most: int, serializer: Serializer | None 
     return listed + await _letters(redis, queue, dead or [])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Queued:
     """An id in a queue, and the lease on it."""
 
@@ -309,7 +309,7 @@ def _summary(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Found:
     """What the keys of a job hold."""
 
@@ -372,7 +372,7 @@ async def _found(redis: Any, job_id: str) -> _Found:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Spot:
     """Where a job stands."""
 

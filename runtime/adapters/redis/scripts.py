@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from redis.exceptions import NoPermissionError, NoScriptError
 from runtime.adapters.redis import keys
 from runtime.core.alarm import Need
 from runtime.core.quota import Counted
+from runtime.core.values import frozen
 
 
 class Script:
@@ -42,7 +43,7 @@ def script(name: str, shared: str = "common") -> Script:
     return Script(name, shared)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NewJob:
     """A job to add. `due_ms` is a moment, else it is due in `delay_ms`; `fresh`: nobody can know its id yet."""
 
@@ -56,7 +57,7 @@ class NewJob:
     counted: Counted | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Enqueued:
     """What became of the jobs of one call."""
 
@@ -105,7 +106,7 @@ async def awake(redis: Any, queue: str) -> int:
     return int(count)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Leased:
     """A job as `claim.lua` hands it out. `kind` is `string`, or why it has no body: its key's type, or `oversized`."""
 
@@ -119,7 +120,7 @@ class Leased:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ClaimReply:
     now_ms: int
     more: bool
@@ -178,7 +179,7 @@ async def claim(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lease:
     """A lease to extend."""
 
@@ -190,7 +191,7 @@ class Lease:
     """Also keep the job's body from expiring while it runs."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Extended:
     ours: bool
     abort_ms: int | None
@@ -205,7 +206,7 @@ def extend(redis: Any, queue: str, leases: Sequence[Lease], *, lease_ms: int) ->
     return [Extended(reply[a] == 1, _moment(reply[a + 1])) for a in range(0, len(reply), 2)]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settling:
     """An outcome as `settle.lua` takes it; the fields are described there."""
 
@@ -224,7 +225,7 @@ class Settling:
     flags: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SettleReply:
     verdicts: str
     """A digit for each: 1 settled, 0 refused, 2 the body is gone."""
@@ -309,7 +310,7 @@ async def outlook(redis: Any, queues: Sequence[str]) -> float | None:
     return None if reply == b"-" else float(reply) / 1000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CancelReply:
     """`changed`: the job has this body, which is not the one that the call was made for; call again."""
 
@@ -329,7 +330,7 @@ async def cancel(
     return CancelReply(said.decode(), now[0], int(now[1])) if now else CancelReply(said.decode())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Census:
     """The jobs of a queue, counted."""
 

@@ -3,18 +3,19 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from runtime.adapters.payload import LARGEST
 from runtime.adapters.redis import keys
 from runtime.adapters.redis.connection import away_when_lost
 from runtime.core.limits import Answer, Bucket, Costs, Granted, Refused, Reserved
+from runtime.core.values import frozen
 
 KEPT_S = 30 * keys.DAY_S
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Counts:
     """What has come of a limit since it was first used, or since nobody had used it for 30 days. As kept."""
 

@@ -9,13 +9,14 @@ turns them into bytes: pickles where nothing else is asked for.
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import NoneType
 from typing import Any, cast
 
 from runtime.adapters.redis import codecs, pickles
 from runtime.adapters.redis.codecs import Serializer, Undecodable
 from runtime.core.job import Call, Cancelled, Claim, Codec, Dead, Done, Failure, Settlement, Unreadable
+from runtime.core.values import frozen
 
 MAX_BODY = codecs.MAX_BYTES
 """Largest body, in bytes: refused at our enqueue, a dead letter at the worker."""
@@ -189,7 +190,7 @@ def _as_text(outcome: Dead | Cancelled) -> str:
     return f"{failure.error}: {failure.text}" if failure.text else failure.error
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Result:
     """A stored result."""
 

@@ -1,17 +1,17 @@
 """What is wrong with handlers, with the queues they are for, and with the limits they declare."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from runtime.core.findings import Finding
 from runtime.core.limits import Rule
 from runtime.core.span import spell
+from runtime.core.values import frozen
 
 SLOW_IMPORT_S = 2.0
 """Modules that take longer make each start late, and each waking."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Declared:
     """A handler."""
 
@@ -21,7 +21,7 @@ class Declared:
     """None: the worker's."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mistake:
     """Why a module cannot be had, or what it declares cannot."""
 
@@ -30,7 +30,7 @@ class Mistake:
     hint: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Project:
     """What the handler modules declare."""
 
@@ -49,7 +49,7 @@ class Project:
     """What `import runtime` gets here, where that is not this package."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Queue:
     """A queue, and who serves it."""
 
@@ -78,7 +78,7 @@ class Queue:
         return self.waiting + self.deferred + self.active
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rates:
     """A limit as declared here, and as the fleet has it."""
 
@@ -92,7 +92,7 @@ class Rates:
     closed_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Breaker:
     """A breaker that is open: an API that is not called for now."""
 

@@ -1,13 +1,13 @@
 """What is wrong with where a worker runs: its port, its end, its sleep, its memory, its traces."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 from runtime.core.findings import Finding
 from runtime.core.lifecycle import LATELY, NO_ALARM
 from runtime.core.span import spell
+from runtime.core.values import frozen
 
 CLOSING_S = 20.0
 """After the grace: giving the rest back, leaving, closing connections, sending the last spans (`app.py`)."""
@@ -17,7 +17,7 @@ JOB_BYTES = 8 * 2**20
 FULL = 0.85
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Port:
     """The HTTP port. `ours`: a worker of this package answers there; `foreign`: something else has it."""
 
@@ -30,7 +30,7 @@ class Port:
     """Why it was refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Peer:
     """A worker, as it has told of itself."""
 
@@ -47,7 +47,7 @@ class Peer:
     """It runs on this machine."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """Where this process runs, and what it was told of that. None: not to be seen."""
 
@@ -73,7 +73,7 @@ class Place:
     """Jobs that wait for their time, in the queues looked at."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Telemetry:
     """Where traces are to go."""
 

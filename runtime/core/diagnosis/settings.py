@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from runtime.core.findings import Finding
+from runtime.core.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Environment:
     """The settings as they stand in the environment."""
 

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from statistics import quantiles
 
 from runtime.core.findings import Finding
 from runtime.core.look import FOREIGN_LOOK_S
 from runtime.core.span import spell
+from runtime.core.values import frozen
 
 LEAST_VERSION = (6, 2)
 """Of Redis: older ones lack commands that the scripts use."""
@@ -21,14 +21,14 @@ FULL = 0.8
 BRIM = 0.95
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trial:
     """Something that the server was really asked to do. `cause`: why it would not; None: it did."""
 
     cause: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Store:
     """What was seen of a Redis. None: it does not let itself be seen."""
 

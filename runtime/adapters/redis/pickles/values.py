@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from types import NoneType
 from typing import Final, NoReturn
 from uuid import UUID
+
+from runtime.core.values import frozen
 
 MAX_BYTES: Final = 8 * 2**20
 MAX_NODES: Final = 200_000  # values in the tree, a shared one counted wherever it appears
@@ -37,7 +38,7 @@ class Undecodable(ValueError):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RemoteError:
     """An exception found in a result: what it was called and its arguments, and no behaviour."""
 
