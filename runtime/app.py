@@ -18,8 +18,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -45,7 +44,6 @@ from runtime.core.errors import SettingsInvalid
 from runtime.core.limits import Bucket
 from runtime.core.policy import describe
 from runtime.core.redaction import Redactor
-from runtime.desk import Desk
 from runtime.engine.actor import Actor
 from runtime.engine.governor import Governor
 from runtime.engine.pools import LAST_CLOSE_S, Pools
@@ -58,6 +56,10 @@ from runtime.registry import Handlers
 from runtime.settings import Settings
 from runtime.silence import Silence
 from runtime.standstill import Standstills
+
+if TYPE_CHECKING:
+    from runtime.adapters.http.server import HttpServer
+    from runtime.desk import Desk
 
 HTTP_AFTER_S = 0.3
 """The HTTP server comes up after the first claim, and not later than this: its import takes a quarter of a second."""
@@ -123,6 +125,14 @@ def listen(port: int) -> socket.socket:
         raise SettingsInvalid(
             f"cannot listen on port {port}", cause=error.strerror, hint="set PORT to a free one, or RUNTIME_HTTP=off"
         ) from None
+
+
+def _http_parts() -> "tuple[type[HttpServer], type[Desk]]":
+    """What only the HTTP server needs, and what takes most of its time."""
+    from runtime.adapters.http.server import HttpServer
+    from runtime.desk import Desk
+
+    return HttpServer, Desk
 
 
 class Worker:
@@ -455,11 +465,11 @@ class Worker:
         with anyio.move_on_after(HTTP_AFTER_S):
             while not self._health.turned():
                 await anyio.sleep(0.02)
-        module = await asyncio.to_thread(import_module, "runtime.adapters.http.server")
-        desk = Desk(self._client, self._handlers, self._queues, self._wake, self._call)
+        http_server, desk_of = await asyncio.to_thread(_http_parts)
+        desk = desk_of(self._client, self._handlers, self._queues, self._wake, self._call)
         tokens = self._settings.tokens
         row = self._egress.of("answers")
-        server = module.HttpServer(self._health, self._wake, desk, tokens=tokens, log=self._log, row=row)
+        server = http_server(self._health, self._wake, desk, tokens=tokens, log=self._log, row=row)
         try:
             port = await server.start(listener)
             self._log.info(f"Health check server listening on port {port}", event_name="HTTP_LISTENING")

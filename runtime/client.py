@@ -10,11 +10,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 from runtime import settings
-from runtime.adapters import embedded
 from runtime.adapters.doorbell import Doorbell, Ring
 from runtime.adapters.egress import Egress
 from runtime.adapters.redis import buckets, codecs, keys, scripts, wire
@@ -36,6 +35,9 @@ from runtime.core.limits import Bucket
 from runtime.core.request import Options, Request, check_name, check_options
 from runtime.core.span import Span, seconds
 from runtime.core.spec import DEFAULT_QUEUE
+
+if TYPE_CHECKING:
+    from runtime.adapters import embedded
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -482,6 +484,8 @@ def redis_url(config: settings.Settings) -> tuple[str, embedded.Embedded | None]
     """
     if config.redis_url:
         return config.redis_url, None
+    from runtime.adapters import embedded
+
     try:
         server = embedded.attach(embedded.data_dir(Path.cwd(), config.data_dir))
     except (embedded.EmbeddedUnavailable, embedded.EmbeddedFailed) as error:

@@ -4,7 +4,6 @@ import importlib
 import os
 import pkgutil
 import sys
-import tomllib
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -153,6 +152,8 @@ def find(handlers: Handlers, name: str) -> Handler[..., Any]:
 
 def _configured(folder: Path) -> list[str]:
     try:
+        import tomllib  # where modules are named, nobody needs it
+
         project = tomllib.loads((folder / "pyproject.toml").read_text())
     except FileNotFoundError:
         return ["handlers"]
