@@ -297,12 +297,12 @@ class Worker:
     async def _serve(self) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._obey_signals)
-            group.start_soon(self._beside, "bringing jobs forward", self._bring_forward)
-            group.start_soon(self._beside, "telling of the limits", self._tell_of_limits)
+            group.start_soon(self._later, "bringing jobs forward", self._bring_forward)
+            group.start_soon(self._later, "telling of the limits", self._tell_of_limits)
             group.start_soon(self._beside, "the heartbeat", self._beat)
             group.start_soon(self._beside, "handing permits on", self._permits.run)
-            group.start_soon(self._beside, "being counted", self._presence.run)
-            group.start_soon(self._beside, "listening", self._listen)
+            group.start_soon(self._later, "being counted", self._presence.run)
+            group.start_soon(self._later, "listening", self._listen)
             group.start_soon(self._beside, "going quiet", self._governor.run)
             if self._listener is not None:
                 group.start_soon(self._serve_http, self._listener)
@@ -334,6 +334,15 @@ class Worker:
         except Exception as error:
             failure = describe(error)
             self._log.error(f"{what} failed: {failure.error}: {failure.text}", event_name="PART_FAILED", exc_info=error)
+
+    async def _later(self, what: str, part: Callable[[], Awaitable[object]]) -> None:
+        """The same, once it has been looked for jobs: the first of them does not wait for any of it."""
+        await self._turned()
+        await self._beside(what, part)
+
+    async def _turned(self) -> None:
+        while not self._health.turned():
+            await anyio.sleep(0.02)
 
     @property
     def leaves_runs_behind(self) -> bool:
@@ -463,8 +472,7 @@ class Worker:
 
     async def _serve_http(self, listener: socket.socket) -> None:
         with anyio.move_on_after(HTTP_AFTER_S):
-            while not self._health.turned():
-                await anyio.sleep(0.02)
+            await self._turned()
         http_server, desk_of = await asyncio.to_thread(_http_parts)
         desk = desk_of(self._client, self._handlers, self._queues, self._wake, self._call)
         tokens = self._settings.tokens

@@ -29,7 +29,7 @@ FIRST_CLAIM_S = 0.3
 """How long the very first claim is waited for when the worker is told to stop meanwhile: the store may not be there."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Queue:
     """What is known of a queue. All times are monotonic."""
 

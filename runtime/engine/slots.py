@@ -29,7 +29,7 @@ from runtime.engine.statistics import Statistics
 from runtime.ports import Entry, Notice, Ports, Run
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Slot:
     claim: Claim
     entry: Entry

@@ -19,7 +19,7 @@ BATCH = 200
 LOST_RETRY_S = 0.5
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Held:
     claim: Claim
     listener: Callable[[str, Notice], None]

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from dataclasses import field
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from redis.exceptions import NoPermissionError, NoScriptError
 
 from runtime.adapters.redis import keys
-from runtime.core.alarm import Need
 from runtime.core.quota import Counted
 from runtime.core.values import frozen
+
+if TYPE_CHECKING:
+    from runtime.core.alarm import Need
 
 
 class Script:
@@ -357,8 +359,10 @@ async def census(redis: Any, queue: str) -> Census:
     return Census(waiting, active, deferred, dead, unknown, completed, failed, None if age_ms < 0 else age_ms / 1000)
 
 
-async def needs(redis: Any, queues: Sequence[str]) -> list[Need]:
+async def needs(redis: Any, queues: Sequence[str]) -> "list[Need]":
     """What these queues hold for workers that sleep, in one read-only call to the primary."""
+    from runtime.core.alarm import Need  # workers have none of it
+
     names = [name for queue in queues for name in (queue, keys.unknown(queue))]
     reply = await script("need")(redis, names, [keys.here(queue) for queue in queues])
     return [

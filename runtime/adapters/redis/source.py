@@ -344,7 +344,7 @@ MOST_BYTES = 8 * 2**20
 """About the most that goes to the server in one call, if a single outcome is not more."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Part:
     """Outcomes of a batch that go in one call, and the number under which they do, whenever they are sent again."""
 

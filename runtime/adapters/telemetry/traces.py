@@ -272,7 +272,7 @@ def enqueueing(url: str) -> Enqueueing:
 # ── the worker ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Run:
     """A run, and once it has come to its outcome the span of its settling."""
 
