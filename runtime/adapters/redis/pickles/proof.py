@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from functools import cache
 from typing import Final, Literal
 
 
@@ -22,7 +23,13 @@ _LEAF: Final = (
 _CONTAINER: Final = rb"[}\]\x8fld]"  # dict, list, set; what cannot be a key
 # Greedy on purpose: possessive repeats were wrong before Python 3.11.5 (python/cpython#106052).
 _PLAIN: Final = re.compile(rb"(?s:(?:(?:" + _LEAF + rb")*" + _CONTAINER + rb"?){0,5})")
-_SHARING: Final = re.compile(rb"(?s:(?:" + _LEAF + rb"|" + _CONTAINER + rb"|h.|j.{4})*)")
+
+
+@cache
+def _sharing() -> re.Pattern[bytes]:
+    """The same where something may be used twice. Few bodies have that, and compiling it takes a millisecond or two."""
+    return re.compile(rb"(?s:(?:" + _LEAF + rb"|" + _CONTAINER + rb"|h.|j.{4})*)")
+
 
 # Ten runs, with five containers each and a tuple between any two, make fewer than MAX_DEPTH containers, so that depth
 # needs no check. All runs together leave no room for more nodes than memory can take.
@@ -55,15 +62,15 @@ def proven(data: bytes) -> Literal["tree", "graph"] | None:
     MAX_NODES and MAX_DEPTH too; of a "graph" that is still to be checked. None means that nothing is known. Otherwise
     the last opcode is also the last byte, and every length lies within the data.
     """
-    at, run, hashing = 2, _PLAIN, 1
+    at, hashing, tree = 2, 1, True
     for runs in range(1, _RUNS + 1):
-        match = run.match(data, at, at + _RUN_BYTES)
+        match = (_PLAIN if tree else _sharing()).match(data, at, at + _RUN_BYTES)
         end = match.end() if match else at
         code = data[end] if end < len(data) else 0
         if code == STOP:
-            if end != len(data) - 1 or (run is _SHARING and hashing * len(data) > _MAX_HASHING):
+            if end != len(data) - 1 or (not tree and hashing * len(data) > _MAX_HASHING):
                 return None
-            return "tree" if run is _PLAIN else "graph"
+            return "tree" if tree else "graph"
         if code in _SMALL_TUPLES:
             hashing *= _SMALL_TUPLES[code]
             at = end + 1
@@ -72,12 +79,12 @@ def proven(data: bytes) -> Literal["tree", "graph"] | None:
             at = end + 1
         elif code in _LENGTH_WIDTHS:
             at = after_string(data, end + 1, _LENGTH_WIDTHS[code])
-        elif end > at or (code in _MEMO_READS and run is _PLAIN):
+        elif end > at or (code in _MEMO_READS and tree):
             at = end
         else:
             return None
         if code in _MEMO_READS or runs == _RUNS_OF_A_TREE:
-            run = _SHARING
+            tree = False
     return None
 
 

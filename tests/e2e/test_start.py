@@ -1,0 +1,64 @@
+"""What a worker imports before its first job: a process that was just woken has a job waiting, and no time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from runtime import connect
+from tests.e2e.began import QUEUE, imported
+from tests.processes import START_S, Worker
+from tests.servers import Server
+
+TOO_EARLY = {
+    "aiohttp": "a quarter of a second and 12 MB: after the first look for jobs",
+    "runtime.desk": "comes with the HTTP server",
+    "runtime.adapters.http.server": "likewise",
+    "arq": "its format is ours, its code is not needed",
+    "click": "comes with arq",
+    "opentelemetry": "only where traces are wanted",
+    "google.protobuf": "likewise",
+    "requests": "likewise",
+    "runtime.adapters.embedded": "only where no Redis is configured",
+    "runtime.adapters.redis.inspector": "for commands",
+    "runtime.adapters.sentinel": "for commands",
+    "runtime.core.alarm": "for commands, and for whoever wakes others",
+    "pydantic": "installed beside us for other things",
+    "tomllib": "only where no module is named",
+    "unittest": "for tests",
+    "multiprocessing": "nobody's",
+}
+
+
+def imported_by_its_first_job(tcp_url: str, **settings: Any) -> set[str]:
+    """The modules of a worker's process when a job began that waited for its start."""
+
+    async def enqueue() -> None:
+        async with connect(tcp_url):
+            await imported.options(key="first").enqueue()
+
+    async def result() -> list[str]:
+        async with connect(tcp_url) as client:
+            found = await client.result("imported:first", QUEUE, START_S)
+            assert found.ok
+            return list(found.value)
+
+    asyncio.run(enqueue())
+    with Worker("tests.e2e.began", redis=tcp_url, **settings) as worker:
+        worker.start()
+        return set(asyncio.run(result()))
+
+
+def test_nothing_is_imported_before_the_first_job_that_it_does_not_need(tcp_url: str) -> None:
+    found = imported_by_its_first_job(tcp_url)
+    assert "runtime.engine.slots" in found  # the names are those of modules
+    assert {name: why for name, why in TOO_EARLY.items() if name in found} == {}
+
+
+def test_the_http_server_is_imported_after_the_first_look_for_jobs(server: Server) -> None:
+    for _ in range(3):  # it does not wait for ever: on a machine that is busy with other things it may be there
+        server.flush()
+        found = imported_by_its_first_job(server.tcp_url, RUNTIME_HTTP="on", PORT=0)
+        if "aiohttp" not in found:
+            return
+    raise AssertionError("aiohttp was there before the first job, three times")
