@@ -62,7 +62,8 @@ if TYPE_CHECKING:
     from runtime.desk import Desk
 
 HTTP_AFTER_S = 0.3
-"""The HTTP server comes up after the first claim, and not later than this: its import takes a quarter of a second."""
+"""The HTTP server comes up after the first claim and what it found, and not later than this: its import takes a quarter
+of a second."""
 LOOK_S = 1.0
 """How long the boot waits to hear whether Redis answers: the log is to begin with what was found."""
 POOLS_S = LAST_CLOSE_S + 1.0
@@ -473,6 +474,8 @@ class Worker:
     async def _serve_http(self, listener: socket.socket) -> None:
         with anyio.move_on_after(HTTP_AFTER_S):
             await self._turned()
+            while self._health.running:  # while something is imported all else stands still, 5 ms at a time
+                await anyio.sleep(0.02)
         http_server, desk_of = await asyncio.to_thread(_http_parts)
         desk = desk_of(self._client, self._handlers, self._queues, self._wake, self._call)
         tokens = self._settings.tokens
