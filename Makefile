@@ -64,6 +64,7 @@ $(VENV)/bin/python:
 $(VENV)/run.stamp: requirements-run.lock pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-run.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(BIN)/python -m compileall -q runtime handlers   # where PYTHONDONTWRITEBYTECODE is set, each start would do it
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
