@@ -70,7 +70,7 @@ class Governor:
         self._active_at = 0.0
         self._held: Reason | None = None
         self._holds: Sequence[Hold] = ()
-        self._told_of = USUAL
+        self._told_of: Set[Kind] = USUAL
         self._told_at = -math.inf
         self.history: deque[Change] = deque(maxlen=HISTORY)
         """What has changed lately, the oldest first. That it was drowsy is not told: what came of it is."""

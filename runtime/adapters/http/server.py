@@ -96,7 +96,7 @@ class HttpServer:
     async def _get_health(self, request: web.Request) -> web.Response:
         """Open to all; whoever sends a valid token is told more."""
         await self._health.probe()
-        more = self._health.detail() if await self._gate.knows(request) else {}
+        more: Mapping[str, Any] = self._health.detail() if await self._gate.knows(request) else {}
         return answer({**self._health.document(), **more}, 200 if self._health.live() else 503)
 
     async def _get_livez(self, request: web.Request) -> web.Response:

@@ -75,7 +75,7 @@ class _Prompt(AbstractConnection):
     """
 
     def __init__(self, *, row: Row, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]  # in redis-py
         self._row = self.borrower = row
 
     async def _connect(self) -> None:
@@ -149,11 +149,11 @@ class _Blocking(BlockingAbstractConnection):
     def disconnect(self, *args: Any, **options: Any) -> None:
         if cast(Any, self)._sock is not None:
             self._row.stirred()
-        super().disconnect(*args, **options)  # type: ignore[no-untyped-call]  # in redis-py
+        cast(Any, super()).disconnect(*args, **options)
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         self._row.sent()
-        super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]  # in redis-py
+        cast(Any, super()).send_packed_command(command, check_health)
 
 
 class _BlockingTcp(_Blocking, BlockingConnection):
