@@ -253,6 +253,7 @@ class Worker:
         )
         self._silence = Silence(
             self._queues,
+            self._handlers,
             self._source,
             self._presence,
             self._keeper,

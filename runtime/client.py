@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 from runtime import settings
-from runtime.adapters.doorbell import Doorbell, Ring
+from runtime.adapters.doorbell import Complaints, Doorbell, Ring
 from runtime.adapters.egress import Egress
 from runtime.adapters.redis import buckets, codecs, keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
@@ -127,7 +127,7 @@ class Client:
         self._serializer = serializer or codecs.named(settings.serializer())
         self._wake_urls = settings.wake_urls() if wake_urls is None else wake_urls
         self._bells = bells
-        self._doorbell = Doorbell(self._wake_urls, egress.of("doorbell"))
+        self._doorbell = Doorbell(self._wake_urls, Complaints(), egress.of("doorbell"))
         self._doubted_at = -DOUBT_S
         self._redis = open_redis(url, row=egress.of("client"))
 

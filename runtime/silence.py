@@ -1,6 +1,6 @@
 """How a worker falls silent: every connection closed, everything stopped that sends. `ports.Stillness`."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 
 import anyio
@@ -28,6 +28,7 @@ class Silence:
     def __init__(
         self,
         queues: Sequence[str],
+        handlers: Collection[str],
         source: RedisSource,
         presence: Presence,
         keeper: LeaseKeeper,
@@ -39,6 +40,7 @@ class Silence:
         flush_traces: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self._queues = queues
+        self._handlers = handlers
         self._source = source
         self._presence = presence
         self._keeper = keeper
@@ -57,7 +59,7 @@ class Silence:
         await self._presence.leave()
 
     async def due_in(self) -> float | None:
-        return await self._source.outlook(self._queues)
+        return await self._source.outlook(self._queues, self._handlers)
 
     async def fall_silent(self) -> None:
         self._speaking = anyio.Event()

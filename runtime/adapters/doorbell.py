@@ -14,7 +14,7 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Literal
@@ -55,11 +55,30 @@ class _Answer:
     said: str
 
 
-class Doorbell:
-    """Rings at all `urls`, in tasks of its own, in one event loop. Close it. Requests are entered in `row`."""
+class Complaints:
+    """Logs that nobody was woken, once while it stays the same: for who rings and does not wait for the end of it."""
 
-    def __init__(self, urls: Sequence[str], row: Row | None = None) -> None:
-        self._bells = [_Bell(url, row or Row()) for url in urls]
+    def __init__(self) -> None:
+        self._last: dict[str, str] = {}
+
+    def __call__(self, ring: Ring) -> None:
+        if ring.answered:
+            self._last.pop(ring.url, None)
+        elif self._last.get(ring.url) != ring.said:
+            self._last[ring.url] = ring.said
+            _log.warning("Nobody was woken by POST %s: %s", ring.url, ring.said)
+
+
+class Doorbell:
+    """Rings at all `urls`, in tasks of its own, in one event loop. Close it. `tell` is told how each ringing ended.
+
+    Requests are entered in `row`.
+    """
+
+    def __init__(
+        self, urls: Sequence[str], tell: Callable[[Ring], None] = lambda ring: None, row: Row | None = None
+    ) -> None:
+        self._bells = [_Bell(url, tell, row or Row()) for url in urls]
 
     @property
     def rings(self) -> bool:
@@ -70,7 +89,7 @@ class Doorbell:
         """See to it that a request is sent after this call, and again for a minute until one is answered.
 
         It returns at once and raises nothing. Calls that come together are one: there is one request at a time to an
-        address, and after an answer none for a second. A failure is logged, once while it stays the same.
+        address, and after an answer none for a second.
         """
         for bell in self._bells:
             bell.ring()
@@ -91,7 +110,7 @@ class Doorbell:
 class _Bell:
     """The doorbell at one address."""
 
-    def __init__(self, url: str, row: Row) -> None:
+    def __init__(self, url: str, tell: Callable[[Ring], None], row: Row) -> None:
         self._row = row
         self.last: Ring | None = None
         self._url = url
@@ -100,7 +119,7 @@ class _Bell:
         """Somebody has rung, and no request was tried since."""
         self._free_at = 0.0
         self._closing = asyncio.Event()
-        self._told: str | None = None
+        self._tell = tell
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -181,13 +200,6 @@ class _Bell:
         with suppress(TimeoutError):
             async with asyncio.timeout(moment - time.monotonic()):
                 await self._closing.wait()
-
-    def _tell(self, ring: Ring) -> None:
-        if ring.answered:
-            self._told = None
-        elif ring.said != self._told:
-            self._told = ring.said
-            _log.warning("Nobody was woken by POST %s: %s", ring.url, ring.said)
 
 
 @cache

@@ -138,6 +138,14 @@ def test_a_worker_that_sleeps_is_woken_for_a_job_of_stock_arq(own: Server, annou
                 assert len(rung) == n
 
 
+def test_a_ring_that_nobody_answers_is_told_once(own: Server) -> None:
+    with Door(status=403) as door, watching(own, door, announced=True) as sentinel:
+        enqueue_by_arq(own.url)
+        (told,) = sentinel.wait_for("SENTINEL_UNANSWERED", wake_url=door.url)
+        assert "status 403" in told["message"]
+        assert (sentinel.output() + sentinel.errors()).count("status 403") == 1
+
+
 def test_a_restart_of_redis_is_weather(door: Door, tmp_path: Path) -> None:
     with Server(data=tmp_path) as own, watching(own, door, announced=True) as sentinel:
         own.stop()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from runtime.adapters import doorbell
-from runtime.adapters.doorbell import Doorbell, Ring
+from runtime.adapters.doorbell import Complaints, Doorbell, Ring
 from tests.doorstep import Answer, Doorstep
 from tests.http.asking import site_of
 from tests.processes import ROOT, Worker, environment, wait_until
@@ -21,7 +21,7 @@ from tests.servers import Server
 
 async def rung(*urls: str) -> list[Ring]:
     """Ring once, and wait for how it ends."""
-    bell = Doorbell(urls)
+    bell = Doorbell(urls, Complaints())
     bell.ring()
     try:
         return list(await bell.rung())
@@ -72,7 +72,7 @@ def test_a_request_that_is_held_until_the_worker_is_there_is_one_request(monkeyp
 @pytest.mark.parametrize("status", [301, 400, 401, 405, 500])
 def test_any_other_answer_is_told_once_and_given_up(status: int, caplog: pytest.LogCaptureFixture) -> None:
     async def ring(step: Doorstep) -> None:
-        bell = Doorbell([step.url])
+        bell = Doorbell([step.url], Complaints())
         for _ in range(2):
             bell.ring()
             assert [ring.answered for ring in await bell.rung()] == [False]

@@ -1,7 +1,7 @@
 """The Lua scripts, each behind one typed function: callers never see a position in a list."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import field
 from functools import cache
 from importlib.resources import files
@@ -306,9 +306,13 @@ async def forward(redis: Any, queue: str, ids: Sequence[str | bytes]) -> int:
     return moved
 
 
-async def outlook(redis: Any, queues: Sequence[str]) -> float | None:
-    """Seconds until the first job of `queues` is due, or a lease on one; below zero if one is; None: no jobs at all."""
-    reply: bytes = await script("outlook")(redis, queues, [])
+async def outlook(redis: Any, queues: Sequence[str], handlers: Collection[str]) -> float | None:
+    """Seconds until the first job of `queues` is due, or a lease on one; below zero if one is; None: no jobs at all.
+
+    Jobs that were given back to wait for a worker that knows their handler count only if it is one of `handlers`.
+    """
+    names = [name for queue in queues for name in (queue, keys.unknown(queue))]
+    reply: bytes = await script("outlook")(redis, names, list(handlers))
     return None if reply == b"-" else float(reply) / 1000
 
 

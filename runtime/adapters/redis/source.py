@@ -5,7 +5,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -232,10 +232,13 @@ class RedisSource:
     async def news(self, after: int) -> int:
         return await self._ear.news(after)
 
-    async def outlook(self, queues: Sequence[str]) -> float | None:
-        """Seconds until the first job of `queues` is due, or a lease on one, by the primary; None: no jobs at all."""
+    async def outlook(self, queues: Sequence[str], handlers: Collection[str]) -> float | None:
+        """Seconds until the first job of `queues` is due, or a lease on one, by the primary; None: none at all.
+
+        Jobs that wait for a worker that knows their handler count only if it is one of `handlers`.
+        """
         with self._asking("look"):
-            return await scripts.outlook(self.redis, queues)
+            return await scripts.outlook(self.redis, queues, handlers)
 
     async def disconnect(self) -> None:
         """Close every connection; what is asked next opens new ones."""

@@ -75,3 +75,25 @@ local function untouched(queue, later, job)
   return score and when and left_there(tonumber(score), tonumber(when), priority(tonumber(job.place)))
     and try('GET', RETRY .. job.id) == job.starts
 end
+
+-- For each of these jobs who holds it, and for which handler it waits: it was given back by a worker that does not know
+-- that one. Of jobs that were started, `unknown` tells the truth; of others it may be about an earlier job of the id.
+local function held_and_awaited(ids, unknown)
+  local names, held, awaited, started, places = {}, {}, {}, {}, {}
+  for _, id in ipairs(ids) do
+    names[#names + 1] = IN_PROGRESS .. id
+    names[#names + 1] = RETRY .. id
+  end
+  local known = redis.call('MGET', unpack(names))
+  for n, id in ipairs(ids) do
+    held[n], awaited[n] = known[2 * n - 1], false
+    if not held[n] and known[2 * n] then
+      started[#started + 1], places[#places + 1] = id, n
+    end
+  end
+  local handlers = #started > 0 and try('HMGET', unknown, unpack(started)) or {}
+  for m, n in ipairs(places) do
+    awaited[n] = handlers[m] or false
+  end
+  return held, awaited
+end

@@ -7,32 +7,16 @@
 -- are woken in vain, rather than not), ms until the next job comes due (-1: none)
 --
 -- Due is not what somebody holds, which is a stock worker: its jobs keep their scores. Nor what has been given back to wait
--- for a worker that knows its handler: to wake one that does not would not help, and one that does brings it forward.
+-- for a worker that knows its handler: to wake one that does not would not help, and one that does brings it forward when
+-- it starts, and does not go quiet on it.
 
 local SEE, PAGE = 1000, 250
 local now = clock()
 
--- Of jobs that were started, `unknown` tells the truth; of others it may be about an earlier job of the id.
 local function waits_for_us(ids, unknown)
-  local names, started = {}, {}
-  for _, id in ipairs(ids) do
-    names[#names + 1] = IN_PROGRESS .. id
-    names[#names + 1] = RETRY .. id
-  end
-  local known = redis.call('MGET', unpack(names))
-  for n, id in ipairs(ids) do
-    local held, starts = known[2 * n - 1], known[2 * n]
-    if not held and not starts then
-      return true
-    elseif not held then
-      started[#started + 1] = id
-    end
-  end
-  if #started == 0 then
-    return false
-  end
-  for _, handler in ipairs(try('HMGET', unknown, unpack(started)) or { false }) do
-    if not handler then
+  local held, awaited = held_and_awaited(ids, unknown)
+  for n = 1, #ids do
+    if not held[n] and not awaited[n] then
       return true
     end
   end
