@@ -27,6 +27,7 @@ class Relay:
         self._swallows = False
         self._error = b""
         self._concerned: Callable[[Command], bool] = lambda command: False
+        self._held: Held | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
 
@@ -54,6 +55,18 @@ class Relay:
     def answer(self, error: str, concerned: Callable[[Command], bool] = lambda command: True) -> None:
         """Answer with this error every command that is `concerned`; with no error, none any more."""
         self._error, self._concerned = error.encode(), concerned if error else lambda command: False
+
+    def hold(self, concerned: Callable[[Command], bool], *, reply: bool = False) -> Held:
+        """Stop the next command that is `concerned`, or the reply to it, until it is let go; nothing else waits."""
+        self._held = Held(self._loop, concerned, reply)
+        return self._held
+
+    def held(self, command: Command) -> Held | None:
+        """What holds this command, or its reply: only the first one."""
+        if self._held is None or not self._held.concerned(command):
+            return None
+        held, self._held = self._held, None
+        return held
 
     def said_instead(self, command: Command) -> Command:
         return (b"EVAL", SAY, b"0", self._error) if self._concerned(command) else command
@@ -103,6 +116,25 @@ class Relay:
             self._links.discard(link)
 
 
+class Held:
+    """One command that does not reach the server, or one reply that does not reach the client, before `let_go`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, concerned: Callable[[Command], bool], reply: bool) -> None:
+        self.concerned = concerned
+        self.reply = reply
+        self.there = threading.Event()
+        """Set when it is held."""
+        self._loop = loop
+        self._goes_on = asyncio.Event()
+
+    def let_go(self) -> None:
+        self._loop.call_soon_threadsafe(self._goes_on.set)
+
+    async def stop(self) -> None:
+        self.there.set()
+        await self._goes_on.wait()
+
+
 class _Link:
     """One connection of a client, and the one to the server that belongs to it."""
 
@@ -111,6 +143,7 @@ class _Link:
         self._reader = reader
         self._writer = writer
         self._open = asyncio.Event()
+        self._held: Held | None = None
 
     def set(self, *, swallows: bool) -> None:
         if swallows:
@@ -142,7 +175,13 @@ class _Link:
     async def _there(self, server: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
             while True:
-                command = self._relay.said_instead(await self._command())
+                command = await self._command()
+                held = self._relay.held(command)
+                if held is not None and not held.reply:
+                    await held.stop()
+                elif held is not None:
+                    self._held = held
+                command = self._relay.said_instead(command)
                 await self._open.wait()
                 server.write(b"*%d\r\n" % len(command) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in command))
                 await server.drain()
@@ -159,5 +198,8 @@ class _Link:
         with suppress(OSError):
             while data := await reader.read(65536):
                 await self._open.wait()
+                if self._held is not None:
+                    held, self._held = self._held, None
+                    await held.stop()
                 self._writer.write(data)
                 await self._writer.drain()
