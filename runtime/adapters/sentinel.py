@@ -87,6 +87,8 @@ class Sentinel:
             queues = self._calls.answer(needs, time.monotonic())
             if queues:
                 await self._ring(queues)
+                await anyio.sleep(BUSY_S)
+                continue  # who has come may soon be gone again: that the ring was of use is seen only while he is there
             if any(need.awake for need in needs):
                 await anyio.sleep(BUSY_S)
             with anyio.move_on_at(looked_at + next_look_s(needs, hears=self._ear.hears)):

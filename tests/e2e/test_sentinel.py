@@ -17,6 +17,7 @@ from redis import Redis
 import runtime
 from runtime.adapters.payload import to_json
 from runtime.adapters.redis import keys
+from runtime.adapters.sentinel import BUSY_S
 from runtime.core.alarm import SLOW_LOOK_S
 from tests.e2e.jobs import generate
 from tests.e2e.waking import Door, enqueue_by_arq, somebody_awake
@@ -136,6 +137,18 @@ def test_a_worker_that_sleeps_is_woken_for_a_job_of_stock_arq(own: Server, annou
                 assert took_s < (ANNOUNCED_S if announced else LOOKED_S) + 1
                 rung = sentinel.wait_for("SENTINEL_RANG", n)
                 assert len(rung) == n
+
+
+def test_who_came_and_is_gone_again_is_rung_for_again_at_once(own: Server, door: Door) -> None:
+    with watching(own, door, announced=True), redis_of(own) as redis:
+        for n in range(1, 4):
+            at = enqueue_by_arq(own.url)
+            assert door.rung_after(at) < ANNOUNCED_S
+            assert len(door.rung_at) == n
+            with somebody_awake(own.url):
+                redis.delete("arq:queue")
+                time.sleep(2 * BUSY_S)
+            time.sleep(0.1)
 
 
 def test_a_ring_that_nobody_answers_is_told_once(own: Server) -> None:

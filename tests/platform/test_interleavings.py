@@ -66,7 +66,7 @@ STEPS = [
 
 @dataclass(frozen=True)
 class Scene:
-    """A worker behind a relay; a port in its place, which only remembers that somebody rang; and what the job leaves."""
+    """A worker behind a relay; a port in its place, which only remembers rings; and what the job leaves."""
 
     server: Server
     relay: Relay
