@@ -43,7 +43,7 @@ LOST_S = 8.0
 SLOW_S = 30.0
 SEEN_S = 0.05
 """How long the server may go on counting a worker that was killed."""
-WARM = 3
+WARM = 2
 """How often it is watched before: to know how long it stays."""
 
 _ADDED = re.compile(rb'"(?:ZADD|zadd)" "%s" "[^"]*" "([^"]+)"\r' % QUEUE.encode())
@@ -157,9 +157,9 @@ class Door:
             self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/wake"
             yield
 
-    def answered_between(self, since: float, until: float) -> float | None:
-        """The first answer of that time."""
-        return next((at for at in self.answered_at if since < at < until), None)
+    def answered_after(self, moment: float) -> float | None:
+        """When somebody was answered for the first time after that."""
+        return next((at for at in self.answered_at if at > moment), None)
 
     async def ring(self) -> None:
         """Ring until it is answered."""
@@ -205,9 +205,9 @@ class Run:
     after_ms: float
     """When the job was in the queue, from when the worker was to leave: less than 0 is before."""
     rung: bool
-    """The worker has answered a ring before the job started."""
+    """The worker has answered a ring since."""
     started_s: float | None
-    """From that answer, or else from when it was in the queue; None: never."""
+    """From that answer, or from when it was in the queue if nobody rang; 0: before it; None: never."""
     starts: int
     stranded: bool = False
     """Whoever was counted, or rung, was killed before it could start the job: an alarm found it."""
@@ -276,22 +276,16 @@ class Lane:
         dead = killed_at is not None and killed_at < added
         phase: Phase = "killed" if dead else self.watch.phase_at(added)
         started = await self.signed(job_id, LOST_S if killed_at is None else STARTED_S + 1)
+        since = added
         stranded = started is None and killed_at is not None and killed_at > added - SEEN_S
         if stranded:
+            since = time.time()
             started = await self.alarmed(job_id)
-        answered = None if started is None else self.door.answered_between(added, started)
-        self.runs.append(
-            Run(
-                self.name,
-                job_id,
-                phase,
-                1000 * (added - leaves),
-                answered is not None,
-                None if started is None else started - (answered or added),
-                len(self.starts(job_id)),
-                stranded,
-            )
-        )
+        answered = self.door.answered_after(since)
+        started_s = None if started is None else max(0.0, started - (answered or since))
+        after_ms, rung = 1000 * (added - leaves), answered is not None
+        starts = len(self.starts(job_id))
+        self.runs.append(Run(self.name, job_id, phase, after_ms, rung, started_s, starts, stranded))
         if started is None:
             await self.door.ring()  # for those that come after it
 
@@ -347,30 +341,24 @@ async def stock_arq(lane: Lane) -> AsyncIterator[Callable[[str], Awaitable[objec
 
 
 @asynccontextmanager
-async def our_clients(lane: Lane) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
-    """What adds a job as our client does, and rings if need be: returns when that was answered.
-
-    Two in turn: after an answer a client rings no more for a second.
-    """
-    clients = deque([Client(lane.server.url, wake_urls=[lane.door.url]) for _ in range(2)])
+async def our_client(lane: Lane) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+    """What adds a job as our client does, and rings if need be: returns when that was answered."""
+    client = Client(lane.server.url, wake_urls=[lane.door.url])
 
     async def add(job_id: str) -> None:
-        clients.rotate()
-        await clients[0].enqueue("sign", [str(lane.book), job_id], job_id=job_id, options={"queue": QUEUE})
-        if clients[0].ringing:
-            assert [ring.answered for ring in await clients[0].rung()] == [True]
+        await client.enqueue("sign", [str(lane.book), job_id], job_id=job_id, options={"queue": QUEUE})
+        if client.ringing:
+            assert [ring.answered for ring in await client.rung()] == [True]
 
     try:
-        for client in clients:
-            await client.status("no-such-job", QUEUE)  # connects
+        await client.status("no-such-job", QUEUE)  # connects
         yield add
     finally:
-        for client in clients:
-            await client.close()
+        await client.close()
 
 
 async def client_rings(lane: Lane, offsets_ms: Sequence[int]) -> None:
-    async with lane.open(), our_clients(lane) as add:
+    async with lane.open(), our_client(lane) as add:
         for n, offset_ms in enumerate(offsets_ms):
             leaves = await lane.about_to_leave()
             await until(leaves + offset_ms / 1000)
@@ -410,7 +398,7 @@ async def alarm_rings(lane: Lane, offsets_ms: Sequence[int]) -> None:
 
 async def client_rings_who_is_killed(lane: Lane, offsets_ms: Sequence[int]) -> None:
     """The worker is killed while it goes quiet too, and nobody starts it but who rings."""
-    async with lane.open(), our_clients(lane) as add:
+    async with lane.open(), our_client(lane) as add:
         for n, (offset_ms, kill_ms) in enumerate(zip(offsets_ms, reversed(offsets_ms), strict=True)):
             leaves = await lane.about_to_leave()
             async with asyncio.TaskGroup() as group:
@@ -441,7 +429,7 @@ def table(runs: Sequence[Run]) -> str:
     for phase in get_args(Phase):
         of = [run for run in runs if run.phase == phase]
         if of:
-            slowest = max(run.started_s or math.inf for run in of)
+            slowest = max(math.inf if run.started_s is None else run.started_s for run in of)
             rung, stranded = sum(run.rung for run in of), sum(run.stranded for run in of)
             lines.append(f"{phase:20} {len(of):5} jobs, {rung:5} after a ring, slowest {1000 * slowest:6.0f} ms")
             lines[-1] += f", {stranded} left to an alarm" if stranded else ""

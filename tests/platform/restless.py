@@ -11,9 +11,9 @@ from dataclasses import replace
 from runtime import app, groups, registry, settings
 from tests.processes import Worker
 
-AFTER_S = 0.6
-"""Not a multiple of the governor's looks, of which there are four a second: so it is always the same one that finds it
-idle."""
+AFTER_S = 1.1
+"""Longer than the second in which it obeys only one ring. And no multiple of the governor's looks, of which there are
+four a second: so it is always the same one that finds it idle."""
 
 
 class Restless(Worker):

@@ -24,14 +24,14 @@ Producer = Callable[[Lane, Sequence[int]], Awaitable[None]]
 
 ALL = os.environ.get("RUNTIME_TEST_SLEEP") == "all"
 LANES: dict[Producer, tuple[int, int]] = {
-    handover.client_rings: (6, 167) if ALL else (3, 10),
-    handover.sentinel_rings: (1, 120) if ALL else (1, 5),
+    handover.client_rings: (6, 167) if ALL else (4, 10),
+    handover.sentinel_rings: (1, 120) if ALL else (1, 4),
     handover.alarm_rings: (1, 80) if ALL else (1, 3),
     handover.client_rings_who_is_killed: (1, 120) if ALL else (1, 4),
 }
 """So many workers side by side, and so many jobs for each."""
-FROM_MS, TO_MS = -20, 40
-"""The window around the moment at which a worker is expected to leave: it takes some 10 ms until all is closed."""
+FROM_MS, TO_MS = -15, 25
+"""The window around the moment at which a worker is expected to leave: it takes some 3 ms until all is closed."""
 
 
 def offsets_ms(first: int, count: int) -> list[int]:
