@@ -13,9 +13,10 @@ import anyio
 from redis.exceptions import ResponseError
 
 from runtime.adapters.doorbell import Doorbell
-from runtime.adapters.redis import heartbeats, scripts
+from runtime.adapters.redis import heartbeats
 from runtime.adapters.redis.connection import away_when_lost, concerns_the_server, connect, shown
 from runtime.adapters.redis.ear import Ear
+from runtime.adapters.redis.needs import needs as needs_of
 from runtime.adapters.redis.weather import Weather
 from runtime.adapters.telemetry.logs import LogJournal
 from runtime.core.alarm import SAFE_LOOK_S, SLOW_LOOK_S, Calls, Need, next_look_s
@@ -102,7 +103,7 @@ class Sentinel:
             queues = sorted(self._queues)
             needs = await self._heads(queues)
             if any(need.due for need in needs):
-                needs = await scripts.needs(self._redis, queues)
+                needs = await needs_of(self._redis, queues)
             return needs
 
     async def _heads(self, queues: Sequence[str]) -> Sequence[Need]:

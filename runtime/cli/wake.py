@@ -62,13 +62,14 @@ def addresses(given: str | None, config: settings.Settings) -> Sequence[str]:
 
 
 def _look(named: Sequence[str]) -> "Sequence[Need]":
-    from runtime.adapters.redis import heartbeats, scripts
+    from runtime.adapters.redis import heartbeats
+    from runtime.adapters.redis.needs import needs
     from runtime.cli.session import queues, with_client
 
     wanted = queues(named)
 
     async def look(redis: object) -> "Sequence[Need]":
-        return await scripts.needs(redis, wanted or sorted(await heartbeats.queues_served(redis)))
+        return await needs(redis, wanted or sorted(await heartbeats.queues_served(redis)))
 
     return with_client(lambda client: client.ask(look))
 

@@ -17,6 +17,7 @@ from redis import Redis
 import runtime
 from runtime.adapters.payload import to_json
 from runtime.adapters.redis import keys
+from runtime.adapters.redis.heartbeats import LIVE_S
 from runtime.adapters.sentinel import BUSY_S
 from runtime.core.alarm import SLOW_LOOK_S
 from tests.e2e.jobs import generate
@@ -137,6 +138,15 @@ def test_a_worker_that_sleeps_is_woken_for_a_job_of_stock_arq(own: Server, annou
                 assert took_s < (ANNOUNCED_S if announced else LOOKED_S) + 1
                 rung = sentinel.wait_for("SENTINEL_RANG", n)
                 assert len(rung) == n
+
+
+def test_who_is_still_counted_though_his_host_has_vanished_does_not_keep_it_from_ringing(
+    own: Server, door: Door
+) -> None:
+    with watching(own, door, announced=True), somebody_awake(own.url, beat_ago_s=LIVE_S - 3):
+        at = enqueue_by_arq(own.url)
+        after_s = door.rung_after(at)
+        assert 2.5 < after_s < 3 + LOOKED_S
 
 
 def test_who_came_and_is_gone_again_is_rung_for_again_at_once(own: Server, door: Door) -> None:

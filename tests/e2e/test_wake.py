@@ -13,6 +13,7 @@ from redis import Redis
 
 from runtime.adapters.payload import to_json
 from runtime.adapters.redis import keys
+from runtime.adapters.redis.heartbeats import LIVE_S
 from tests.e2e.waking import Door, enqueue_by_arq, somebody_awake
 from tests.processes import command
 from tests.redis.test_heartbeats import BEAT
@@ -59,6 +60,21 @@ def test_it_leaves_the_future_and_those_who_are_awake_alone(door: Door, redis_ur
     assert done.returncode == 0
     assert "1 awake\nnobody has to be woken" in done.stdout
     assert not door.rung_at
+
+
+@pytest.mark.parametrize(
+    ("beat_ago_s", "state"), [(LIVE_S + 1, "awake"), (0.0, "quiet")], ids=["vanished", "left unheard"]
+)
+def test_who_is_still_counted_though_he_is_gone_does_not_keep_it_from_ringing(
+    door: Door, redis_url: str, beat_ago_s: float, state: str
+) -> None:
+    """A host that vanishes says nothing to the server, which counts its worker for minutes."""
+    enqueue_by_arq(redis_url)
+    with somebody_awake(redis_url, beat_ago_s=beat_ago_s, state=state):
+        done = wake(door, redis_url, "--if-due", *ON_ARQ_QUEUE)
+    assert done.returncode == 0
+    assert "jobs are due; nobody is awake" in done.stdout
+    assert len(door.rung_at) == 1
 
 
 def test_one_queue_that_calls_is_enough(door: Door, redis_url: str) -> None:

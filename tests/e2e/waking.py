@@ -8,14 +8,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from arq.connections import ArqRedis
 from redis import Redis
 from redis.asyncio import ConnectionPool
 
+from runtime.adapters.payload import to_json
 from runtime.adapters.redis import keys
+from runtime.adapters.redis.heartbeats import Served
 from tests.processes import wait_until
+from tests.redis.test_heartbeats import BEAT
 
 
 class Door:
@@ -70,9 +74,14 @@ def enqueue_by_arq(url: str, queue: str = "arq:queue", **options: Any) -> float:
 
 
 @contextmanager
-def somebody_awake(url: str, queue: str = "arq:queue") -> Iterator[None]:
-    """As the server sees it."""
+def somebody_awake(
+    url: str, queue: str = "arq:queue", *, beat_ago_s: float = 0.0, state: str = "awake"
+) -> Iterator[None]:
+    """As the server sees it; and what he has said of himself."""
     with Redis.from_url(url) as redis, redis.pubsub() as here:
+        at_ms = round(1000 * (time.time() - beat_ago_s))
+        beat = replace(BEAT, at_ms=at_ms, state=state, groups=(Served((queue,), 3),))
+        redis.hset(keys.WORKERS, beat.incarnation, to_json(beat).decode())
         here.subscribe(keys.here(queue))
         assert here.get_message(timeout=5)
         yield

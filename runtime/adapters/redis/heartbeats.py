@@ -181,3 +181,12 @@ async def queues_served(redis: Any) -> set[str]:
     """The queues of all workers that are known, those that sleep among them. One command; raises as redis-py does."""
     fields: dict[bytes, bytes] = await redis.hgetall(keys.WORKERS)
     return {queue for beat in read_all(fields) for queue in beat.queues}
+
+
+async def queues_awake(redis: Any) -> set[str]:
+    """The queues for which a worker is live that does not sleep. Two commands; raises as redis-py does."""
+    seconds, micros = await redis.time()
+    fields: dict[bytes, bytes] = await redis.hgetall(keys.WORKERS)
+    now_ms = seconds * 1000 + micros / 1000
+    live = [beat for beat in read_all(fields) if beat.state != "quiet" and beat.live(now_ms)]
+    return {queue for beat in live for queue in beat.queues}
