@@ -20,6 +20,8 @@ from redis import Redis
 from runtime.adapters.redis import keys
 from tests.arq_compat.test_interop import with_arq
 from tests.e2e import jobs
+from tests.platform.jobs import QUEUE as SLEEPER
+from tests.platform.restless import Restless
 from tests.processes import ROOT, Worker, enqueue, environment, status, wait_until
 from tests.servers import Server
 
@@ -158,6 +160,22 @@ def test_with_an_alarm_it_sleeps_on_a_deferred_job_and_says_when_it_is_due(tcp_u
         sleeping.until_quiet()
         (beat,) = [json.loads(value) for value in redis.hvals(keys.WORKERS)]
         assert 500_000 < beat["next_due_ms"] - 1000 * redis.time()[0] < 601_000
+
+
+def test_a_job_whose_handler_nobody_knows_keeps_nobody_awake_and_is_done_by_who_knows_it(tcp_url: str) -> None:
+    async def ask(pool: ArqRedis) -> None:
+        await pool.enqueue_job("add", 1, 2, _job_id="a", _queue_name=SLEEPER)
+
+    settings: dict[str, Any] = {"redis": tcp_url, "RUNTIME_HTTP": "on", "PORT": 0}
+    with Restless("tests.platform.jobs", **settings).up() as worker:
+        worker.wait_for("HTTP_LISTENING")
+        with_arq(tcp_url, ask)
+        worker.wait_for("JOB_RELEASED", job_id="a")
+        worker.wait_for("WORKER_QUIET", len(worker.events("WORKER_QUIET")) + 1)
+        assert status(tcp_url, "a", SLEEPER) == "deferred"
+        with Worker("tests.e2e.jobs", redis=tcp_url, arguments=("-Q", SLEEPER)).up():
+            wait_until(lambda: status(tcp_url, "a", SLEEPER) == "completed")
+        assert worker.running
 
 
 @pytest.mark.parametrize("moment", ["as it goes down", "quiet"])
