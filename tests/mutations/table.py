@@ -62,6 +62,10 @@ COMMON = _of(
     ("R19 untouched: a queue of a wrong type", "try('ZSCORE', queue, job.id)", "redis.call('ZSCORE', queue, job.id)"),
     ("R19 untouched: a later of a wrong type", "try('ZSCORE', later,", "redis.call('ZSCORE', later,"),
     ("starts are remembered for longer than arq does", "REMEMBER_S = 691200", "REMEMBER_S = 60"),
+    ("what is held waits for nobody", "if not held[n] and known[2 * n] then", "if known[2 * n] then"),
+    ("what was never started waits for nobody", "if not held[n] and known[2 * n] then", "if not held[n] then"),
+    ("unknown of a wrong type hides no job", "try('HMGET', unknown", "redis.call('HMGET', unknown"),
+    ("a handler is that of its job", "awaited[n] = handlers[m] or false", "awaited[n] = handlers[1] or false"),
 )  # fmt: skip
 
 ENQUEUE = _of(
@@ -372,9 +376,11 @@ SETTLE = _of(
     ("R22 when it was due, priority or not", "tonumber(job.place) + p * 8589934592", "tonumber(job.place)"),
     ("R22 arq's own expiry", "<= 60000", "<= 1e18"),
     ("R22 about arq's own expiry", "<= 60000", "< 0"),
-    ("R22 a body outlives the delay", "job.delay + 86400000 or nil", "86400000 or nil"),
+    ("R22 a body outlives the delay", "job.delay + asleep + 86400000 or nil", "asleep + 86400000 or nil"),
     ("R22 a body that is sent along gets a time", "(left == -2 or arqs)", "(arqs)"),
     ("R22 a body that is arq's gets more time", "(left == -2 or arqs)", "(left == -2)"),
+    ("R22 a body waits for its handler", "job.delay + asleep + 86400000 or nil", "job.delay + 86400000 or nil"),
+    ("R22 only that one waits so long", "flagged(job, 'n') and 1000 * REMEMBER_S", "1000 * REMEMBER_S"),
     ("R22 a body that is sent along is written", "  job.missing = left == -2\n", ""),
     ("R5 only the accepted are asked", "verdicts[n] == 1 and job.what ~= 'end' and not keep_body(job)", "job.what ~= 'end' and not keep_body(job)"),
     ("R22 an end needs no body", "job.what ~= 'end' and not keep_body(job)", "not keep_body(job)"),
@@ -825,13 +831,8 @@ BREAKER = _of(
 
 NEED = _of(
     "need",
-    ("what somebody holds is not due", "local held, starts = known[2 * n - 1], known[2 * n]", "local held, starts = false, known[2 * n]"),
-    ("a started one may wait for its handler", "if not held and not starts then", "if not held then"),
-    ("one never started does not", "if not held and not starts then", "if false then"),
-    ("what is held waits for nobody", "    elseif not held then\n", "    else\n"),
-    ("unknown of a wrong type hides no job", "try('HMGET', unknown, unpack(started)) or { false }", "try('HMGET', unknown, unpack(started)) or {}"),
-    ("a started one whose handler is known is due", "    if not handler then\n", "    if false then\n"),
-    ("what waits for its handler is not due", "    if not handler then\n", "    if true then\n"),
+    ("what somebody holds is not due", "if not held[n] and", "if"),
+    ("what waits for its handler is not due", "not held[n] and not awaited[n]", "not held[n]"),
     ("a queue of a wrong type is none", "try('ZRANGEBYSCORE', queue, '-inf'", "redis.call('ZRANGEBYSCORE', queue, '-inf'"),
     ("only what is due", "'-inf', now, 'LIMIT', offset", "'-inf', '+inf', 'LIMIT', offset"),
     ("it looks beyond the first page", "elseif #ids < PAGE then", "else"),
@@ -841,5 +842,30 @@ NEED = _of(
     ("the next is told", "first[2] and exact(tonumber(first[2]) - now) or '-1'", "'-1'"),
 )  # fmt: skip
 
+OUTLOOK = _of(
+    "outlook",
+    ("what waits for its handler does not count", "if not awaited[n] or knows", "if true or knows"),
+    ("unless the worker knows it", "not awaited[n] or knows[awaited[n]]", "not awaited[n]"),
+    ("it looks beyond the first page", "  for offset = 0, SEE - 1, PAGE do\n    local ids", "  for offset = 0, PAGE - 1, PAGE do\n    local ids"),
+    ("behind so many somebody has to look", "return scores[1] -- behind", "return nil -- behind"),
+    ("a queue of a wrong type is none", "try('ZRANGE'", "redis.call('ZRANGE'"),
+    ("the first of all queues", "if score and (not first or score < first) then", "if score then"),
+    ("what is past is due", "math.ceil(first - now)", "math.ceil(math.max(first - now, 1))"),
+)  # fmt: skip
+
 BUCKETS = [*SCHEDULE, *TAKE, *LEAVE, *ADJUST, *BREAKER]
-MUTANTS = [*CANCEL, *COMMON, *ENQUEUE, *CLAIM, *EXTEND, *SETTLE, *ONCE, *PERMITS, *ACQUIRE, *RELEASE, *NEED, *BUCKETS]
+MUTANTS = [
+    *CANCEL,
+    *COMMON,
+    *ENQUEUE,
+    *CLAIM,
+    *EXTEND,
+    *SETTLE,
+    *ONCE,
+    *PERMITS,
+    *ACQUIRE,
+    *RELEASE,
+    *NEED,
+    *OUTLOOK,
+    *BUCKETS,
+]

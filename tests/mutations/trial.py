@@ -19,7 +19,7 @@ SCRIPTS = Path(scripts.__file__).parent / "lua"
 
 # The likeliest to fail first.
 TESTS = {
-    "common": ("enqueue", "extend", "settle", "claim", "forward"),
+    "common": ("enqueue", "extend", "settle", "claim", "forward", "need", "outlook"),
     "enqueue": ("enqueue", "quota", "commands"),
     "claim": ("claim", "settle", "extend", "commands"),
     "extend": ("extend",),
@@ -30,6 +30,7 @@ TESTS = {
     "acquire": ("permits",),
     "release": ("permits",),
     "need": ("need",),
+    "outlook": ("outlook",),
     **dict.fromkeys(("schedule", "take", "leave", "adjust", "breaker"), ("buckets", "bucket_model")),
 }
 QUICKLY = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--assert=plain"]

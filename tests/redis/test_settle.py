@@ -402,6 +402,13 @@ def test_r22_a_body_that_was_given_an_expiry_keeps_it(store: Store) -> None:
     assert store.raw.pttl(keys.JOB + "a") <= 3_600_000
 
 
+def test_r22_the_body_of_a_job_whose_handler_is_unknown_outlives_the_memory_of_its_starts(store: Store) -> None:
+    store.run(store.arq.enqueue_job("work", _job_id="a"))
+    worker = store.worker()
+    worker.settle(again(worker.one("a"), 1000, letter=b"new_one", flags="n"))
+    assert store.raw.pttl(keys.JOB + "a") - store.raw.pttl(keys.RETRY + "a") > 1.9 * DAY_MS
+
+
 def test_r22_a_body_that_lives_longer_anyway_is_not_cut(store: Store) -> None:
     store.enqueue("a", keep_ms=90 * DAY_MS)
     worker = store.worker()

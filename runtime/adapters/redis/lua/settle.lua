@@ -56,10 +56,10 @@ local function keep_body(job)
   local p = priority(tonumber(job.place))
   local since = tonumber(job.place) + p * 8589934592 -- when it was due: with arq's own expiry, 24 h before the body's end
   local arqs = math.abs(now + left - since - 86400000) <= 60000
-  -- Nobody stays awake for a job whose handler is unknown, and nobody is rung for, while its starts are remembered.
-  local asleep = flagged(job, 'n') and 1000 * REMEMBER_S or 0
-  local short = asleep > 0 and left >= 0 and left < job.delay + asleep + 86400000
-  job.ttl_wanted = (left == -2 or arqs or short) and job.delay + asleep + 86400000 or nil
+  -- Nobody stays awake for a job whose handler is unknown, or is woken for it, before its starts are forgotten: a day
+  -- at most after the first of them, for then it is a dead letter, if anybody is awake.
+  local asleep = flagged(job, 'n') and 1000 * REMEMBER_S + 86400000 or 0
+  job.ttl_wanted = (left == -2 or arqs) and job.delay + asleep + 86400000 or nil
   job.missing = left == -2
   return true
 end
