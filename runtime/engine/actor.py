@@ -57,6 +57,7 @@ class Actor:
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._settler.run)
+                group.start_soon(self.puller.look_out)
                 await self.puller.run()
                 await self._announce_rest()
                 if not await self._unless_hurried(self.slots.idle):

@@ -1,14 +1,13 @@
 """Claims jobs for the slots: never more than are free, never sooner than something is known to be due."""
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import anyio
 
 from runtime.core.job import Call
-from runtime.core.look import look_every_s
 from runtime.engine.drought import Drought
+from runtime.engine.lookout import Lookout, Queue
 from runtime.engine.slots import Slots
 from runtime.ports import Away, Journal, Pulled, Source
 
@@ -16,10 +15,6 @@ MOST_AT_ONCE = 100
 """Most jobs in one claim: the server serves nobody else meanwhile."""
 LEAST_WAIT_S = 0.05
 """After a claim that found nothing although something is due: others were quicker, or a clock is at its edge."""
-GATHER_S = 0.005
-"""From the news that a job was written to the look for it: one that is announced is somebody else's by then."""
-USELESS_NEWS_S = 0.1
-"""News that led to no job are followed no sooner than this after the look; each time, that doubles."""
 UNHEARD_S = 0.25
 """While a backlog elsewhere keeps the puller from listening to announcements, a queue is asked this often."""
 LOST_RETRY_S = (0.1, 1.0)
@@ -27,39 +22,6 @@ LOST_RETRY_S = (0.1, 1.0)
 owners may need half."""
 FIRST_CLAIM_S = 0.3
 """How long the very first claim is waited for when the worker is told to stop meanwhile: the store may not be there."""
-
-
-@dataclass(slots=True, eq=False)
-class _Queue:
-    """What is known of a queue. All times are monotonic."""
-
-    name: str
-    due_at: float = -math.inf
-    """Something is due then."""
-    look_at: float = -math.inf
-    """To be looked at then, for jobs that nobody announces."""
-    asked_at: float = -math.inf
-    foreign_at: float = -math.inf
-    """When the last such job was found."""
-
-
-@dataclass(slots=True)
-class _News:
-    """What the store tells of jobs that anybody writes: also of those that are announced to somebody. Monotonic."""
-
-    heard: int = 0
-    look_at: float = -math.inf
-    """They are followed no sooner."""
-    useless_s: float = USELESS_NEWS_S
-    followed: bool = False
-    """The next look is on their account."""
-
-    def useless(self, now: float, most_s: float) -> None:
-        self.look_at = now + self.useless_s
-        self.useless_s = min(2 * self.useless_s, most_s)
-
-    def useful(self) -> None:
-        self.look_at, self.useless_s = -math.inf, USELESS_NEWS_S
 
 
 class Puller:
@@ -76,7 +38,8 @@ class Puller:
         backlog: Callable[[], int],
         drought: Drought,
     ) -> None:
-        self._queues = [_Queue(name) for name in queues]
+        self._queues = [Queue(name) for name in queues]
+        self._lookout = Lookout(self._queues, source, lease_s)
         self._slots = slots
         self._source = source
         self._journal = journal
@@ -84,26 +47,27 @@ class Puller:
         self._backlog = backlog
         self._drought = drought
         self._heard_at = -math.inf
-        self._started_at = 0.0
-        self._news = _News()
         self._retry_s = LOST_RETRY_S[0]
         self._rest = anyio.CancelScope()
         self._nap = anyio.CancelScope()
-        self._looking = anyio.CancelScope()
         self._claiming = anyio.CancelScope()
         self._draining = False
         self._paused = False
         self._goes_on = anyio.Event()
         self._resting = anyio.Event()
-        self.turn_at: float | None = None
-        """When the last turn was completed, monotonic; None before the first. Liveness is progress."""
+        self._turn_at: float | None = None
+
+    @property
+    def turn_at(self) -> float | None:
+        """When the last turn or look was completed, monotonic; None before the first turn. Liveness is progress."""
+        return None if self._turn_at is None else max(self._turn_at, self._lookout.looked_at)
 
     def drain(self) -> None:
         """Claim no more; `run` returns soon."""
         self._draining = True
         self.resume()
         self._rest.cancel()
-        if self.turn_at is None:
+        if self._turn_at is None:
             self._claiming.deadline = min(self._claiming.deadline, anyio.current_time() + FIRST_CLAIM_S)
 
     async def pause(self) -> None:
@@ -111,6 +75,7 @@ class Puller:
         self._paused = True
         self._rest.cancel()
         await self._resting.wait()
+        await self._lookout.rest()
 
     def resume(self) -> None:
         """Go on, with a look at every queue."""
@@ -125,12 +90,11 @@ class Puller:
         """Something of `queue` will be due then, as this worker has said itself."""
         for known in self._queues:
             if known.name == queue:
-                known.due_at = min(known.due_at, anyio.current_time() + in_s)
-        self._looking.cancel()
+                known.expect(anyio.current_time() + in_s)
+        self._lookout.stir()
 
     async def run(self) -> None:
-        """Claim until drained."""
-        self._started_at = anyio.current_time()
+        """Claim until drained. Run `look_out` beside it."""
         try:
             while not self._draining:
                 if self._paused:
@@ -141,6 +105,10 @@ class Puller:
                     await self._ride_out(cause)
         finally:
             self._resting.set()  # for whoever waits for a pause
+
+    async def look_out(self) -> None:
+        """Until cancelled."""
+        await self._lookout.run()
 
     async def _stand_still(self) -> None:
         self._goes_on = anyio.Event()
@@ -156,7 +124,7 @@ class Puller:
             await self._room()
             for queue in self._due():
                 await self._claim(queue)
-            self.turn_at = anyio.current_time()
+            self._turn_at = anyio.current_time()
             if self._slots.free and not self._due():
                 await self._idle()
             self._retry_s = LOST_RETRY_S[0]
@@ -166,7 +134,7 @@ class Puller:
         while not self._slots.free or self._backlog() > max(self._slots.size, MOST_AT_ONCE):
             await self._slots.changed()
 
-    def _due(self) -> list[_Queue]:
+    def _due(self) -> list[Queue]:
         """The queues to ask now: where something is due, and while there are such, those that were long not heard."""
         now = anyio.current_time()
         if all(queue.due_at > now for queue in self._queues):
@@ -178,7 +146,7 @@ class Puller:
             if queue.due_at <= now or (queue.asked_at <= unheard and self._heard_at <= unheard)
         ]
 
-    async def _claim(self, queue: _Queue) -> None:
+    async def _claim(self, queue: Queue) -> None:
         room = min(self._slots.free, MOST_AT_ONCE)
         if not room or self._draining or self._paused:
             return
@@ -204,13 +172,10 @@ class Puller:
         self._slots.decline(pulled.claims[free:])
         self._learn(queue, pulled)
 
-    def _learn(self, queue: _Queue, pulled: Pulled) -> None:
-        now = anyio.current_time()
-        if any(isinstance(claim.call, Call) and claim.call.foreign for claim in pulled.claims):
-            queue.foreign_at = now
-            self._news.useful()
-        queue.asked_at = now
-        queue.look_at = now + self._look_every_s(queue, now)
+    def _learn(self, queue: Queue, pulled: Pulled) -> None:
+        foreign = any(isinstance(claim.call, Call) and claim.call.foreign for claim in pulled.claims)
+        self._lookout.asked(queue, foreign=foreign)
+        now = queue.asked_at
         if pulled.more:
             queue.due_at = now if pulled.claims else now + LEAST_WAIT_S
         else:
@@ -220,7 +185,7 @@ class Puller:
         """Rest until there is something to do, or until woken."""
         try:
             with self._nap:
-                await self._listen()
+                await self._lookout.beside(self._listen)
         finally:
             woken, self._nap = self._nap.cancel_called, anyio.CancelScope()
         if woken:
@@ -231,23 +196,7 @@ class Puller:
             queue.due_at = -math.inf
 
     async def _listen(self) -> None:
-        """Wait for an announcement, or for the next due time. Looks for what nobody announces go on beside that."""
-        lost: list[Away] = []
-
-        async def part(wait: Callable[[], Awaitable[None]]) -> None:
-            try:
-                await wait()
-            except Away as cause:
-                lost.append(cause)
-            both.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as both:
-            both.start_soon(part, self._look_around)
-            await part(self._hear)
-        if lost:
-            raise lost[0]
-
-    async def _hear(self) -> None:
+        """Wait for an announcement, or for the next due time."""
         until = min(queue.due_at for queue in self._queues)
         names = [queue.name for queue in self._queues]
         heard = False
@@ -262,39 +211,6 @@ class Puller:
         for queue in self._queues:
             if queue.name == announced:
                 queue.due_at = self._heard_at
-
-    async def _look_around(self) -> None:
-        """Look when it is time, or when there are news; return when something is due."""
-        while all(queue.due_at > anyio.current_time() for queue in self._queues):
-            until = min(min(queue.due_at, queue.look_at) for queue in self._queues)
-            with anyio.CancelScope(deadline=until) as self._looking:
-                self._news.heard = await self._source.news(self._news.heard)
-            if self._looking.cancelled_caught:
-                await self._look()
-            else:
-                self._follow_news()
-
-    def _follow_news(self) -> None:
-        at = max(anyio.current_time() + GATHER_S, self._news.look_at)
-        for queue in self._queues:
-            self._news.followed |= at <= queue.look_at
-            queue.look_at = min(queue.look_at, at)
-
-    async def _look(self) -> None:
-        """At the queues for which it is time."""
-        now = anyio.current_time()
-        for queue in self._queues:
-            if queue.look_at <= now:
-                queue.look_at = now + self._look_every_s(queue, now)
-                due_in_s = await self._source.due_in(queue.name)
-                now = self.turn_at = anyio.current_time()
-                queue.due_at = math.inf if due_in_s is None else now + due_in_s
-        followed, self._news.followed = self._news.followed, False
-        if followed and all(queue.due_at > now for queue in self._queues):
-            self._news.useless(now, self._look_every_s(self._queues[0], now))
-
-    def _look_every_s(self, queue: _Queue, now: float) -> float:
-        return look_every_s(now - queue.foreign_at, now - self._started_at, self._lease_s, hears=self._source.hears)
 
     async def _ride_out(self, cause: Away) -> None:
         """Wait until the store answers. After an outage that leases may not have outlived, owners go first."""
