@@ -92,6 +92,7 @@ def serve(
     worker = Worker(settings, url, handlers, served, buckets, log, listener, redact)
     with asyncio.Runner(loop_factory=loop) as runner:
         code = _run_to_its_end(runner.get_loop(), worker.run(), log)
+        logs.close()
         if worker.leaves_runs_behind:
             os._exit(code)  # their jobs may be running elsewhere by now
         # What else a handler left behind, a task that will not end or a thread that blocks, must not keep the process.
@@ -424,6 +425,7 @@ class Worker:
         self._governor.stop()
         self._looking.cancel()
         if len(self._told) > 2:
+            logs.close()
             os._exit(128 + number)
         self._signals.put_nowait(number)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.source import RedisSource
-from runtime.adapters.telemetry.logs import fields_of
+from runtime.adapters.telemetry import logs
 from runtime.adapters.watchdog import Standstill, Watchdog
 from runtime.core.job import Claim, Settlement, Verdict
 from runtime.core.span import spell
@@ -60,7 +60,7 @@ class Standstills:
         return next((claim for claim in running if claim.token == standstill.token), None)
 
     def _tell(self, standstill: Standstill) -> None:
-        self._say(
+        self._log.warning(
             f"The event loop has been blocked for {spell(standstill.for_s)} at {standstill.where}; "
             "nothing else goes on meanwhile: the handler should await, or use asyncio.to_thread",
             event_name="LOOP_BLOCKED",
@@ -69,11 +69,7 @@ class Standstills:
         )
 
     def _tell_over(self, for_s: float) -> None:
-        self._say(f"The event loop goes on after {spell(for_s)}", event_name="LOOP_GOES_ON")
-
-    def _say(self, message: str, **fields: Any) -> None:
-        # Perhaps the loop is blocked because whoever reads the log does not; then this is, too.
-        threading.Thread(target=self._log.warning, args=(message,), kwargs=fields, daemon=True).start()
+        self._log.warning(f"The event loop goes on after {spell(for_s)}", event_name="LOOP_GOES_ON")
 
     def _end(self, standstill: Standstill) -> None:
         last = threading.Timer(LAST_WORDS_S + 1, os._exit, [1])  # whatever hangs here, too
@@ -94,6 +90,7 @@ class Standstills:
             data={"error": f"blocked at {standstill.where}", "error_type": "Blocked"},
             stack=standstill.stack,
         )
+        logs.close()
         os._exit(1)
 
     def _outcomes(self, standstill: Standstill, blamed: Claim | None) -> list[Settlement]:
@@ -120,4 +117,4 @@ class Standstills:
 
 
 def _whose(claim: Claim | None) -> dict[str, Any]:
-    return {} if claim is None else fields_of(claim)
+    return {} if claim is None else logs.fields_of(claim)

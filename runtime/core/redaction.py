@@ -56,6 +56,7 @@ class Redactor:
         # The longest first: of two that begin alike, the expression takes the one that is named first.
         self._pieces = sorted({piece for secret in secrets for piece in _pieces(secret)}, key=len, reverse=True)
         self._signs = tuple({sign for sign, _ in _SHAPES} | {sign for piece in self._pieces for sign in _signs(piece)})
+        self._are_clean_names = lru_cache(maxsize=1024)(self._look_at_names)  # of a kind of line they are the same
 
     @cached_property
     def _find(self) -> re.Pattern[str]:
@@ -99,19 +100,24 @@ class Redactor:
 
     def _are_clean(self, fields: Mapping[str, Any]) -> bool:
         """The common case at the price of one look: short texts and numbers, and no sign of a secret in any."""
+        if not self._are_clean_names(tuple(fields)):
+            return False
         texts: list[str] = []
-        for name, value in fields.items():
-            if _names_a_secret(name):
-                return False
-            if type(value) is str:
+        for value in fields.values():
+            kind = type(value)
+            if kind is str:
                 texts.append(value)
-            elif type(value) is int:
+            elif kind is int:
                 if not -HARMLESS < value < HARMLESS:
                     return False
-            elif value is not None and type(value) not in (bool, float):
+            elif value is not None and kind is not bool and kind is not float:
                 return False
-        together = "\n".join((*texts, *fields))
+        together = "\n".join(texts)
         return len(together) <= LIMIT and self._clean(together)
+
+    def _look_at_names(self, names: tuple[str, ...]) -> bool:
+        together = "\n".join(names)
+        return len(together) <= LIMIT and self._clean(together) and not any(map(_names_a_secret, names))
 
     def _name(self, name: object) -> str:
         return self.text(str.__str__(name)) if isinstance(name, str) else self._shown(name)

@@ -5,22 +5,24 @@ can be searched for. The events of the user documents keep their names. Every li
 so does what Python itself would print of exceptions that nobody catches, and of warnings.
 """
 
-import io
 import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar, Token
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, TextIO, cast
+from typing import Any
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from runtime.adapters.payload import to_json
 from runtime.adapters.telemetry import traces
+from runtime.adapters.telemetry.writer import LineWriter, text_of
 from runtime.core.job import Call, Cancelled, Claim, Dead, Done, Released, Retried, Settlement, Snoozed, Verdict
 from runtime.core.policy import describe
 from runtime.core.redaction import BY_SHAPE, Redactor
@@ -32,39 +34,65 @@ SAME_CAUSE_S = 10.0
 """The same trouble is told once in so long."""
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 _COLOURS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
+_TOLD_AS = {"warning": "warn", "critical": "error"}
 
 
-def configure(
-    level: str, style: str | None, worker_id: str, out: TextIO | None = None, *, redact: Redactor = BY_SHAPE
-) -> Any:
-    """Set up logging for the process and give the worker's logger. `style` None: text if `out` is a terminal."""
-    stream = _Stream(out or sys.stdout)
-    text = style == "text" or (style is None and stream.isatty())
-    stream.take_all(None if text else "utf-8")  # which JSON is, whatever the locale
-    render: Any = _Text(colour=_wants_colour(stream)) if text else _json
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        _belonging,
-        structlog.processors.add_log_level,
-        _railway_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    structlog.configure(
-        processors=[
-            *shared,
+_writer: LineWriter | None = None
+
+
+def configure(level: str, style: str | None, worker_id: str, *, redact: Redactor = BY_SHAPE) -> Any:
+    """Set up logging for the process and give the worker's logger. `style` None: text if stdout is a terminal.
+
+    From now on no line blocks who writes it, nor does what is printed.
+    """
+    global _writer
+    fd = sys.stdout.fileno()
+    text = style == "text" or (style is None and os.isatty(fd))
+    encoding = sys.stdout.encoding if text else "utf-8"  # which JSON is, whatever the locale
+    render: Any = _Text(encoding, colour=_wants_colour(fd)) if text else _json
+    how: dict[str, Any] = {
+        "processors": [
+            structlog.contextvars.merge_contextvars,
             structlog.processors.format_exc_info,
-            structlog.processors.EventRenamer("message", "event_name"),
+            _arranged,
             _redacting(redact),
             render,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(file=cast(TextIO, stream)),
-        cache_logger_on_first_use=True,
-    )
+        "wrapper_class": structlog.make_filtering_bound_logger(_LEVELS[level]),
+    }
+    of_lines = structlog.wrap_logger(structlog.ReturnLogger(), **how).bind(worker_id=worker_id)
+    with suppress(OSError):
+        sys.stdout.flush()
+    writer = _writer = LineWriter(fd, lambda count: _lost(of_lines, count))
+    sys.stdout = text_of(writer, fd, encoding)
+    pen = _Pen(writer)
+    structlog.configure(**how, logger_factory=lambda: pen, cache_logger_on_first_use=True)
     log = structlog.get_logger().bind(worker_id=worker_id)
     _route_standard_logging(level, log)
     _route_uncaught(log)
     return log
+
+
+def close() -> None:
+    """Have what was said written, for a second at most: the process is about to end. Lines are written at once then."""
+    if _writer is not None:
+        _writer.close()
+
+
+class _Pen:
+    """What structlog hands its lines to. (Its own take a lock, at which a destructor would wait for itself.)"""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = writer.write
+
+
+def _lost(of_lines: Any, count: int) -> bytes:
+    line: bytes | None = of_lines.warning(
+        f"{count} log lines are missing here: they were not read in time, or could not be written",
+        event_name="LOG_LINES_LOST",
+        lines=count,
+    )
+    return line or b""
 
 
 def _redacting(redact: Redactor) -> Callable[[WrappedLogger, str, EventDict], EventDict]:
@@ -72,44 +100,6 @@ def _redacting(redact: Redactor) -> Callable[[WrappedLogger, str, EventDict], Ev
         return redact.fields(event)
 
     return process
-
-
-class _Stream(io.TextIOBase):
-    """What lines are written to. A reader that has gone, a full disk or whoever closes it costs lines, not jobs."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-
-    def isatty(self) -> bool:
-        return self._out.isatty()
-
-    def take_all(self, encoding: str | None) -> None:
-        """Write in `encoding`, or as before, and characters that it lacks by their number."""
-        reconfigure = getattr(self._out, "reconfigure", None)  # a file has it; what somebody put in its place may not
-        if reconfigure is not None:
-            reconfigure(encoding=encoding, errors="backslashreplace")
-
-    def write(self, text: str) -> int:
-        try:
-            self._out.write(text)
-        except (OSError, ValueError):  # the latter once it is closed
-            self._give_up()
-        return len(text)
-
-    def flush(self) -> None:
-        try:
-            self._out.flush()
-        except (OSError, ValueError):  # the latter once it is closed
-            self._give_up()
-
-    def _give_up(self) -> None:
-        """Send the rest to nowhere: what is left in the buffer would raise again when the process ends."""
-        if self._out.closed:
-            self._out = open(os.devnull, "w")  # noqa: SIM115  # to the end of the process
-            return
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._out.fileno())
-        os.close(nowhere)
 
 
 _claim: ContextVar[Claim | None] = ContextVar("runtime_claim", default=None)
@@ -130,30 +120,26 @@ class Within:
         _claim.reset(self._token)
 
 
-def _belonging(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-    """Whose line it is: the job's fields, and the ids of its trace."""
+def _arranged(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    """When, how bad, what, and whose line it is: the job's fields, and the ids of its trace."""
+    first = {"timestamp": _now(), "level": _TOLD_AS.get(name, name), "message": event.pop("event")}
+    if "event_name" in event:
+        first["event"] = event.pop("event_name")
     claim = _claim.get()
-    if claim is not None:
-        for key, value in (*fields_of(claim).items(), ("attempt", claim.attempt)):
-            event.setdefault(key, value)
-    for key, value in traces.ids().items():
-        event.setdefault(key, value)
-    return event
+    whose = fields_of(claim) if claim is not None and "attempt" not in event else {}
+    return {**first, **traces.ids(), **whose, **event, **first}
 
 
-def _railway_level(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-    if event["level"] in ("warning", "critical"):
-        event["level"] = {"warning": "warn", "critical": "error"}[event["level"]]
-    return event
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _json(logger: WrappedLogger, name: str, event: EventDict) -> str:
-    first = {key: event.pop(key) for key in ("timestamp", "level", "message", "event") if key in event}
-    return to_json({**first, **event}).decode()
+def _json(logger: WrappedLogger, name: str, event: EventDict) -> bytes:
+    return to_json(event) + b"\n"
 
 
-def _wants_colour(stream: "_Stream") -> bool:
-    return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+def _wants_colour(fd: int) -> bool:
+    return os.isatty(fd) and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 class _Text:
@@ -161,14 +147,16 @@ class _Text:
 
     HIDDEN = ("timestamp", "level", "message", "event", "worker_id", "handler", "job_id", "data", "trace_id", "span_id")
 
-    def __init__(self, *, colour: bool) -> None:
+    def __init__(self, encoding: str, *, colour: bool) -> None:
+        self._encoding = encoding
         self._colour = colour
 
-    def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> str:
+    def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> bytes:
         clock, level = event["timestamp"][11:19], event["level"]
         sign = f"{_COLOURS[level]}{level:<5}\x1b[0m" if self._colour else f"{level:<5}"
         fields = " ".join(f"{key}={value}" for key, value in event.items() if key not in self.HIDDEN)
-        return f"{clock} {sign} {event['message']}{'  ' if fields else ''}{fields}"
+        line = f"{clock} {sign} {event['message']}{'  ' if fields else ''}{fields}\n"
+        return line.encode(self._encoding, "backslashreplace")
 
 
 class _Forward(logging.Handler):
@@ -231,11 +219,11 @@ class LogJournal(Journal):
     def started(self, claim: Claim, running: int) -> None:
         if self._quiet:
             return
+        fields = fields_of(claim)
         self._log.info(
-            f"Job picked up: {one_line(claim.id)} ({_handler(claim)}). Currently processing: {running} jobs",
+            f"Job picked up: {fields['job_id']} ({fields['handler']}). Currently processing: {running} jobs",
             event_name="JOB_STARTED",
-            **fields_of(claim),
-            attempt=claim.attempt,
+            **fields,
             running=running,
         )
 
@@ -244,10 +232,10 @@ class LogJournal(Journal):
         if self._quiet and isinstance(outcome, Done):
             return
         took_ms = max(0, settlement.finished_ms - settlement.started_ms)
-        fields = {**fields_of(claim), "attempt": claim.attempt, "duration_ms": took_ms, "running": running}
+        fields = {**fields_of(claim), "duration_ms": took_ms, "running": running}
         if settlement.waited_s:
             fields["limit_wait_ms"] = round(1000 * settlement.waited_s)
-        job, now = one_line(claim.id), f"Currently processing: {running} jobs"
+        job, now = fields["job_id"], f"Currently processing: {running} jobs"
         match outcome:
             case Done():
                 self._log.info(
@@ -334,8 +322,5 @@ class LogJournal(Journal):
 
 def fields_of(claim: Claim) -> dict[str, Any]:
     """Whose line it is."""
-    return {"job_id": one_line(claim.id), "queue": claim.queue, "handler": _handler(claim)}
-
-
-def _handler(claim: Claim) -> str:
-    return one_line(claim.call.handler) if isinstance(claim.call, Call) else "?"
+    handler = one_line(claim.call.handler) if isinstance(claim.call, Call) else "?"
+    return {"job_id": one_line(claim.id), "queue": claim.queue, "handler": handler, "attempt": claim.attempt}
