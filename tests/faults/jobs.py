@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -72,6 +73,13 @@ async def block(ctx: Context, length_s: float) -> int:
 @handler
 async def close_stdout(ctx: Context) -> None:
     sys.stdout.close()
+
+
+@handler
+async def talk(ctx: Context, length: int) -> None:
+    """Says something of that length in its log, and prints as much."""
+    structlog.get_logger().info("talking", talk="x" * min(length, 60_000))
+    print(json.dumps({"talk": "y" * length}))
 
 
 class Name(str):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MOST = 4 * 1024 * 1024
 """Bytes of lines that may wait while as many are being written. What comes then is dropped, and counted."""
+LONGEST = 1024 * 1024
+"""Most bytes of a line that is printed in parts; then it is written in parts, too."""
 CLOSE_S = 1.0
 """How long the end of the process waits for lines to be written."""
 
@@ -37,6 +39,7 @@ class LineWriter:
         self._lock = threading.RLock()  # whoever holds it may be interrupted by a destructor that has something to say
         self._lines: list[bytes] = []
         self._size = 0
+        self._begun = b""
         self._missing = 0
         self._torn = False
         self._at_once = False
@@ -52,15 +55,31 @@ class LineWriter:
             if self._at_once:
                 self._put([line], 0)
             elif self._lines and self._size + len(line) > MOST:
-                self._missing += 1
+                self._missing += line.count(b"\n")
             else:
                 self._lines.append(line)
                 self._size += len(line)
                 if len(self._lines) == 1:
                     self._more.put(True)
 
+    def write_part(self, data: bytes) -> None:
+        """Likewise for what need be no line yet: it waits for its end."""
+        with self._lock:
+            lines, end, self._begun = (self._begun + data).rpartition(b"\n")
+            if end:
+                self.write(lines + end)
+            if self._begun and (self._at_once or len(self._begun) > LONGEST):
+                self._write_begun()
+
+    def _write_begun(self) -> None:
+        begun, self._begun = self._begun, b""
+        self.write(begun)
+
     def close(self, within_s: float = CLOSE_S) -> None:
         """Return when everything is written, or after `within_s`. May be called again."""
+        with self._lock:
+            if self._begun:
+                self._write_begun()
         self._more.put(False)
         self._thread.join(within_s)
 
@@ -104,7 +123,7 @@ class LineWriter:
     def _forked(self) -> None:
         """This is a child now: what waits is its parent's to write, and the thread is not here."""
         self._lock = threading.RLock()
-        self._lines, self._size, self._missing = [], 0, 0
+        self._lines, self._size, self._begun, self._missing = [], 0, b"", 0
         self._at_once = True
 
 
@@ -125,7 +144,10 @@ class _Raw(io.RawIOBase):
 
     def write(self, data: "ReadableBuffer", /) -> int:
         taken = bytes(data)
-        self._writer.write(taken)
+        if self.isatty():  # where somebody may be waiting for the prompt
+            self._writer.write(taken)
+        else:
+            self._writer.write_part(taken)
         return len(taken)
 
     def fileno(self) -> int:
