@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ def health() -> float:
     return time.monotonic() - began
 
 
+def _have_ended(url: str, count: int) -> bool:
+    return campaign.ended(url) == count
+
+
 def test_jobs_go_on_while_nobody_reads_the_log_and_then_it_says_what_is_missing(
     redis_url: str, ledger: Ledger, reader: Reader
 ) -> None:
@@ -94,7 +99,7 @@ def test_jobs_go_on_while_nobody_reads_the_log_and_then_it_says_what_is_missing(
         while rounds < 12:  # some of them with a megabyte of what a handler logs and prints
             given = enqueue(redis_url, *(jobs.talk.request(100_000) for _ in range(10)), jobs.work.request(0.0))
             ended, rounds = ended + len(given), rounds + 1
-            wait_until(lambda: campaign.ended(redis_url) == ended, 20, f"{ended} jobs have ended")
+            wait_until(partial(_have_ended, redis_url, ended), 20, f"{ended} jobs have ended")
             assert health() < 1
         assert reader.full()
         (late,) = enqueue(redis_url, jobs.work.request(0.0))
@@ -254,7 +259,7 @@ def test_what_is_missing_is_told_in_its_place() -> None:
             writer.write(b"%06d %s\n" % (n, b"y" * 992))
         assert time.monotonic() - began < 2
         writer.close(0.1)  # gives up: nobody reads
-        writer.write(b"too late\n")
+        writer.write(b"too late %s\n" % (b"y" * 992))
         first, *said = drained(reading, b"lost 1807\n")
     assert first == 200_000 * b"x"
     assert [int(line[:6]) for line in said[:-1]] == list(range(MOST // 1000))
