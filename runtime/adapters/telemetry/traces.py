@@ -18,11 +18,11 @@ import importlib.util
 import logging
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
@@ -117,13 +117,20 @@ def _global_tracer() -> "Tracer":
     return trace.get_tracer(SCOPE, schema_url=SCHEMA)
 
 
-@contextmanager
-def _spared() -> Generator[None]:
+class _Spared:
     """What OpenTelemetry raises here, or a processor that a handler module has put into it, costs a span and no job."""
-    try:
-        yield
-    except Exception as error:
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
         _tell(type(error).__name__)
+        return True
+
+
+_SPARED = _Spared()
 
 
 @cache
@@ -132,45 +139,50 @@ def _tell(error: str) -> None:
     logging.getLogger(__name__).warning("spans are lost: OpenTelemetry, or a processor in it, raises %s", error)
 
 
+class _Api:
+    """What spans need of OpenTelemetry. It is looked up once: an import statement in a function has its price."""
+
+    def __init__(self) -> None:
+        from opentelemetry import context, trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self.attach, self.detach, self.Context = context.attach, context.detach, context.Context
+        self.current, self.put = trace.get_current_span, trace.set_span_in_context
+        self.Link, self.SpanKind, self.use_span = trace.Link, trace.SpanKind, trace.use_span
+        self.w3c = TraceContextTextMapPropagator()
+
+
+@cache
+def _api() -> _Api:
+    return _Api()
+
+
 # ── contexts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _read(carrier: Carrier) -> "Span | None":
     """The span elsewhere that a carrier names; None if it names none."""
-    from opentelemetry import trace
-    from opentelemetry.context import Context
-
-    span = trace.get_current_span(_w3c().extract(carrier, Context()))
+    api = _api()
+    span = api.current(api.w3c.extract(carrier, api.Context()))
     return span if span.get_span_context().is_valid else None
 
 
 def _written(context: "Context | None" = None) -> dict[str, str]:
     """The carrier of this context, or of the current one."""
     carrier: dict[str, str] = {}
-    _w3c().inject(carrier, context)
+    _api().w3c.inject(carrier, context)
     return carrier
-
-
-@cache
-def _w3c() -> Any:
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    return TraceContextTextMapPropagator()
 
 
 def _under(parent: "Span | None") -> "Context":
     """A context in which this span is the current one, and nothing else is there."""
-    from opentelemetry import trace
-    from opentelemetry.context import Context
-
-    return Context() if parent is None else trace.set_span_in_context(parent, Context())
+    api = _api()
+    return api.Context() if parent is None else api.put(parent, api.Context())
 
 
 def _current(span: "Span") -> AbstractContextManager[object]:
     """A block in which this span is the current one. Exceptions that leave it are logged elsewhere."""
-    from opentelemetry import trace
-
-    return trace.use_span(span, record_exception=False, set_status_on_exception=False)
+    return _api().use_span(span, record_exception=False, set_status_on_exception=False)
 
 
 def _fail(span: "Span", error: str) -> None:
@@ -194,6 +206,29 @@ def _store(url: str) -> Mapping[str, str | int]:
     if parts.scheme == "unix":
         return {"server.address": unquote(parts.path)}
     return {"server.address": parts.hostname or "localhost", "server.port": parts.port or 6379}
+
+
+class _Late(Mapping[str, Any]):
+    """Attributes that are put together for a sampler that looks at them, and for a span that is recorded."""
+
+    def __init__(self, make: Callable[[], dict[str, Any]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> dict[str, Any]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> Any:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def copy(self) -> dict[str, Any]:
+        return self._made.copy()
 
 
 def _message(what: str, kind: str, queue: str, job_id: str) -> dict[str, Any]:
@@ -222,34 +257,34 @@ class Enqueueing:
         above = _continued.get()
         if self._tracer is None:
             return above
-        from opentelemetry import trace
-        from opentelemetry.trace import SpanKind
-
         carrier: Carrier = {}
-        with _spared():
-            current = trace.get_current_span()
+        with _SPARED:
+            api = _api()
+            current = api.current()
             if not current.get_span_context().is_valid and above is not None:
                 current = _read(above) or current
             span = self._tracer.start_span(
                 f"enqueue {_plain(queue)}",
-                trace.set_span_in_context(current),
-                SpanKind.PRODUCER,
-                {
-                    **_message("enqueue", "send", queue, job_id),
-                    **_store(self._url),
-                    "runtime.handler": _plain(handler),
-                    "runtime.priority": priority,
-                },
+                api.put(current),
+                api.SpanKind.PRODUCER,
+                _Late(
+                    lambda: {
+                        **_message("enqueue", "send", queue, job_id),
+                        **_store(self._url),
+                        "runtime.handler": _plain(handler),
+                        "runtime.priority": priority,
+                    }
+                ),
             )
             self._open[job_id] = span
-            carrier = _written(trace.set_span_in_context(span))
+            carrier = _written(api.put(span))
         return carrier or above
 
     def end(self, job_id: str, *, created: bool) -> None:
         """The store has answered."""
         span = self._open.pop(job_id, None)
         if span is not None:
-            with _spared():
+            with _SPARED:
                 span.set_attribute("runtime.created", created)
                 span.end()
 
@@ -258,7 +293,7 @@ class Enqueueing:
 
     def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
         for span in self._open.values():
-            with _spared():
+            with _SPARED:
                 if error is not None:
                     _fail(span, describe(error).error)
                 span.end()
@@ -294,16 +329,12 @@ class _Within:
         self._run = run
 
     def __enter__(self) -> str:
-        from opentelemetry.context import attach
-
         self._told.__enter__()
-        self._token = attach(self._run.inside)
+        self._token = _api().attach(self._run.inside)
         return self._run.name
 
     def __exit__(self, *_: object) -> None:
-        from opentelemetry.context import detach
-
-        detach(self._token)
+        _api().detach(self._token)
         self._told.__exit__(None, None, None)
 
 
@@ -346,7 +377,7 @@ class Traces(Journal):
             try:
                 from runtime.adapters.telemetry import otlp
 
-                _w3c()  # what is imported for a span later is imported with it
+                _api()  # what is imported for a span later is imported with it
                 self._flush = otlp.set_up(self._resource, self._row)
                 self._tracer = _global_tracer()
             except Exception as error:  # half an installation, or a variable with a value that the SDK refuses
@@ -361,7 +392,7 @@ class Traces(Journal):
         """
         for run in self._settling.values():
             if run.settle is not None:
-                with _spared():
+                with _SPARED:
                     _fail(run.settle, "unanswered")
                     run.settle.end()
         self._settling.clear()
@@ -389,7 +420,7 @@ class Traces(Journal):
             tracer = self.start()
             if tracer is None:
                 return self._told.within(claim)
-            with _spared():
+            with _SPARED:
                 run = self._runs[claim.token] = self._begin(tracer, claim)
         return self._known(claim, run)
 
@@ -406,7 +437,7 @@ class Traces(Journal):
         run = self._runs.pop(claim.token, None)
         if run is None:
             return
-        with _spared():
+        with _SPARED:
             _say(run.span, outcome)
             run.span.end()
             run.settle = self._begin_settle(claim, run)
@@ -418,7 +449,7 @@ class Traces(Journal):
         with self._known(claim, run):
             self._told.settled(settlement, verdict)
         if run is not None and run.settle is not None:
-            with _spared():
+            with _SPARED:
                 run.settle.set_attribute("runtime.verdict", verdict)
                 run.settle.end()
 
@@ -427,7 +458,7 @@ class Traces(Journal):
         with self._known(claim, run):
             self._told.lost(claim)
         if run is not None:
-            with _spared():
+            with _SPARED:
                 _fail(run.span, "runtime.LeaseLost")
                 run.span.end()
 
@@ -449,7 +480,7 @@ class Traces(Journal):
     def _part(self, claim: Claim, part: str) -> Generator[None]:
         with self._told.within(claim, part), ExitStack() as stack:
             tracer, span = self.start(), None
-            with _spared():
+            with _SPARED:
                 if tracer is not None:
                     kind, _, name = _plain(part).partition(" ")
                     attributes = {"runtime.handler": _handler(claim), _PARTS.get(kind, f"runtime.{kind}"): name}
@@ -463,23 +494,21 @@ class Traces(Journal):
                 raise
             finally:
                 if span is not None:
-                    with _spared():
+                    with _SPARED:
                         span.end()
 
     def _begin(self, tracer: "Tracer", claim: Claim) -> _Run:
         """A run. Its span is the child of the producer's, or for want of one of the first run's that is remembered."""
-        from opentelemetry.trace import Link, SpanKind
-
-        call, past = claim.call, claim.history
+        api, call, past = _api(), claim.call, claim.history
         producer = _read(call.trace) if isinstance(call, Call) and call.trace else None
         before = _read({"traceparent": past.trace}) if past.trace else None
         linked = before or (producer if claim.starts > 1 or past != NEW else None)
         span = tracer.start_span(
             f"process {_plain(claim.queue)}",
             _under(producer or before),
-            SpanKind.CONSUMER,
-            {**_message("process", "process", claim.queue, claim.id), **self._common, **self._about(claim)},
-            [Link(linked.get_span_context())] if linked is not None else None,
+            api.SpanKind.CONSUMER,
+            _Late(lambda: self._about(claim)),
+            [api.Link(linked.get_span_context())] if linked is not None else None,
         )
         ours = span.get_span_context()
         return _Run(span, _under(span), f"00-{ours.trace_id:032x}-{ours.span_id:016x}-{ours.trace_flags:02x}")
@@ -487,6 +516,8 @@ class Traces(Journal):
     def _about(self, claim: Claim) -> dict[str, Any]:
         where = place(claim.place)
         about: dict[str, Any] = {
+            **_message("process", "process", claim.queue, claim.id),
+            **self._common,
             "runtime.handler": _handler(claim),
             "runtime.attempt": claim.attempt,
             "runtime.crashes": claim.history.crashes,
@@ -507,10 +538,8 @@ class Traces(Journal):
         tracer = self.start()
         if tracer is None or not run.span.get_span_context().trace_flags.sampled:
             return None
-        from opentelemetry.trace import SpanKind
-
         attributes = {**_message("settle", "settle", claim.queue, claim.id), **self._common}
-        return tracer.start_span(f"settle {_plain(claim.queue)}", run.inside, SpanKind.CLIENT, attributes)
+        return tracer.start_span(f"settle {_plain(claim.queue)}", run.inside, _api().SpanKind.CLIENT, attributes)
 
 
 _PARTS = {"once": "runtime.step", "limit": "runtime.limit.name"}
@@ -553,8 +582,8 @@ def of_requests() -> list[Any]:
     if tracer is None:
         return []
     import aiohttp
-    from opentelemetry import trace
-    from opentelemetry.trace import SpanKind
+
+    api = _api()
 
     async def started(session: Any, request: Any, params: Any) -> None:
         # The query and the user part may be secrets.
@@ -567,14 +596,14 @@ def of_requests() -> list[Any]:
         if url.port is not None:
             attributes["server.port"] = url.port
         request.span = None
-        with _spared():
-            request.span = tracer.start_span(params.method, None, SpanKind.CLIENT, attributes)
-            params.headers.update(_written(trace.set_span_in_context(request.span)))
+        with _SPARED:
+            request.span = tracer.start_span(params.method, None, api.SpanKind.CLIENT, attributes)
+            params.headers.update(_written(api.put(request.span)))
 
     async def ended(session: Any, request: Any, params: Any) -> None:
         if request.span is None:
             return
-        with _spared():
+        with _SPARED:
             status = params.response.status
             request.span.set_attribute("http.response.status_code", status)
             if status >= 400:
@@ -584,7 +613,7 @@ def of_requests() -> list[Any]:
     async def failed(session: Any, request: Any, params: Any) -> None:
         if request.span is None:
             return
-        with _spared():
+        with _SPARED:
             _fail(request.span, describe(params.exception).error)
             request.span.end()
 
