@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar, Token
-from datetime import UTC, datetime
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -131,7 +131,13 @@ def _arranged(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    second, micros = divmod(time.time_ns() // 1000, 1_000_000)
+    return f"{_spelt(second)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=2)
+def _spelt(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def _json(logger: WrappedLogger, name: str, event: EventDict) -> bytes:

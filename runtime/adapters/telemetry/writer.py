@@ -10,6 +10,7 @@ import io
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TextIO
@@ -21,6 +22,9 @@ MOST = 4 * 1024 * 1024
 """Bytes of lines that may wait while as many are being written. What comes then is dropped, and counted."""
 LONGEST = 1024 * 1024
 """Most bytes of a line that is printed in parts; then it is written in parts, too."""
+GATHER_S = 0.005
+"""How long lines are gathered before they are written together. Without it the event loop would wait for this thread's
+turn at the interpreter's lock after every look at its sockets: a fifth of the throughput."""
 CLOSE_S = 1.0
 """How long the end of the process waits for lines to be written."""
 
@@ -30,7 +34,7 @@ class LineWriter:
 
     A line is written whole or not at all. `lost` makes the line that stands where so many others are missing: nobody
     has read for too long, or they could not be written (the reader has gone, the disk is full). Until it ends the
-    process loses none but those, and by SIGKILL those of the last milliseconds.
+    process loses none but those, and by SIGKILL those of its last milliseconds.
     """
 
     def __init__(self, fd: int, lost: Callable[[int], bytes]) -> None:
@@ -85,6 +89,7 @@ class LineWriter:
 
     def _run(self) -> None:
         while self._more.get():
+            time.sleep(GATHER_S)
             self._put(*self._take())
         with self._lock:
             while self._lines:
