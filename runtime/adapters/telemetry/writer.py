@@ -10,7 +10,6 @@ import io
 import os
 import select
 import threading
-import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TextIO
@@ -22,9 +21,6 @@ MOST = 4 * 1024 * 1024
 """Bytes of lines that may wait while as many are being written. What comes then is dropped, and counted."""
 LONGEST = 1024 * 1024
 """Most bytes of a line that is printed in parts; then it is written in parts, too."""
-GATHER_S = 0.005
-"""How long lines are gathered before they are written together. Without it the event loop would wait for this thread's
-turn at the interpreter's lock after every look at its sockets: a fifth of the throughput."""
 CLOSE_S = 1.0
 """How long the end of the process waits for lines to be written."""
 
@@ -89,7 +85,6 @@ class LineWriter:
 
     def _run(self) -> None:
         while self._more.get():
-            time.sleep(GATHER_S)
             self._put(*self._take())
         with self._lock:
             while self._lines:
