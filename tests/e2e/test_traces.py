@@ -390,6 +390,28 @@ def test_the_sampler_of_the_environment_is_honoured(tcp_url: str, collector: Run
     assert bool(spans(collector)) is sent
 
 
+def test_a_job_that_is_not_sampled_hands_its_context_on_and_its_lines_name_the_trace(
+    tcp_url: str, collector: Running
+) -> None:
+    with (
+        running("web") as web,
+        traced(
+            tcp_url, collector.url, OTEL_TRACES_SAMPLER="parentbased_traceidratio", OTEL_TRACES_SAMPLER_ARG="0"
+        ) as worker,
+    ):
+        worker.up()
+        (job_id,) = enqueue(tcp_url, fetch.request(web.url, SECRET))
+        (ended,) = worker.wait_for("JOB_COMPLETED", job_id=job_id)
+        (started,) = worker.events("JOB_STARTED")
+        assert worker.stop() == 0
+        (request,) = web.log()["requests"]
+    _, trace_id, span_id, flags = request["traceparent"].split("-")
+    assert trace_id == started["trace_id"] == ended["trace_id"]
+    assert len(span_id) == 16
+    assert not int(flags, 16) & 1
+    assert spans(collector) == []
+
+
 def test_what_the_last_jobs_left_is_sent_at_shutdown(tcp_url: str, collector: Running) -> None:
     with traced(tcp_url, collector.url) as worker:
         worker.up()

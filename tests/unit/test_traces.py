@@ -33,6 +33,35 @@ def test_what_a_request_says_of_its_trace_travels_on_where_nobody_traces() -> No
     assert spans.begin("id", "queue", "handler", 0) is None
 
 
+def test_attributes_are_put_together_for_a_sampler_that_looks_at_them_or_a_span_that_is_recorded() -> None:
+    from opentelemetry.sdk.trace import TracerProvider, sampling
+
+    made: list[int] = []
+
+    def make() -> dict[str, Any]:
+        made.append(1)
+        return {"queue": "dear"}
+
+    class ByQueue(sampling.Sampler):
+        def should_sample(self, context: Any, trace_id: int, name: str, *rest: Any, **more: Any) -> Any:
+            attributes = more.get("attributes", rest[1] if len(rest) > 1 else None)
+            wanted = sampling.Decision.RECORD_AND_SAMPLE if attributes["queue"] == "dear" else sampling.Decision.DROP
+            return sampling.SamplingResult(wanted, attributes)
+
+        def get_description(self) -> str:
+            return "by queue"
+
+    def span(sampler: sampling.Sampler) -> Any:
+        tracer = TracerProvider(sampler=sampler, shutdown_on_exit=False).get_tracer("x")
+        return tracer.start_span("x", attributes=traces._Late(make))
+
+    assert not span(sampling.TraceIdRatioBased(0)).is_recording()
+    assert made == []
+    assert dict(span(sampling.ALWAYS_ON).attributes) == {"queue": "dear"}
+    assert dict(span(ByQueue()).attributes) == {"queue": "dear"}
+    assert len(made) == 2
+
+
 def _call(rt: object) -> Call:
     call = wire.decode_call(pickles.dumps({"t": None, "f": "work", "a": (), "k": {}, "et": 1, "rt": rt}))
     assert isinstance(call, Call)
