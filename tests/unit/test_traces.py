@@ -43,8 +43,16 @@ def test_attributes_are_put_together_for_a_sampler_that_looks_at_them_or_a_span_
         return {"queue": "dear"}
 
     class ByQueue(sampling.Sampler):
-        def should_sample(self, context: Any, trace_id: int, name: str, *rest: Any, **more: Any) -> Any:
-            attributes = more.get("attributes", rest[1] if len(rest) > 1 else None)
+        def should_sample(
+            self,
+            parent_context: Any,
+            trace_id: int,
+            name: str,
+            kind: Any = None,
+            attributes: Any = None,
+            links: Any = None,
+            trace_state: Any = None,
+        ) -> sampling.SamplingResult:
             wanted = sampling.Decision.RECORD_AND_SAMPLE if attributes["queue"] == "dear" else sampling.Decision.DROP
             return sampling.SamplingResult(wanted, attributes)
 
