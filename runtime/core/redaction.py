@@ -104,7 +104,7 @@ class Redactor:
             return False
         texts: list[str] = []
         for value in fields.values():
-            kind: type[object] = type(value)
+            kind: object = type(value)
             if kind is str:
                 texts.append(value)
             elif kind is int:
