@@ -104,7 +104,7 @@ class Redactor:
             return False
         texts: list[str] = []
         for value in fields.values():
-            kind: object = type(value)
+            kind = cast(object, type(value))
             if kind is str:
                 texts.append(value)
             elif kind is int:
