@@ -1,80 +1,55 @@
-"""The workers of the benchmark: print when the first job starts, and at the end the CPU seconds since then.
+"""The workers of the benchmark that are written in Python, on uvloop if `BENCH_LOOP` says so.
 
-usage: python -m tests.benchmarks.workers runtime URL | arq MAX_JOBS POLL_DELAY URL
+usage: python -m tests.benchmarks.workers URL runtime | arq MAX_JOBS POLL_DELAY | floor pipeline|one-call|list
 """
 
+import asyncio
 import logging
-import os
-import resource
 import sys
-import time
 
-from runtime import handler
-
-_began = False
+from tests.benchmarks.guests import use_loop
 
 
-def _mark() -> None:
-    global _began
-    if not _began:
-        _began = True
-        print(time.monotonic(), flush=True)
-
-
-def _cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-@handler
-async def noop(ctx: object, n: int) -> None:
-    _mark()
-
-
-@handler
-async def marked(ctx: object) -> None:
-    """Says when it began."""
-    print(time.monotonic(), flush=True)
-
-
-async def arq_marked(ctx: object) -> None:
-    print(time.monotonic(), flush=True)
-
-
-async def arq_noop(ctx: object, n: int) -> None:
-    _mark()
-
-
-def run_runtime(url: str) -> None:
-    os.environ.update(REDIS_URL=url, WORKER_CONCURRENCY="100", LOG_LEVEL="warn", RUNTIME_HTTP="off")
+def runtime() -> None:
+    """With the settings of the environment."""
     from runtime.cli import main
 
-    main(["serve", "tests.benchmarks.workers"])
+    main(["serve", "tests.benchmarks.ours"])
 
 
-def run_arq(max_jobs: str, poll_delay: str, url: str) -> None:
+def arq(url: str, max_jobs: str, poll_delay: str) -> None:
     from arq.connections import RedisSettings
-    from arq.worker import Worker, func
+    from arq.worker import Worker
+
+    from tests.benchmarks import jobs
 
     logging.basicConfig(level=logging.WARNING)
     worker = Worker(
-        functions=[func(arq_noop, name="noop"), func(arq_marked, name="marked")],
+        functions=[jobs.noop, jobs.nap, jobs.marked],
         redis_settings=RedisSettings.from_dsn(url),
         max_jobs=int(max_jobs),
         poll_delay=float(poll_delay),
         keep_result=3600,
     )
-    try:
-        worker.run()
-    except BaseException as error:  # arq ends on SIGTERM with the cancellation of its main task
-        if not isinstance(error, Exception) and type(error).__name__ != "CancelledError":
-            raise
+    worker.run()
+
+
+def floor(url: str, kind: str) -> None:
+    from tests.benchmarks.floor import serve
+
+    asyncio.run(serve(kind, url))
+
+
+def main(url: str, kind: str, *options: str) -> None:
+    use_loop()
+    match kind:
+        case "runtime":
+            runtime()
+        case "arq":
+            arq(url, *options)
+        case _:
+            floor(url, *options)
 
 
 if __name__ == "__main__":
-    sys.modules["tests.benchmarks.workers"] = sys.modules["__main__"]  # one `noop`, whoever imports it
-    if sys.argv[1] == "arq":
-        run_arq(*sys.argv[2:])
-    else:
-        run_runtime(*sys.argv[2:])
-    print(_cpu_s(), flush=True)
+    main(*sys.argv[1:])
