@@ -2,8 +2,8 @@
 
 usage: python -m tests.benchmarks.clients URL runtime|arq|floor OPTION ACTION COUNT NAME [ARG]
 
-ACTION is `one` (jobs per s, one awaited after the other), `bulk` (jobs per s, the best way the library has), `paced` (the
-moments before each enqueue, to an idle worker) or `results` (ms from each enqueue to its result).
+ACTION is `one` (jobs per s, one awaited after the other), `bulk` (jobs per s, the best way the library has), `paced`
+(the moments before each enqueue, to an idle worker) or `results` (ms from each enqueue to its result).
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What work costs: counted by the server itself (`INFO`, the commands inside scripts too), and by the kernel (`/proc`)."""
+"""What work costs, as counted by the server (`INFO`, the commands inside scripts too) and by the kernel (`/proc`)."""
 
 import os
 from collections import Counter

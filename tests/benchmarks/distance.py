@@ -1,4 +1,4 @@
-"""A relay that is nothing but distance: what is said through it arrives so much later, each way, and as much of it as was.
+"""A relay that is nothing but distance: what is said through it arrives so much later, each way, and no less of it.
 
 usage: python -m tests.benchmarks.distance DELAY_MS SOCKET; it prints its port, and ends with its stdin.
 

@@ -1,7 +1,7 @@
 """What redis-py can do at least cost: bare loops, no worker. No retries, no leases to extend, nothing survives trouble.
 
-Two of them speak arq's format, by the hundred: `pipeline` claims by a script and settles by a pipeline, `one-call` settles
-a hundred and claims the next in one script. `list` pops from a list, for how soon a blocked reader can have a job.
+Two of them speak arq's format, by the hundred: `pipeline` claims by a script and settles by a pipeline, `one-call`
+settles a hundred and claims the next in one script. `list` pops from a list: how soon a blocked reader can have a job.
 """
 
 import asyncio

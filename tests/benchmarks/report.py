@@ -72,7 +72,10 @@ def cell(column: Column, rounds: Sequence[Figures]) -> str:
 
 
 def _middles(figure: str, part: float, rounds: Sequence[Figures] | None) -> list[float]:
-    return [quantile(each[figure], part) for each in rounds or () if each.get(figure)]
+    samples = [each[figure] for each in rounds or () if each.get(figure)]
+    if part != 0.5 and samples:
+        samples = [[one for each in samples for one in each]]
+    return [quantile(each, part) for each in samples]
 
 
 def _median(figure: str, part: float, rounds: Sequence[Figures] | None) -> float | None:
