@@ -48,7 +48,7 @@ async function act(action, count, name, text) {
       const job = await queue.add(name, data);
       if (action === 'results') await job.waitUntilFinished(events);
       figures.push(action === 'results' ? 1000 * (now() - at) : at);
-      await sleep(0.2 + 0.1 * Math.random());
+      await sleep(0.15 + 0.1 * Math.random());
     }
     await events.close();
   }

@@ -20,7 +20,7 @@ from tests.benchmarks.guests import use_loop
 BULK = 1000
 GATHERED = 100
 """arq has no call for many; so many of its calls run at once."""
-PAUSE_S = (0.2, 0.3)
+PAUSE_S = (0.15, 0.25)
 """Between jobs that find their worker idle; at random, so that nobody's polls are met in step."""
 ARGUMENTS = {"noop": int, "nap": float}
 

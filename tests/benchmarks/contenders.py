@@ -133,12 +133,9 @@ RUNTIME_TRACED = _runtime(
     settings=_FULL | {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": str(SAMPLED)},
     traced=True,
 )
-RUNTIME_ARQ_CLIENT = _runtime(
-    "runtime<arq", "as runtime; jobs come from arq's client", producer_options=("arq", "0.01")
-)
 RUNTIME_EVENTS = _runtime(
     "runtime<arq:events",
-    "the same, and the server tells of writes to sorted sets (notify-keyspace-events K$)",
+    "as runtime, jobs come from arq's client, and the server tells of them (notify-keyspace-events K$)",
     producer_options=("arq", "0.01"),
     events="K$",
 )
