@@ -30,6 +30,7 @@ limits: $(VENV)/dev.stamp
 sleep: $(VENV)/dev.stamp
 	RUNTIME_TEST_SLEEP=all $(BIN)/python -m pytest -q -s --timeout=900 tests/platform
 
+# Beside arq, BullMQ (where Node is) and the floor of the wire format: fifteen minutes at most. What else it can: --help.
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.benchmarks
 
@@ -73,4 +74,4 @@ $(VENV)/dev.stamp: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/run.stamp
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
