@@ -14,7 +14,7 @@ from tests.benchmarks.contenders import ARQ_BEST, RUNTIME
 from tests.benchmarks.rows import Bar
 from tests.processes import ROOT, environment
 
-QUICK = ("noop/runtime", "noop/arq", "noop-5ms/runtime")
+QUICK = ("noop/runtime", "noop/arq", "enqueue-5ms/runtime")
 
 
 def test_rows_are_measured_and_reported_with_what_each_job_costs(tmp_path: Path) -> None:
@@ -31,13 +31,13 @@ def test_rows_are_measured_and_reported_with_what_each_job_costs(tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(found.read_text())["rows"]
-    (ours,), (arqs,), (far,) = figures["noop"]["runtime"], figures["noop"]["arq"], figures["noop-5ms"]["runtime"]
+    (ours,), (arqs,), (far,) = figures["noop"]["runtime"], figures["noop"]["arq"], figures["enqueue-5ms"]["runtime"]
     # What the server counts is exact but for the start of the worker, which these few jobs carry.
     assert 20 < arqs["all_commands"][0] < 26
     assert 2 < ours["all_commands"][0] < 10
     assert ours["reads"][0] < 0.5 < 5 < arqs["reads"][0]
     assert ours["jobs_per_s"][0] > arqs["jobs_per_s"][0]
-    assert 0 < far["jobs_per_s"][0] < 300 / 0.02
+    assert far["one"][0] < 100 < far["bulk"][0]  # there and back in 10 ms
     assert "met    runtime all_commands: at most 10" in done.stdout
 
 
