@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tests.benchmarks import growth, report
 from tests.benchmarks.contenders import Contender
-from tests.benchmarks.rows import NOOPS, ROWS, Figures, Row
+from tests.benchmarks.measures import NOOPS, Figures
+from tests.benchmarks.rows import ROWS, Row
 
 START = "tests.benchmarks.start"
 """Row 9, cold start and idle memory, has a program of its own."""

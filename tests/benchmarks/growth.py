@@ -18,7 +18,7 @@ from tests.benchmarks import ours
 from tests.benchmarks.contenders import RUNTIME
 from tests.benchmarks.counting import cpu_s, memory_mb
 from tests.benchmarks.floor import QUEUE
-from tests.benchmarks.rows import quantile
+from tests.benchmarks.measures import quantile
 from tests.benchmarks.stage import Failed, Stage, stage
 from tests.processes import wait_until
 

@@ -14,7 +14,8 @@ from redis import Redis
 
 from tests.benchmarks import guests
 from tests.benchmarks.contenders import Contender
-from tests.benchmarks.rows import Bar, Column, Figures, Row, quantile
+from tests.benchmarks.measures import Figures, quantile
+from tests.benchmarks.rows import Bar, Column, Row
 from tests.servers import Server
 
 _PACKAGES = ("arq", "redis", "hiredis", "anyio", "msgspec", "structlog", "opentelemetry-sdk")
