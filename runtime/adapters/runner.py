@@ -17,8 +17,47 @@ _NAME = "run "
 _token: ContextVar[str] = ContextVar("token of the run")
 
 
+class _Deadlines:
+    """When runs are to be stopped. Most end long before that: a timer for each would be a tenth of a job's cost.
+
+    Runs with the same timeout come due in the order in which they began, so for each timeout there is one timer, for
+    the first that has not ended. In one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._runs: dict[float, dict[AsyncioRun, float]] = {}
+
+    def add(self, run: "AsyncioRun", timeout_s: float) -> None:
+        due_at = self._loop.time() + timeout_s
+        runs = self._runs.get(timeout_s)
+        if runs is None:
+            runs = self._runs[timeout_s] = {}
+            self._loop.call_at(due_at, self._ring, timeout_s)
+        runs[run] = due_at
+
+    def take(self, run: "AsyncioRun", timeout_s: float) -> float | None:
+        """No longer watch this run; when it would have been due, if it still was watched."""
+        runs = self._runs.get(timeout_s)
+        return None if runs is None else runs.pop(run, None)
+
+    def _ring(self, timeout_s: float) -> None:
+        runs = self._runs[timeout_s]
+        while runs:
+            run, due_at = next(iter(runs.items()))
+            if due_at > self._loop.time():
+                self._loop.call_at(due_at, self._ring, timeout_s)
+                return
+            del runs[run]
+            run.stop("timeout")
+        del self._runs[timeout_s]
+
+
 class AsyncioRunner:
-    """`ports.Runner` in production."""
+    """`ports.Runner` in production, in one event loop."""
+
+    def __init__(self) -> None:
+        self._deadlines: _Deadlines | None = None
 
     def start(
         self,
@@ -30,7 +69,9 @@ class AsyncioRunner:
         *,
         before: Callable[[], Awaitable[object]] | None = None,
     ) -> "AsyncioRun":
-        return AsyncioRun(token, call, timeout_s, ended, stuck, before)
+        if self._deadlines is None:
+            self._deadlines = _Deadlines()
+        return AsyncioRun(token, call, timeout_s, ended, stuck, before, self._deadlines)
 
 
 def token_of(task: "asyncio.Task[Any]") -> str | None:
@@ -51,35 +92,44 @@ class AsyncioRun:
         timeout_s: float,
         ended: Callable[[Ended], None],
         stuck: Callable[[], None],
-        before: Callable[[], Awaitable[object]] | None = None,
+        before: Callable[[], Awaitable[object]] | None,
+        deadlines: _Deadlines,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._timeout_s = timeout_s
+        self._deadlines = deadlines
+        self._timer: asyncio.TimerHandle | None = None
+        """Where it has one of its own: its deadline was put off, or it was asked to stop."""
         self._ended: Callable[[Ended], None] | None = ended
         self._stuck = stuck
         self._stop: Stop | None = None
         self._token = token
         self._task = self._loop.create_task(self._guard(call, before), name=_NAME + token)
-        self._timer = self._loop.call_later(timeout_s, self.stop, "timeout")
-        if before is not None:
-            self._timer.cancel()
+        if before is None:
+            deadlines.add(self, timeout_s)
 
     def stop(self, why: Stop) -> None:
         if self._ended is None:
             return
         if self._stop is None:
             self._stop = why
-            self._timer.cancel()
+            self._no_deadline()
             self._timer = self._loop.call_later(STUCK_S / 2, self._insist)
             # A task that is cancelled before its first step never enters its coroutine.
             self._task.add_done_callback(lambda _: self._end(None, asyncio.CancelledError()))
         self._task.cancel()
 
     def allow(self, more_s: float) -> None:
-        if self._stop is not None or self._timer.cancelled():
-            return
-        self._timer.cancel()
-        self._timer = self._loop.call_at(self._timer.when() + more_s, self.stop, "timeout")
+        if self._stop is None and (due_at := self._no_deadline()) is not None:
+            self._timer = self._loop.call_at(due_at + more_s, self.stop, "timeout")
+
+    def _no_deadline(self) -> float | None:
+        """From now on; when it would have been."""
+        timer, self._timer = self._timer, None
+        if timer is None:
+            return self._deadlines.take(self, self._timeout_s)
+        timer.cancel()
+        return timer.when()
 
     def _insist(self) -> None:
         self._task.cancel()
@@ -94,7 +144,7 @@ class AsyncioRun:
             if before is not None:
                 await before()
                 if self._stop is None:
-                    self._timer = self._loop.call_later(self._timeout_s, self.stop, "timeout")
+                    self._deadlines.add(self, self._timeout_s)
             value = await call()
         except BaseException as error:
             self._end(None, error)
@@ -105,7 +155,7 @@ class AsyncioRun:
         ended, self._ended = self._ended, None
         if ended is None:
             return
-        self._timer.cancel()
+        self._no_deadline()
         if self._stop == "timeout" and isinstance(error, asyncio.CancelledError):
             error = TimeoutError(f"it ran longer than its timeout of {spell(self._timeout_s)}")
         ended(Ended(value, error, self._stop))
