@@ -1,6 +1,6 @@
 """Where the worker's CPU goes while it runs no-op jobs as fast as it can: its main thread, sampled as the CPU is used.
 
-usage: python -m tests.benchmarks.profile [--jobs N] [--top N]
+usage: python -m tests.benchmarks.profile [--jobs N] [--top N] [--with CONTENDER]
 
 A sample belongs to the innermost Python function; what that calls in C is its own. (cProfile would make calls dear, and
 takes all generated `__init__`s for one.) The kernel gives a sample every 4 ms at best: some 100,000 jobs are needed.
@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from tests.benchmarks.contenders import RUNTIME
+from tests.benchmarks.contenders import RUNTIME, RUNTIME_INFO, RUNTIME_TRACED
 from tests.benchmarks.stage import stage
 from tests.processes import ROOT
 
 EVERY_S = 0.001
+CONTENDERS = {one.name: one for one in (RUNTIME, RUNTIME_INFO, RUNTIME_TRACED)}
 _PARTS = ("site-packages/", f"/python{sys.version_info[0]}.{sys.version_info[1]}/", f"{ROOT}/")
 
 
@@ -85,10 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.profile", description=__doc__)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--top", type=int, default=25)
+    parser.add_argument("--with", dest="contender", choices=list(CONTENDERS), default=RUNTIME.name, help="its settings")
     args = parser.parse_args()
     with tempfile.NamedTemporaryFile() as out:
         worker = (sys.executable, "-m", "tests.benchmarks.profile", "--inside")
-        with stage(replace(RUNTIME, worker=worker, options=(out.name,))) as on:
+        with stage(replace(CONTENDERS[args.contender], worker=worker, options=(out.name,))) as on:
             on.produce("bulk", args.jobs, "noop", 1)
             with on.worker(args.jobs) as (_, marks):
                 first = marks.next()
