@@ -12,8 +12,8 @@ from runtime.engine.slots import Slots
 from runtime.ports import Away, Journal, Pulled, Source
 
 MOST_AT_ONCE = 50
-"""Most jobs in one claim: the server serves nobody else meanwhile. And half of a hundred slots: while some jobs run, the
-server leases the others."""
+"""Most jobs in one claim: the server serves nobody else meanwhile. Half of a hundred slots, too: while some jobs run,
+the server leases the others."""
 LEAST_WAIT_S = 0.05
 """After a claim that found nothing although something is due: others were quicker, or a clock is at its edge."""
 UNHEARD_S = 0.25
