@@ -77,7 +77,7 @@ def _look(named: Sequence[str]) -> "Sequence[Need]":
 def _told(need: "Need") -> str:
     from runtime.cli.display import roughly
 
-    awake = f"{need.awake} awake" if need.awake else "nobody is awake"
+    awake = "somebody is awake" if need.awake else "nobody is awake"  # Valkey 9.1 miscounts subscribers
     later = f", the next in {roughly(need.next_in_s)}" if need.next_in_s is not None else ""
     return f"{'jobs are due' if need.due else 'nothing is due'}{later}; {awake}"
 

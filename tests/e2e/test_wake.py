@@ -58,7 +58,7 @@ def test_it_leaves_the_future_and_those_who_are_awake_alone(door: Door, redis_ur
     with somebody_awake(redis_url):
         done = wake(door, redis_url, "--if-due", *ON_ARQ_QUEUE)
     assert done.returncode == 0
-    assert "1 awake\nnobody has to be woken" in done.stdout
+    assert "somebody is awake\nnobody has to be woken" in done.stdout
     assert not door.rung_at
 
 
