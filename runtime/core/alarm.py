@@ -20,7 +20,7 @@ class Need:
     due: bool
     """A job is due that nobody holds, and that does not wait for a worker which knows its handler."""
     awake: int
-    """Workers of the queue that are awake. Only whether it is 0 can be relied upon: Valkey 9.1 miscounts subscribers."""
+    """Workers of the queue that are awake. Only whether it is 0 is certain: Valkey 9.1 miscounts."""
     next_in_s: float | None
     """Until the next job comes due: deferred, retrying, or held by a worker that may die. None: there is none."""
 
