@@ -1,10 +1,12 @@
 """Values: small, frozen, equal where their fields are. As frozen dataclasses, but quick to define and to make.
 
 `dataclass(frozen=True)` writes and compiles six methods for every class that is imported: 0.6 ms each, a sixth of a
-worker's start. Here it writes one, `__init__`, and all classes share the others. That nothing is assigned to is held by
-the type checker: at run time it would cost each value of each job a call for every field.
+worker's start. Here it writes one, `__init__`, when the first value of a class is made, which for most is long after the
+start; all classes share the others. That nothing is assigned to is held by the type checker: at run time it would cost
+each value of each job a call for every field.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, TypeVar, dataclass_transform
@@ -15,7 +17,9 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def frozen(cls: type[T]) -> type[T]:
     """A class of values: a dataclass with slots, hashed and compared by its fields. They are not to be assigned to."""
-    made: Any = dataclass(slots=True, eq=False, repr=False)(cls)
+    made: Any = dataclass(slots=True, eq=False, repr=False, init=False)(cls)
+    if "__init__" not in cls.__dict__:
+        made.__init__ = _init_of(made)
     names = made.__match_args__
     made._fields = attrgetter(*names) if names else _nothing
     made.__eq__, made.__hash__ = _eq, _hash
@@ -23,6 +27,18 @@ def frozen(cls: type[T]) -> type[T]:
         made.__repr__ = _repr
     of_this_kind: type[T] = made
     return of_this_kind
+
+
+def _init_of(made: Any) -> Callable[..., None]:
+    """Stands in for the `__init__` of the class until it is first called."""
+
+    def write_and_call(self: Any, *args: Any, **kwargs: Any) -> None:
+        # dataclass writes one for all the fields that a class inherits.
+        heir = type(made.__name__, (made,), {"__doc__": made.__name__})
+        made.__init__ = dataclass(eq=False, repr=False)(heir).__init__
+        made.__init__(self, *args, **kwargs)
+
+    return write_and_call
 
 
 def _nothing(value: Any) -> tuple[()]:
