@@ -61,9 +61,9 @@ if TYPE_CHECKING:
     from runtime.adapters.http.server import HttpServer
     from runtime.desk import Desk
 
-HTTP_AFTER_S = 0.3
-"""The HTTP server comes up after the first claim and what it found, and not later than this: its import takes a quarter
-of a second."""
+IMPORTS_AFTER_S = 0.3
+"""What takes long to import comes after the first claim and what it found, and not later than this: the HTTP server, a
+quarter of a second, and what handlers log with."""
 LOOK_S = 1.0
 """How long the boot waits to hear whether Redis answers: the log is to begin with what was found."""
 POOLS_S = LAST_CLOSE_S + 1.0
@@ -307,6 +307,7 @@ class Worker:
             group.start_soon(self._later, "being counted", self._presence.run)
             group.start_soon(self._later, "listening", self._listen)
             group.start_soon(self._beside, "going quiet", self._governor.run)
+            group.start_soon(self._beside, "setting up structlog", self._take_structlog)
             if self._listener is not None:
                 group.start_soon(self._serve_http, self._listener)
             await self._supervisor.run()
@@ -346,6 +347,18 @@ class Worker:
     async def _turned(self) -> None:
         while not self._health.turned():
             await anyio.sleep(0.02)
+
+    async def _unhurried(self) -> None:
+        """Until the first look for jobs and what it found are over, or for `IMPORTS_AFTER_S`: while something is
+        imported all else stands still, 5 ms at a time."""
+        with anyio.move_on_after(IMPORTS_AFTER_S):
+            await self._turned()
+            while self._health.running:
+                await anyio.sleep(0.02)
+
+    async def _take_structlog(self) -> None:
+        await self._unhurried()
+        await asyncio.to_thread(self._log.take_structlog)
 
     @property
     def leaves_runs_behind(self) -> bool:
@@ -475,10 +488,7 @@ class Worker:
         await self._silence.while_speaking(self._source.listen)
 
     async def _serve_http(self, listener: socket.socket) -> None:
-        with anyio.move_on_after(HTTP_AFTER_S):
-            await self._turned()
-            while self._health.running:  # while something is imported all else stands still, 5 ms at a time
-                await anyio.sleep(0.02)
+        await self._unhurried()
         http_server, desk_of = await asyncio.to_thread(_http_parts)
         desk = desk_of(self._client, self._handlers, self._queues, self._wake, self._call)
         tokens = self._settings.tokens

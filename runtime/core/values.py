@@ -1,9 +1,9 @@
 """Values: small, frozen, equal where their fields are. As frozen dataclasses, but quick to define and to make.
 
 `dataclass(frozen=True)` writes and compiles six methods for every class that is imported: 0.6 ms each, a sixth of a
-worker's start. Here it writes one, `__init__`, when the first value of a class is made, which for most is long after the
-start; all classes share the others. That nothing is assigned to is held by the type checker: at run time it would cost
-each value of each job a call for every field.
+worker's start. Here it writes one, `__init__`, when the first value of a class is made, which for most is after that;
+all classes share the others. That nothing is assigned to is held by the type checker: at run time it would cost each
+value of each job a call for every field.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def _init_of(made: Any) -> Callable[..., None]:
 
     def write_and_call(self: Any, *args: Any, **kwargs: Any) -> None:
         # dataclass writes one for all the fields that a class inherits.
-        heir = type(made.__name__, (made,), {"__doc__": made.__name__})
+        heir: Any = type(made.__name__, (made,), {"__doc__": made.__name__})
         made.__init__ = dataclass(eq=False, repr=False)(heir).__init__
         made.__init__(self, *args, **kwargs)
 

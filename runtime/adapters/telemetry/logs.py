@@ -10,15 +10,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
-
-import structlog
-from structlog.typing import EventDict, WrappedLogger
 
 from runtime.adapters.payload import to_json
 from runtime.adapters.telemetry import traces
@@ -33,6 +31,7 @@ from runtime.ports import Away, Journal
 SAME_CAUSE_S = 10.0
 """The same trouble is told once in so long."""
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+_BY_LEVEL = (("error", logging.ERROR), ("warning", logging.WARNING), ("info", logging.INFO))
 _COLOURS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
 _TOLD_AS = {"warning": "warn", "critical": "error"}
 
@@ -40,34 +39,25 @@ _TOLD_AS = {"warning": "warn", "critical": "error"}
 _writer: LineWriter | None = None
 
 
-def configure(level: str, style: str | None, worker_id: str, *, redact: Redactor = BY_SHAPE) -> Any:
-    """Set up logging for the process and give the worker's logger. `style` None: text if stdout is a terminal.
+def configure(level: str, style: str | None, worker_id: str, *, redact: Redactor = BY_SHAPE) -> "Log":
+    """Set up logging for the process and give the worker's log. `style` None: text if stdout is a terminal.
 
-    From now on no line blocks who writes it, nor does what is printed.
+    From now on no line blocks who writes it, nor does what is printed. If structlog has been imported (by a handler
+    module), it writes the same lines; else that is to be asked for (`Log.take_structlog`).
     """
     global _writer
     fd = sys.stdout.fileno()
     text = style == "text" or (style is None and os.isatty(fd))
     encoding = sys.stdout.encoding if text else "utf-8"  # which JSON is, whatever the locale
-    render: Any = _Text(encoding, colour=_wants_colour(fd)) if text else _json
-    how: dict[str, Any] = {
-        "processors": [
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.format_exc_info,
-            _arranged,
-            _redacting(redact),
-            render,
-        ],
-        "wrapper_class": structlog.make_filtering_bound_logger(_LEVELS[level]),
-    }
-    of_lines = structlog.wrap_logger(structlog.ReturnLogger(), **how).bind(worker_id=worker_id)
+    form = _Form(redact, _Text(encoding, colour=_wants_colour(fd)) if text else _json)
+    bound = {"worker_id": worker_id}
     with suppress(OSError):
         sys.stdout.flush()
-    writer = _writer = LineWriter(fd, lambda count: _lost(of_lines, count))
+    writer = _writer = LineWriter(fd, lambda count: form("warning", {**bound, **_lost(count)}))
     sys.stdout = text_of(writer, fd, encoding)
-    pen = _Pen(writer)
-    structlog.configure(**how, logger_factory=lambda: pen, cache_logger_on_first_use=True)
-    log = structlog.get_logger().bind(worker_id=worker_id)
+    log = Log(form, writer.write, _LEVELS[level], bound)
+    if "structlog" in sys.modules:
+        log.take_structlog()
     _route_standard_logging(level, log)
     _route_uncaught(log)
     return log
@@ -79,27 +69,97 @@ def close() -> None:
         _writer.close()
 
 
+class _Form:
+    """Makes a line of an event, whoever tells it."""
+
+    def __init__(self, redact: Redactor, render: Callable[[dict[str, Any]], bytes]) -> None:
+        self._redact = redact
+        self._render = render
+
+    def __call__(self, level: str, event: dict[str, Any]) -> bytes:
+        if "exc_info" in event:
+            event |= _told_of_exception(event.pop("exc_info"))
+        return self._render(self._redact.fields(_arranged(level, event)))
+
+
+class Log:
+    """The worker's own log, with structlog's calls as far as they are made here.
+
+    It is not structlog's, whose import takes 11 ms: a worker that was just woken has a job waiting. What `_bound` holds
+    stands in each line; what handlers have bound to their context does, too, once structlog is there.
+    """
+
+    def __init__(self, form: _Form, write: Callable[[bytes], object], least: int, bound: Mapping[str, Any]) -> None:
+        self._form = form
+        self._write = write
+        self._least = least
+        self._bound = bound
+        self._of_context: Callable[[], Mapping[str, Any]] = dict
+
+    def debug(self, message: str, /, **fields: Any) -> None:
+        self.log(logging.DEBUG, message, **fields)
+
+    def info(self, message: str, /, **fields: Any) -> None:
+        self.log(logging.INFO, message, **fields)
+
+    def warning(self, message: str, /, **fields: Any) -> None:
+        self.log(logging.WARNING, message, **fields)
+
+    def error(self, message: str, /, **fields: Any) -> None:
+        self.log(logging.ERROR, message, **fields)
+
+    def log(self, level: int, message: str, /, **fields: Any) -> None:
+        if level >= self._least:
+            event = {**self._of_context(), **self._bound, **fields, "event": message}
+            self._write(self._form(_name_of(level), event))
+
+    def take_structlog(self) -> None:
+        """Have structlog write such lines, too: `structlog.get_logger()` is what handlers log with."""
+        import structlog
+
+        def render(logger: object, name: str, event: Any) -> bytes:
+            return self._form(name, event)
+
+        pen = _Pen(self._write)
+        structlog.configure(
+            processors=[structlog.contextvars.merge_contextvars, render],
+            wrapper_class=structlog.make_filtering_bound_logger(self._least),
+            logger_factory=lambda: pen,
+            cache_logger_on_first_use=True,
+        )
+        self._of_context = structlog.contextvars.get_contextvars
+
+
 class _Pen:
     """What structlog hands its lines to. (Its own take a lock, at which a destructor would wait for itself.)"""
 
-    def __init__(self, writer: LineWriter) -> None:
-        self.debug = self.info = self.warning = self.error = self.critical = writer.write
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = write
 
 
-def _lost(of_lines: Any, count: int) -> bytes:
-    line: bytes | None = of_lines.warning(
-        f"{count} log lines are missing here: they were not read in time, or could not be written",
-        event_name="LOG_LINES_LOST",
-        lines=count,
-    )
-    return line or b""
+def _name_of(level: int) -> str:
+    return next((name for name, least in _BY_LEVEL if level >= least), "debug")
 
 
-def _redacting(redact: Redactor) -> Callable[[WrappedLogger, str, EventDict], EventDict]:
-    def process(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-        return redact.fields(event)
+def _lost(count: int) -> dict[str, Any]:
+    return {
+        "event": f"{count} log lines are missing here: they were not read in time, or could not be written",
+        "event_name": "LOG_LINES_LOST",
+        "lines": count,
+    }
 
-    return process
+
+def _told_of_exception(said: Any) -> dict[str, str]:
+    """`exc_info`, as logging takes it: an exception, its three parts, or True for the one that is being handled."""
+    error: BaseException | None
+    match said:
+        case BaseException() as error:
+            pass
+        case (_, BaseException() as error, _):
+            pass
+        case _:
+            error = sys.exc_info()[1] if said else None
+    return {} if error is None else {"exception": "".join(traceback.format_exception(error)).rstrip("\n")}
 
 
 _claim: ContextVar[Claim | None] = ContextVar("runtime_claim", default=None)
@@ -120,7 +180,7 @@ class Within:
         _claim.reset(self._token)
 
 
-def _arranged(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+def _arranged(name: str, event: dict[str, Any]) -> dict[str, Any]:
     """When, how bad, what, and whose line it is: the job's fields, and the ids of its trace."""
     first = {"timestamp": _now(), "level": _TOLD_AS.get(name, name), "message": event.pop("event")}
     if "event_name" in event:
@@ -140,7 +200,7 @@ def _spelt(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
-def _json(logger: WrappedLogger, name: str, event: EventDict) -> bytes:
+def _json(event: dict[str, Any]) -> bytes:
     return to_json(event) + b"\n"
 
 
@@ -157,7 +217,7 @@ class _Text:
         self._encoding = encoding
         self._colour = colour
 
-    def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> bytes:
+    def __call__(self, event: dict[str, Any]) -> bytes:
         clock, level = event["timestamp"][11:19], event["level"]
         sign = f"{_COLOURS[level]}{level:<5}\x1b[0m" if self._colour else f"{level:<5}"
         fields = " ".join(f"{key}={value}" for key, value in event.items() if key not in self.HIDDEN)
@@ -168,7 +228,7 @@ class _Text:
 class _Forward(logging.Handler):
     """Standard logging (libraries, user code) into the same stream."""
 
-    def __init__(self, log: Any) -> None:
+    def __init__(self, log: Log) -> None:
         super().__init__()
         self._log = log
 
@@ -183,7 +243,7 @@ class _Forward(logging.Handler):
             self._log.error(f"A log call at {where} cannot be written", logger_name=record.name)
 
 
-def _route_standard_logging(level: str, log: Any) -> None:
+def _route_standard_logging(level: str, log: Log) -> None:
     root = logging.getLogger()
     root.handlers = [_Forward(log)]
     root.setLevel(max(_LEVELS[level], logging.INFO) if level != "debug" else logging.DEBUG)
@@ -192,7 +252,7 @@ def _route_standard_logging(level: str, log: Any) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _route_uncaught(log: Any) -> None:
+def _route_uncaught(log: Log) -> None:
     """What Python prints to stderr by itself, of the main thread, of other threads, and of destructors."""
 
     def tell(text: str, error: BaseException | None) -> None:
@@ -214,7 +274,7 @@ def _route_uncaught(log: Any) -> None:
 class LogJournal(Journal):
     """What the engine tells, as log lines. Arguments and results are never logged."""
 
-    def __init__(self, log: Any, level: str) -> None:
+    def __init__(self, log: Log, level: str) -> None:
         self._log = log
         self._quiet = _LEVELS[level] > logging.INFO
         self._told: dict[str, float] = {}
