@@ -1,6 +1,5 @@
 """Every setting, once: its names in the environment, its rule, its default. Nothing else reads the environment."""
 
-import difflib
 import os
 import re
 import socket
@@ -403,6 +402,8 @@ def _unknown_names(env: Mapping[str, str]) -> list[str]:
     wrong: list[str] = []
     for name in sorted(env):
         if name.startswith("RUNTIME_") and not name.startswith("RUNTIME_TEST_") and name not in known:
+            import difflib  # for mistakes alone
+
             near = difflib.get_close_matches(name, known, 1)
             wrong.append(f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
     return wrong

@@ -1,7 +1,6 @@
 """The command `runtime`. Results go to stdout, everything else to stderr; a mistake is told in three lines."""
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -73,6 +72,8 @@ def _run(args: list[str]) -> int:
         return 0
     name = args[0]
     if name not in COMMANDS:
+        import difflib  # for mistakes alone
+
         near = difflib.get_close_matches(name, COMMANDS, 1)
         raise UsageInvalid(
             f"unknown command {name!r}",

@@ -17,6 +17,7 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def frozen(cls: type[T]) -> type[T]:
     """A class of values: a dataclass with slots, hashed and compared by its fields. They are not to be assigned to."""
+    cls.__doc__ = cls.__doc__ or cls.__name__  # else dataclass makes one of the signature, which takes long to find out
     made: Any = dataclass(slots=True, eq=False, repr=False, init=False)(cls)
     if "__init__" not in cls.__dict__:
         made.__init__ = _init_of(made)
@@ -34,7 +35,7 @@ def _init_of(made: Any) -> Callable[..., None]:
 
     def write_and_call(self: Any, *args: Any, **kwargs: Any) -> None:
         # dataclass writes one for all the fields that a class inherits.
-        heir: Any = type(made.__name__, (made,), {"__doc__": made.__name__})
+        heir: Any = type(made.__name__, (made,), {"__doc__": made.__doc__})
         made.__init__ = dataclass(eq=False, repr=False)(heir).__init__
         made.__init__(self, *args, **kwargs)
 

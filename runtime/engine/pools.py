@@ -35,6 +35,8 @@ _Life = Callable[[], Coroutine[Any, Any, None]]
 
 @dataclass(slots=True, eq=False)
 class _Item(Generic[T]):
+    """One of the costly things, from its opening on."""
+
     state: Literal["opening", "idle", "lent", "leaving"] = "opening"
     uses: int = 0
     value: T = field(init=False)

@@ -31,6 +31,8 @@ from runtime.ports import Entry, Notice, Ports, Run
 
 @dataclass(slots=True, eq=False)
 class _Slot:
+    """A job that is being run."""
+
     claim: Claim
     entry: Entry
     started_ms: int

@@ -21,6 +21,8 @@ LOST_RETRY_S = 0.5
 
 @dataclass(slots=True, eq=False)
 class _Held:
+    """A lease that is kept."""
+
     claim: Claim
     listener: Callable[[str, Notice], None]
     extended_at: float

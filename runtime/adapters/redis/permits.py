@@ -57,6 +57,8 @@ class _Asked:
 
 @dataclass(slots=True, eq=False)
 class _Returned:
+    """A permit that is to be given back."""
+
     permit: Permit
     unsure: bool
     """It may be asked for yet: the server has perhaps not come to a question that is on its way."""
