@@ -4,10 +4,8 @@ serve
   ├─ supervisor ─ actor (one per group of queues) ─ puller, slots, settler
   ├─ lease keeper, watchdog (threads)
   ├─ pools ─ a task for each item
-  ├─ heartbeats
-  ├─ ear: hears the server tell of jobs that anybody writes
   ├─ permits: those that were handed on to this worker, and those to give back
-  ├─ HTTP server
+  ├─ retinue, after the first look for jobs: governor, heartbeats, HTTP server and others
   └─ signals:  first: drain until the grace is over · second: give back now · third: end now
 """
 
@@ -17,7 +15,7 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -28,44 +26,34 @@ from runtime.adapters.loop import loop_factory
 from runtime.adapters.redis import codecs
 from runtime.adapters.redis.buckets import RedisLimits
 from runtime.adapters.redis.connection import lent
-from runtime.adapters.redis.heartbeats import Heartbeats
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.ledger import RedisLedger
 from runtime.adapters.redis.permits import RedisPermits
-from runtime.adapters.redis.presence import Presence
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
 from runtime.adapters.runner import AsyncioRunner
 from runtime.adapters.telemetry import logs, traces
 from runtime.apis import Apis
-from runtime.bulletins import Bulletins
 from runtime.client import Client, use
 from runtime.core.errors import SettingsInvalid
 from runtime.core.limits import Bucket
 from runtime.core.policy import describe
 from runtime.core.redaction import Redactor
 from runtime.engine.actor import Actor
-from runtime.engine.governor import Governor
 from runtime.engine.pools import LAST_CLOSE_S, Pools
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor, bug_of
 from runtime.groups import Group
-from runtime.health import Health
 from runtime.ports import Away, Ports
 from runtime.registry import Handlers
 from runtime.settings import Settings
-from runtime.silence import Silence
 from runtime.standstill import Standstills
 
 if TYPE_CHECKING:
-    from runtime.adapters.http.server import HttpServer
-    from runtime.desk import Desk
+    from runtime.retinue import Retinue
 
-IMPORTS_AFTER_S = 0.3
-"""What takes long to import comes after the first claim and what it found, and not later than this: the HTTP server, a
-quarter of a second, and what handlers log with."""
-LOOK_S = 1.0
-"""How long the boot waits to hear whether Redis answers: the log is to begin with what was found."""
+FIRST_LOOK_S = 0.3
+"""The retinue waits for so long to hear what came of the first look for jobs."""
 POOLS_S = LAST_CLOSE_S + 1.0
 """How long is waited for the items of pools to close: what still goes on then does not obey."""
 CLOSE_S = 5.0
@@ -127,14 +115,6 @@ def listen(port: int) -> socket.socket:
         raise SettingsInvalid(
             f"cannot listen on port {port}", cause=error.strerror, hint="set PORT to a free one, or RUNTIME_HTTP=off"
         ) from None
-
-
-def _http_parts() -> "tuple[type[HttpServer], type[Desk]]":
-    """What only the HTTP server needs, and what takes most of its time."""
-    from runtime.adapters.http.server import HttpServer
-    from runtime.desk import Desk
-
-    return HttpServer, Desk
 
 
 class Worker:
@@ -221,19 +201,6 @@ class Worker:
             self._redact,
         )
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], journal)
-        self._presence = Presence(self._url, self._queues, egress.of("presence"))
-        slots = sum(group.slots for group in self._groups)
-        self._health = Health(
-            self._supervisor.actors,
-            slots,
-            self._statistics,
-            # What was cut off as it went quiet says nothing of Redis.
-            lambda: None if self._governor.state == "quiet" else self._weather.away,
-            self._probe,
-            self._pools.statistics,
-            lambda: self._governor,
-            egress,
-        )
         self._standstills = Standstills(
             self._supervisor.actors,
             self._url,
@@ -242,41 +209,7 @@ class Worker:
             self._log,
             serializer=self._serializer,
         )
-        self._bulletins = Bulletins(
-            self._log, settings, self._groups, self._handlers, self._supervisor.actors, self._health, self._source
-        )
-        self._looking = anyio.CancelScope()
-        self._heartbeats = Heartbeats(
-            lent(self._source.redis, egress.of("heartbeat")),
-            self._source.incarnation,
-            self._bulletins.heartbeat,
-            self._limits.send_counts,
-        )
-        self._silence = Silence(
-            self._queues,
-            self._handlers,
-            self._source,
-            self._presence,
-            self._keeper,
-            self._permits,
-            self._client,
-            self._heartbeats,
-            self._sessions,
-            self._pools,
-            self._traces.flush_and_stop if self._traces is not None else None,
-        )
-        self._governor = Governor(
-            self._supervisor,
-            self._silence,
-            self._statistics,
-            lambda: self._weather.away,
-            sleep_after_s=settings.sleep_after_s,
-            alarm_s=settings.alarm_s,
-            told=self._bulletins.state,
-        )
         self._listen_to_signals()
-        await self._look()
-        self._bulletins.boot(self._url)
         self._keeper.start()
         self._standstills.watch()
         pooled = asyncio.create_task(self._beside("keeping the pools", self._pools.run))
@@ -290,26 +223,19 @@ class Worker:
             with anyio.move_on_after(CLOSE_S, shield=True):
                 await self._close()
         failure = self._failure or self._supervisor.failure
-        self._bulletins.unsettled()
+        bulletins = self._retinue.bulletins
+        bulletins.unsettled()
         if failure is not None:
-            self._bulletins.crash(failure)
+            bulletins.crash(failure)
             return 1
-        self._bulletins.shutdown(signal.Signals(self._told[0]).name if self._told else "done")
+        bulletins.shutdown(signal.Signals(self._told[0]).name if self._told else "done")
         return 0 if len(self._told) < 2 else 128 + self._told[1]
 
     async def _serve(self) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._obey_signals)
-            group.start_soon(self._later, "bringing jobs forward", self._bring_forward)
-            group.start_soon(self._later, "telling of the limits", self._tell_of_limits)
-            group.start_soon(self._beside, "the heartbeat", self._beat)
             group.start_soon(self._beside, "handing permits on", self._permits.run)
-            group.start_soon(self._later, "being counted", self._presence.run)
-            group.start_soon(self._later, "listening", self._listen)
-            group.start_soon(self._beside, "going quiet", self._governor.run)
-            group.start_soon(self._beside, "setting up structlog", self._take_structlog)
-            if self._listener is not None:
-                group.start_soon(self._serve_http, self._listener)
+            group.start_soon(self._have_retinue)
             await self._supervisor.run()
             group.cancel_scope.cancel()
 
@@ -317,48 +243,45 @@ class Worker:
     def _queues(self) -> Sequence[str]:
         return [queue for group in self._groups for queue in group.queues]
 
+    @cached_property
+    def _retinue(self) -> "Retinue":
+        """Made when it is first needed: after the first look for jobs, or when the worker is told to stop before it."""
+        from runtime.retinue import Retinue
+
+        return Retinue(
+            self._settings,
+            self._url,
+            self._handlers,
+            self._groups,
+            self._buckets,
+            self._log,
+            self._listener,
+            self._egress,
+            self._statistics,
+            self._weather,
+            self._supervisor,
+            self._source,
+            self._keeper,
+            self._limits,
+            self._permits,
+            self._client,
+            self._sessions,
+            self._pools,
+            self._traces,
+        )
+
+    async def _have_retinue(self) -> None:
+        with anyio.move_on_after(FIRST_LOOK_S):
+            while not (self._weather.failing or any(actor.puller.turn_at for actor in self._supervisor.actors)):
+                await anyio.sleep(0.02)
+        await self._retinue.run()
+
     def _call(self) -> None:
         """This process has enqueued something for itself: nobody else rings for it."""
-        self._governor.call()
-
-    def _wake(self) -> None:
-        """Somebody rang, or asked for something."""
-        self._governor.call()
-        self._supervisor.wake()
-
-    async def _probe(self) -> None:
-        """A worker that is quiet answers from memory."""
-        if self._governor.state != "quiet":
-            await self._source.probe()
+        self._retinue.call()
 
     async def _beside(self, what: str, part: Callable[[], Awaitable[object]]) -> None:
-        """Do what no job needs: a bug of ours in it, or a connection that will not close, ends nothing else."""
-        try:
-            await part()
-        except Exception as error:
-            failure = describe(error)
-            self._log.error(f"{what} failed: {failure.error}: {failure.text}", event_name="PART_FAILED", exc_info=error)
-
-    async def _later(self, what: str, part: Callable[[], Awaitable[object]]) -> None:
-        """The same, once it has been looked for jobs: the first of them does not wait for any of it."""
-        await self._turned()
-        await self._beside(what, part)
-
-    async def _turned(self) -> None:
-        while not self._health.turned():
-            await anyio.sleep(0.02)
-
-    async def _unhurried(self) -> None:
-        """Until the first look for jobs and what it found are over, or for `IMPORTS_AFTER_S`: while something is
-        imported all else stands still, 5 ms at a time."""
-        with anyio.move_on_after(IMPORTS_AFTER_S):
-            await self._turned()
-            while self._health.running:
-                await anyio.sleep(0.02)
-
-    async def _take_structlog(self) -> None:
-        await self._unhurried()
-        await asyncio.to_thread(self._log.take_structlog)
+        await logs.beside(self._log, what, part)
 
     @property
     def leaves_runs_behind(self) -> bool:
@@ -416,11 +339,10 @@ class Worker:
     async def _close(self) -> None:
         self._standstills.close()
         self._keeper.close()
-        await self._beside("leaving", self._heartbeats.leave)
+        await self._retinue.close()
         await self._beside("closing the HTTP sessions", self._sessions.close)
         await self._beside("closing the client", self._client.close)
         await self._beside("giving permits back", self._permits.close)
-        await self._beside("no longer being counted", self._presence.close)
         await self._beside("closing the connections to Redis", self._source.close)
         if self._traces is not None:
             await self._beside("sending the last spans", self._traces.flush_and_stop)
@@ -431,12 +353,11 @@ class Worker:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for
                 loop.add_signal_handler(number, self._signalled, number)
         for number in DUMP_SIGNALS:
-            loop.add_signal_handler(number, self._bulletins.tasks)
+            loop.add_signal_handler(number, lambda: self._retinue.bulletins.tasks())
 
     def _signalled(self, number: int) -> None:
         self._told.append(number)
-        self._governor.stop()
-        self._looking.cancel()
+        self._retinue.stop()
         if len(self._told) > 2:
             logs.close()
             os._exit(128 + number)
@@ -445,61 +366,8 @@ class Worker:
     async def _obey_signals(self) -> None:
         grace_s = self._settings.grace_s
         name = signal.Signals(await self._signals.get()).name
-        self._bulletins.draining(name, grace_s)
-        self._presence.retire()  # a producer is to ring for somebody else from now on
+        self._retinue.retire(name, grace_s)
         self._supervisor.drain()
         with anyio.move_on_after(grace_s):
             await self._signals.get()
         self._supervisor.hurry()
-
-    async def _bring_forward(self) -> None:
-        """Jobs that waited for a worker that knows their handler need wait no longer: this may be the one."""
-        for group in self._groups:
-            for queue in group.queues:
-                try:
-                    moved = await self._source.forward_known(queue, self._handlers.__contains__)
-                except Away:
-                    return  # they come due by themselves
-                if moved:
-                    self._log.info(
-                        f"{moved} jobs of {queue} waited for a handler that is known now",
-                        event_name="JOBS_FORWARDED",
-                    )
-
-    async def _tell_of_limits(self) -> None:
-        """Operators see the limits that nobody has used yet."""
-        with suppress(Away):
-            await self._limits.tell_of(self._buckets)
-
-    async def _look(self) -> None:
-        """Learn whether Redis answers, without waiting for long, or when there is no use in it any more."""
-        self._looking.deadline = anyio.current_time() + LOOK_S
-        with self._looking, suppress(Away):
-            await self._source.ping()
-
-    async def _beat(self) -> None:
-        await self._source.claimed.wait()
-        while self._governor.state == "starting":  # the turn of that claim is about to end
-            await anyio.sleep(0.02)
-        await self._silence.while_speaking(self._heartbeats.run)
-
-    async def _listen(self) -> None:
-        await self._source.claimed.wait()  # which has asked for more than can be told
-        await self._silence.while_speaking(self._source.listen)
-
-    async def _serve_http(self, listener: socket.socket) -> None:
-        await self._unhurried()
-        http_server, desk_of = await asyncio.to_thread(_http_parts)
-        desk = desk_of(self._client, self._handlers, self._queues, self._wake, self._call)
-        tokens = self._settings.tokens
-        row = self._egress.of("answers")
-        server = http_server(self._health, self._wake, desk, tokens=tokens, log=self._log, row=row)
-        try:
-            port = await server.start(listener)
-            self._log.info(f"Health check server listening on port {port}", event_name="HTTP_LISTENING")
-            if not tokens:
-                self._log.info("RUNTIME_TOKEN is not set: there is no /jobs and no /queues", event_name="JOB_API_OFF")
-            await anyio.sleep_forever()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await server.close()

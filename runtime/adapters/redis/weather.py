@@ -35,6 +35,11 @@ class Weather:
         return None if trouble is None else str(trouble)
 
     @property
+    def failing(self) -> bool:
+        """Redis was asked, and does not work for us."""
+        return self._since is not None
+
+    @property
     def fresh(self) -> bool:
         """It is known that Redis works for us, or did just now."""
         return time.monotonic() - self._heard_at < FRESH_S

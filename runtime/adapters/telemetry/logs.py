@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from functools import lru_cache
@@ -128,6 +128,15 @@ class Log:
             cache_logger_on_first_use=True,
         )
         self._of_context = structlog.contextvars.get_contextvars
+
+
+async def beside(log: Log, what: str, part: Callable[[], Awaitable[object]]) -> None:
+    """Do what no job needs: a bug of ours in it, or a connection that will not close, ends nothing else."""
+    try:
+        await part()
+    except Exception as error:
+        failure = describe(error)
+        log.error(f"{what} failed: {failure.error}: {failure.text}", event_name="PART_FAILED", exc_info=error)
 
 
 class _Pen:
