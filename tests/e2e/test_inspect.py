@@ -90,7 +90,6 @@ def test_a_killed_worker_stays_seen_for_who_asks_what_became_of_it(redis_url: st
 def test_a_worker_says_at_its_boot_that_redis_does_not_answer() -> None:
     with serving(NOBODY).up() as worker:
         (boot,) = worker.events("WORKER_BOOT")
-        assert boot == worker.lines()[0]
         assert "refused" in boot["data"]["redis_status"]
         assert "s3cret" not in worker.output()
 

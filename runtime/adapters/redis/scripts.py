@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import field
 from functools import cache
-from importlib.resources import files
+from pkgutil import get_data
 from typing import TYPE_CHECKING, Any, Literal
 
 from redis.exceptions import NoPermissionError, NoScriptError
@@ -21,9 +21,7 @@ class Script:
     """One script of `lua/`, with the part before it that it shares with others."""
 
     def __init__(self, name: str, shared: str) -> None:
-        folder = files("runtime.adapters.redis") / "lua"
-        source = (folder / f"{shared}.lua").read_text() + (folder / f"{name}.lua").read_text()
-        self.source = source.encode()
+        self.source = _text(shared) + _text(name)
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
     async def __call__(self, redis: Any, names: Sequence[str | bytes], args: Sequence[Any]) -> Any:
@@ -37,6 +35,13 @@ class Script:
             return redis.execute_command("EVALSHA", self.sha, len(names), *names, *args)
         except NoScriptError:
             return redis.execute_command("EVAL", self.source, len(names), *names, *args)
+
+
+def _text(name: str) -> bytes:
+    # importlib.resources would take a millisecond to find the folder.
+    text = get_data("runtime.adapters.redis", f"lua/{name}.lua")
+    assert text is not None
+    return text
 
 
 @cache
