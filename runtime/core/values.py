@@ -17,10 +17,7 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def frozen(cls: type[T]) -> type[T]:
     """A class of values: a dataclass with slots, hashed and compared by its fields. They are not to be assigned to."""
-    cls.__doc__ = cls.__doc__ or cls.__name__  # else dataclass makes one of the signature, which takes long to find out
-    made: Any = dataclass(slots=True, eq=False, repr=False, init=False)(cls)
-    if "__init__" not in cls.__dict__:
-        made.__init__ = _init_of(made)
+    made = _made(cls)
     names = made.__match_args__
     made._fields = attrgetter(*names) if names else _nothing
     made.__eq__, made.__hash__ = _eq, _hash
@@ -28,6 +25,21 @@ def frozen(cls: type[T]) -> type[T]:
         made.__repr__ = _repr
     of_this_kind: type[T] = made
     return of_this_kind
+
+
+@dataclass_transform(eq_default=False, field_specifiers=(field,))
+def record(cls: type[T]) -> type[T]:
+    """A class of things that change: a dataclass with slots, each equal to itself alone."""
+    of_this_kind: type[T] = _made(cls)
+    return of_this_kind
+
+
+def _made(cls: type[Any]) -> Any:
+    cls.__doc__ = cls.__doc__ or cls.__name__  # else dataclass makes one of the signature, which takes long to find out
+    made: Any = dataclass(slots=True, eq=False, repr=False, init=False)(cls)
+    if "__init__" not in cls.__dict__:
+        made.__init__ = _init_of(made)
+    return made
 
 
 def _init_of(made: Any) -> Callable[..., None]:

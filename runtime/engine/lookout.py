@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 import anyio
 
 from runtime.core.look import look_every_s
+from runtime.core.values import record
 from runtime.ports import Away, Source
 
 GATHER_S = 0.005
@@ -15,7 +15,7 @@ USELESS_NEWS_S = 0.1
 """News that led to no job are followed no sooner than this after the look; each time, that doubles."""
 
 
-@dataclass(slots=True, eq=False)
+@record
 class Queue:
     """What is known of a queue. All times are monotonic."""
 

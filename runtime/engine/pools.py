@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, cast
@@ -20,6 +20,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from runtime.core.errors import HandlerInvalid
 from runtime.core.policy import asks_for_another_run, describe
 from runtime.core.pool import Pool, PoolStatistics
+from runtime.core.values import record
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ LAST_CLOSE_S = 5.0
 _Life = Callable[[], Coroutine[Any, Any, None]]
 
 
-@dataclass(slots=True, eq=False)
+@record
 class _Item(Generic[T]):
     """One of the costly things, from its opening on."""
 
@@ -46,7 +47,7 @@ class _Item(Generic[T]):
     """Set: nobody will use it any more."""
 
 
-@dataclass(slots=True, eq=False)
+@record
 class _Waiter(Generic[T]):
     """Somebody who waits for an item, and what came of it."""
 

@@ -5,7 +5,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import anyio
 
@@ -22,6 +22,7 @@ from runtime.core.policy import (
     suspect,
 )
 from runtime.core.spec import Spec
+from runtime.core.values import record
 from runtime.engine.context import Context
 from runtime.engine.drought import Drought
 from runtime.engine.limiter import Limiter
@@ -29,7 +30,7 @@ from runtime.engine.statistics import Statistics
 from runtime.ports import Entry, Notice, Ports, Run
 
 
-@dataclass(slots=True, eq=False)
+@record
 class _Slot:
     """A job that is being run."""
 

@@ -12,6 +12,15 @@ from tests.servers import Server
 
 TOO_EARLY = {
     "aiohttp": "a quarter of a second and 12 MB: after the first look for jobs",
+    "structlog": "our own lines do without: after the first look for jobs",
+    "runtime.retinue": "what no job waits for: likewise",
+    "runtime.bulletins": "comes with it",
+    "runtime.health": "likewise",
+    "runtime.silence": "likewise",
+    "runtime.engine.governor": "likewise",
+    "runtime.core.lifecycle": "likewise",
+    "runtime.adapters.redis.heartbeats": "likewise",
+    "runtime.adapters.redis.presence": "likewise",
     "runtime.desk": "comes with the HTTP server",
     "runtime.adapters.http.server": "likewise",
     "arq": "its format is ours, its code is not needed",
@@ -24,6 +33,7 @@ TOO_EARLY = {
     "runtime.adapters.sentinel": "for commands",
     "runtime.core.alarm": "for commands, and for whoever wakes others",
     "pydantic": "installed beside us for other things",
+    "difflib": "only for mistakes",
     "tomllib": "only where no module is named",
     "unittest": "for tests",
     "multiprocessing": "nobody's",

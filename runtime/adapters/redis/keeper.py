@@ -5,12 +5,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from runtime.adapters.egress import Row
 from runtime.adapters.redis import keys, scripts
 from runtime.adapters.redis.connection import away_of, concerns_the_server, connect_blocking
 from runtime.core.job import Claim
+from runtime.core.values import record
 from runtime.ports import Away, Notice
 
 RENEW_BODY_S = 60.0
@@ -19,7 +19,7 @@ BATCH = 200
 LOST_RETRY_S = 0.5
 
 
-@dataclass(slots=True, eq=False)
+@record
 class _Held:
     """A lease that is kept."""
 

@@ -12,7 +12,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import count
 from typing import Any, Literal, cast
 
@@ -23,6 +23,7 @@ from runtime.adapters.redis.scripts import script
 from runtime.core.errors import LeaseLost, LimitInvalid
 from runtime.core.job import Claim
 from runtime.core.limits import Concurrency, Permit, Refused
+from runtime.core.values import record
 from runtime.ports import Away
 
 BUSY_S = (1.0, 3.0)
@@ -43,7 +44,7 @@ KNOWN_S = 30 * keys.DAY_S
 _State = Literal["held", "waiting", "lapsed", "lost"]
 
 
-@dataclass(slots=True, eq=False)
+@record
 class _Asked:
     """A permit that somebody of this process wants."""
 
@@ -55,7 +56,7 @@ class _Asked:
     """Why nobody knows, where it could not be asked for again."""
 
 
-@dataclass(slots=True, eq=False)
+@record
 class _Returned:
     """A permit that is to be given back."""
 

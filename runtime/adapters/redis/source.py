@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import Any
 
 from runtime.adapters.egress import Egress
@@ -33,6 +33,7 @@ from runtime.core.job import (
     Verdict,
 )
 from runtime.core.policy import attempt_after
+from runtime.core.values import record
 from runtime.ports import Away, Pulled
 
 LONGEST_WAIT_S = 60.0
@@ -347,7 +348,7 @@ MOST_BYTES = 8 * 2**20
 """About the most that goes to the server in one call, if a single outcome is not more."""
 
 
-@dataclass(slots=True, eq=False)
+@record
 class _Part:
     """Outcomes of a batch that go in one call, and the number under which they do, whenever they are sent again."""
 

@@ -21,7 +21,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
@@ -44,6 +43,7 @@ from runtime.core.job import (
 )
 from runtime.core.place import place
 from runtime.core.policy import describe
+from runtime.core.values import record
 from runtime.ports import Away, Journal
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ def enqueueing(url: str) -> Enqueueing:
 # ── the worker ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(slots=True, eq=False)
+@record
 class _Run:
     """A run, and once it has come to its outcome the span of its settling."""
 

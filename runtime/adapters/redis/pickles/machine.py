@@ -10,7 +10,6 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from itertools import repeat
@@ -370,11 +369,13 @@ _LONGEST_NAME: Final = 200
 _Args = tuple[object, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Constructor:
     """What stands on the stack for a class: it checks arguments exactly as that class's pickles have them."""
 
-    make: Callable[[Machine, _Args], object]
+    __slots__ = ("make",)
+
+    def __init__(self, make: Callable[[Machine, _Args], object]) -> None:
+        self.make = make
 
 
 def _constructor(module: object, name: object, any_error: bool) -> _Constructor:
