@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import Any
 
 from runtime import connect
-from tests.e2e.began import QUEUE, imported
-from tests.processes import START_S, Worker
+from tests.e2e.began import QUEUE, imported, tell
+from tests.processes import START_S, Worker, wait_until
 from tests.servers import Server
 
 TOO_EARLY = {
@@ -71,3 +72,27 @@ def test_the_http_server_is_imported_after_the_first_look_for_jobs(server: Serve
         if "aiohttp" not in found:
             return
     raise AssertionError("aiohttp was there before the first job, three times")
+
+
+def test_a_handler_that_imports_structlog_late_writes_the_same_lines(tcp_url: str) -> None:
+    async def enqueue() -> None:
+        async with connect(tcp_url):
+            await tell.options(key="late").enqueue()
+
+    asyncio.run(enqueue())
+    with Worker("tests.e2e.began", redis=tcp_url) as worker:  # without the HTTP server, whose parts come later still
+        worker.start()
+        wait_until(lambda: worker.events("TOLD_LATE"), what="the handler's line")
+        (line,) = worker.events("TOLD_LATE")
+        assert (line["level"], line["message"], line["job_id"]) == ("info", "told late", "tell:late")
+        assert "hunter2" not in worker.output()
+
+
+def test_a_worker_that_is_stopped_before_its_first_look_ends_well_and_says_that_it_was_there() -> None:
+    with Worker("tests.e2e.began", redis="redis://127.0.0.1:9/0") as worker:
+        worker.start()
+        wait_until(lambda: worker.events("REDIS_AWAY"), what="a look in vain")
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0
+        told = [line["event"] for line in worker.lines()]
+        assert told.index("WORKER_BOOT") < told.index("WORKER_DRAINING") < told.index("WORKER_SHUTDOWN")

@@ -6,7 +6,7 @@ from dataclasses import field, replace
 
 import pytest
 
-from runtime.core.values import frozen
+from runtime.core.values import frozen, record
 
 
 @frozen
@@ -39,6 +39,28 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret()"
+
+
+@record
+class Seat:
+    """One of many."""
+
+    number: int
+    taken_by: list[str] = field(default_factory=list)
+    row: int = field(init=False)
+
+
+@frozen
+class Positive:
+    x: int = 1
+
+    def __post_init__(self) -> None:
+        assert self.x > 0
+
+
+@frozen
+class Deep(Point):
+    z: int = 7
 
 
 def test_values_are_equal_where_all_their_fields_are() -> None:
@@ -80,3 +102,38 @@ def test_a_value_has_no_other_attributes_and_the_type_checker_holds_it_frozen() 
     match point:
         case Point(x, y):
             assert (x, y) == (3, 2)
+
+
+def test_what_makes_a_value_is_written_with_the_first_one() -> None:
+    @frozen
+    class Late:
+        x: int
+        y: int = 0
+
+    before = Late.__init__
+    assert (Late(1), Late(x=1, y=0)) == (Late(1, 0), Late(1))
+    written = Late.__init__
+    assert written is not before
+    Late(2)
+    assert Late.__init__ is written
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+        Late()  # type: ignore[call-arg]
+
+
+def test_values_have_the_fields_of_what_they_inherit_from_and_are_checked() -> None:
+    assert repr(Deep(1, z=3)) == "Deep(x=1, y=0, z=3)"
+    assert Point(1).note == ""  # each class has its own
+    with pytest.raises(AssertionError):
+        Positive(0)
+
+
+def test_a_record_changes_and_equals_itself_alone() -> None:
+    seat, other = Seat(1), Seat(1)
+    seat.taken_by.append("ana")
+    seat.number = 2
+    assert (seat.number, seat.taken_by, other.taken_by) == (2, ["ana"], [])
+    assert seat != other
+    assert len({seat, other}) == 2
+    assert not hasattr(seat, "row")
+    with pytest.raises(AttributeError):
+        seat.z = 3  # type: ignore[attr-defined]

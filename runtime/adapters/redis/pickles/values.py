@@ -46,6 +46,9 @@ class RemoteError:
     args: tuple[object, ...]
 
 
+RemoteError("", ())  # with the first of a class its `__init__` is compiled; nothing is to be while a body is read
+
+
 def refuse(reason: str) -> NoReturn:
     raise Undecodable(reason)
 
