@@ -353,11 +353,14 @@ class Worker:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for
                 loop.add_signal_handler(number, self._signalled, number)
         for number in DUMP_SIGNALS:
-            loop.add_signal_handler(number, lambda: self._retinue.bulletins.tasks())
+            loop.add_signal_handler(number, self._dump_tasks)
+
+    def _dump_tasks(self) -> None:
+        if "_retinue" in vars(self):  # it cannot be made here, in no task
+            self._retinue.bulletins.tasks()
 
     def _signalled(self, number: int) -> None:
         self._told.append(number)
-        self._retinue.stop()
         if len(self._told) > 2:
             logs.close()
             os._exit(128 + number)

@@ -157,12 +157,9 @@ class Retinue:
         """This process has enqueued something for itself."""
         self._governor.call()
 
-    def stop(self) -> None:
-        """The worker was told to stop."""
-        self._governor.stop()
-
     def retire(self, why: str, grace_s: float) -> None:
-        """The worker drains: a producer is to ring for somebody else from now on."""
+        """The worker was told to stop, and drains: a producer is to ring for somebody else from now on."""
+        self._governor.stop()
         self.bulletins.draining(why, grace_s)
         self._presence.retire()
 

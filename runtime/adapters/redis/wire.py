@@ -51,6 +51,11 @@ def encode_call(
     return codecs.dumps(fields, "custom" if serializer else "pickle", serializer)
 
 
+# With the first of a class its `__init__` is compiled; nothing is to be while a body is read.
+Call("", (), {}, 0)
+Unreadable("")
+
+
 def decode_call(body: bytes, serializer: Serializer | None = None) -> Call | Unreadable:
     """The call in a body, ours or stock arq's; or why it is none. Never raises."""
     if len(body) > MAX_BODY:
