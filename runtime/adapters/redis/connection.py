@@ -3,9 +3,10 @@
 import asyncio
 import os
 import re
+import select
 import socket
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -43,6 +44,9 @@ to go on: who asked just before Redis came back, over a connection that did not,
 CONNECTIONS = 8
 """A claim and a settlement at once, probes, and what handlers keep of their steps; further ones wait for their turn. A
 hosted Redis counts connections, and one of them carries some thousand calls a second."""
+ROOM = 2**15
+"""A command of so many bytes, with those before it that have not gone out, never has to wait to be written: below the
+64 KiB at which the event loops let a writer wait."""
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
 """An idle connection whose other end is gone is found dead in 11 s. The kernel asks, so it costs no command."""
 
@@ -68,7 +72,8 @@ def _options(url: str, reply_s: float) -> dict[str, Any]:
 
 
 class _Prompt(AbstractConnection):
-    """Sends under a deadline without a task of its own, which redis-py 5 makes for every command; writes commands in C.
+    """Asks of the loop only what a command needs: redis-py 5 makes a task and a timer to write it, another timer and a
+    turn of the loop to see that the connection is in order, and packs it in Python.
 
     Before Python 3.12 such a task also swallows a cancellation that comes as it ends (`asyncio.wait_for`).
 
@@ -78,16 +83,30 @@ class _Prompt(AbstractConnection):
     def __init__(self, *, row: Row, **options: Any) -> None:
         super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]  # in redis-py
         self._row = self.borrower = row
+        self._inlet = select.poll()
 
     async def _connect(self) -> None:
         self.borrower = self._row
         self._row.stirred()
         await super()._connect()  # type: ignore[safe-super,no-untyped-call]  # each class below has one
+        self._inlet = select.poll()
+        self._inlet.register(cast(Any, self)._writer.get_extra_info("socket").fileno(), select.POLLIN)
 
     async def disconnect(self, *args: Any, **options: Any) -> None:
         if self.is_connected:
             self._row.stirred()
         await super().disconnect(*args, **options)
+
+    async def can_read_destructive(self) -> bool:
+        """Whether there is something that nobody has asked for. Raises `redis.ConnectionError` at the stream's end."""
+        return not self._nothing_came and bool(await super().can_read_destructive())  # type: ignore[no-untyped-call]
+
+    @property
+    def _nothing_came(self) -> bool:
+        """Neither is there anything in the three buffers on the way, nor has the other end closed it."""
+        this: Any = self
+        unread = this._parser._reader.has_data() or this._reader._buffer or this._reader.at_eof()
+        return not unread and not self._inlet.poll(0)
 
     def pack_command(self, *args: Any) -> list[bytes]:
         # In Python a batch of a hundred outcomes takes a millisecond. A command's name may be two words.
@@ -97,12 +116,21 @@ class _Prompt(AbstractConnection):
         self.borrower.sent()
         reply_s, self.socket_timeout = self.socket_timeout, None
         try:
-            async with asyncio.timeout(reply_s):
+            async with _NO_DEADLINE if self._has_room(command) else asyncio.timeout(reply_s):
                 await super().send_packed_command(command, check_health)
         except TimeoutError:
             raise redis.TimeoutError("Timeout writing to socket") from None  # it has disconnected
         finally:
             self.socket_timeout = reply_s
+
+    def _has_room(self, command: bytes | str | Iterable[bytes]) -> bool:
+        if not self.is_connected or not isinstance(command, list):
+            return False
+        waiting: int = cast(Any, self)._writer.transport.get_write_buffer_size()
+        return waiting + sum(map(len, command)) <= ROOM
+
+
+_NO_DEADLINE: AbstractAsyncContextManager[None] = nullcontext()
 
 
 class _Tcp(_Prompt, Connection):
@@ -122,6 +150,40 @@ _PROMPT: dict[type[AbstractConnection], type[AbstractConnection]] = {
     SSLConnection: _Tls,
     UnixDomainSocketConnection: _Unix,
 }
+
+
+class _Pool(redis.asyncio.ConnectionPool):
+    """At most so many connections; when all are in use, a further caller waits for his turn, for up to `timeout` s.
+
+    redis-py's pool that waits takes a lock and sets a timer also where a connection is free.
+    """
+
+    def __init__(self, *, max_connections: int, timeout: float, **options: Any) -> None:
+        super().__init__(max_connections=max_connections, **options)  # pyright: ignore[reportUnknownMemberType]
+        self.timeout = timeout
+        self._free = asyncio.Semaphore(max_connections)
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        """Raises `redis.ConnectionError` when none has come free in time."""
+        if self._free.locked():
+            try:
+                async with asyncio.timeout(self.timeout):
+                    await self._free.acquire()
+            except TimeoutError:
+                raise redis.ConnectionError("No connection available.") from None
+        else:
+            await self._free.acquire()  # at once
+        connection: Any = cast(Any, self).get_available_connection()
+        try:
+            await self.ensure_connection(connection)
+        except BaseException:
+            await self.release(connection)
+            raise
+        return connection
+
+    async def release(self, connection: AbstractConnection) -> None:
+        await super().release(connection)
+        self._free.release()
 
 
 class _Share:
@@ -186,7 +248,7 @@ def connect(url: str, *, connections: int = CONNECTIONS, reply_s: float = REPLY_
     What it sends is entered in `row`.
     """
     row = row or Row()
-    pool = redis.asyncio.BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]  # in redis-py
+    pool = _Pool.from_url(  # pyright: ignore[reportUnknownMemberType]  # in redis-py
         url,
         max_connections=connections,
         timeout=reply_s,
