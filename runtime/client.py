@@ -32,6 +32,7 @@ from runtime.core.errors import (
     WaitTimedOut,
 )
 from runtime.core.limits import Bucket
+from runtime.core.quota import Counted
 from runtime.core.request import Options, Request, check_name, check_options
 from runtime.core.span import Span, seconds
 from runtime.core.spec import DEFAULT_QUEUE
@@ -395,18 +396,23 @@ def _by_queue(requests: Sequence[Request[Any]]) -> dict[str, list[int]]:
 
 def _parts(places: Sequence[int], requests: Sequence[Request[Any]]) -> Iterator[Sequence[int]]:
     """In order, at most a hundred at a time; cut, if that can be, where it does not part what counts for one user."""
-    last = {requests[place].counted: at for at, place in enumerate(places)}
+    last = {counted: at for at, place in enumerate(places) if (counted := requests[place].counted) is not None}
     start = 0
-    while start < len(places):
-        most = min(start + BULK, len(places))
-        cut = reach = start
-        for end in range(start + 1, most + 1):
-            counted = requests[places[end - 1]].counted
-            reach = reach if counted is None else max(reach, last[counted])
-            cut = end if reach < end else cut
-        cut = cut if cut > start else most
-        yield places[start:cut]
-        start = cut
+    while len(places) - start > BULK:
+        end = _cut(start, places, requests, last) if last else start + BULK
+        yield places[start:end]
+        start = end
+    yield places[start:]
+
+
+def _cut(start: int, places: Sequence[int], requests: Sequence[Request[Any]], last: Mapping[Counted, int]) -> int:
+    """Where the part that begins at `start` ends. `last`: where whoever counts does so for the last time."""
+    cut = reach = start
+    for end in range(start + 1, start + BULK + 1):
+        counted = requests[places[end - 1]].counted
+        reach = reach if counted is None else max(reach, last[counted])
+        cut = end if reach < end else cut
+    return cut if cut > start else start + BULK
 
 
 def _new_job(
