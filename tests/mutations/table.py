@@ -82,8 +82,9 @@ ENQUEUE = _of(
     ("what is due is not deferred", "if job.due > now then", "if job.due >= now then"),
     ("what is deferred is not due", "if job.due > now then", "if false then"),
     ("R19 a spoiled queue is told", "if not queued then", "if false then"),
-    ("R19 a spoiled queue leaves no body", "      redis.call('DEL', job.key)\n", ""),
-    ("R19 a spoiled queue is met softly", "try('ZADD', queue, exact(place(now, job.p)), job.id)", "redis.call('ZADD', queue, exact(place(now, job.p)), job.id)"),
+    ("R19 a spoiled queue leaves no body", "  redis.call('DEL', unpack(written))\n", ""),
+    ("R19 a spoiled queue is met softly", "try('ZADD', queue, unpack(due))", "redis.call('ZADD', queue, unpack(due))"),
+    ("where nothing is due nothing is queued as such", "if #due > 0 then", "if true then"),
     ("R6 a place is its priority's", "exact(place(now, job.p))", "exact(now)"),
     ("R21 only a resend finds its own", "again and (job.known or", "(job.known or"),
     ("R21 a resend of a fresh id was added", "job.known or job.fresh or", "job.known or"),
@@ -164,8 +165,8 @@ ENQUEUE = _of(
     ("quota: it is swept", "    sweep(tally)\n", ""),
     ("quota: R21 what is known is not added again", "if not job.known and is_free(job) and", "if is_free(job) and"),
     ("quota: R21 what is known was added", "(job.known or job.fresh or", "(job.fresh or"),
-    ("quota: R19 a spoiled queue leaves nothing counted", "          redis.call('ZREM', tally.key, unpack(tally.new))\n", ""),
-    ("quota: R19 of a user who has asked", "        if #tally.new > 0 then\n          redis", "        if true then\n          redis"),
+    ("quota: R19 a spoiled queue leaves nothing counted", "      redis.call('ZREM', tally.key, unpack(tally.new))\n", ""),
+    ("quota: R19 of a user who has asked", "    if #tally.new > 0 then\n      redis.call('ZREM'", "    if true then\n      redis.call('ZREM'"),
 )  # fmt: skip
 
 CLAIM = _of(

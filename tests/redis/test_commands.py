@@ -108,7 +108,7 @@ def test_asking_who_is_awake_costs_one_command_and_not_asking_none(store: Store,
         with store.awake():
             for client in (counted.client, deaf, asks):
                 store.run(send(client))
-            plain = 3 + 2 * size
+            plain = 4 + size
             assert counted.cost(partial(send, counted.client)) == plain
             assert counted.cost(partial(send, deaf)) == plain
             store.raw.delete(store.mark)

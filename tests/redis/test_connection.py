@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import time
 
 import pytest
@@ -51,3 +52,72 @@ def test_a_server_that_does_not_read_is_given_up_in_time() -> None:
             return time.monotonic() - began
 
     assert asyncio.run(send_much()) < 5
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_connection_that_has_ended_is_opened_anew_before_it_is_used(reset: bool, turns: int) -> None:
+    async def use_it_after_its_end() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(10)
+            client = connect(f"redis://127.0.0.1:{server.getsockname()[1]}")
+            pool = client.connection_pool
+            await pool.release(await pool.get_connection())
+            with server.accept()[0] as there:
+                there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
+            for _ in range(turns):  # whether the loop has had the time to see it, or not
+                await asyncio.sleep(0.01)
+            await pool.release(await pool.get_connection())
+            server.accept()[0].close()
+            await client.aclose()
+
+    asyncio.run(use_it_after_its_end())
+
+
+def test_an_answer_that_nobody_has_asked_for_is_nobodys(redis_url: str) -> None:
+    async def ask_after_one() -> None:
+        client = connect(redis_url)
+        held = await client.connection_pool.get_connection()
+        await held.send_command("ECHO", "stray")
+        await client.connection_pool.release(held)
+        assert await client.execute_command("ECHO", "mine") == b"mine"
+        await client.aclose()
+
+    asyncio.run(ask_after_one())
+
+
+def test_who_finds_all_connections_in_use_waits_for_a_turn_and_not_for_ever(redis_url: str) -> None:
+    async def crowd() -> None:
+        client = connect(redis_url, connections=2, reply_s=0.5)
+        assert await asyncio.gather(*(client.ping() for _ in range(50))) == [True] * 50
+        assert len(client.connection_pool._available_connections) == 2
+        held = [await client.connection_pool.get_connection() for _ in range(2)]
+        with pytest.raises(redis.ConnectionError, match="No connection available"):
+            await client.ping()
+        for one in held:
+            await client.connection_pool.release(one)
+        assert await client.ping()
+        await client.aclose()
+
+    asyncio.run(crowd())
+
+
+def test_who_gives_up_waiting_for_a_connection_takes_none_away(redis_url: str) -> None:
+    async def give_up_at_every_step() -> int:
+        client, cancelled = connect(redis_url, connections=2, reply_s=2.0), 0
+        for ticks in [*range(12)] * 10:
+            tasks = [asyncio.create_task(client.ping()) for _ in range(6)]
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            for task in tasks[::2]:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            assert ended[1::2] == [True] * 3
+            cancelled += sum(isinstance(end, asyncio.CancelledError) for end in ended)
+        held = [await client.connection_pool.get_connection() for _ in range(2)]
+        for one in held:
+            await client.connection_pool.release(one)
+        await client.aclose()
+        return cancelled
+
+    assert asyncio.run(give_up_at_every_step()) > 100

@@ -98,15 +98,14 @@ class _Prompt(AbstractConnection):
         await super().disconnect(*args, **options)
 
     async def can_read_destructive(self) -> bool:
-        """Whether there is something that nobody has asked for. Raises `redis.ConnectionError` at the stream's end."""
-        return not self._nothing_came and bool(await super().can_read_destructive())  # type: ignore[no-untyped-call]
-
-    @property
-    def _nothing_came(self) -> bool:
-        """Neither is there anything in the three buffers on the way, nor has the other end closed it."""
+        """Whether there is something that nobody has asked for. Raises `redis.ConnectionError` where it has ended."""
+        if self._inlet.poll(0):
+            for _ in range(2):  # turns: in the first the loop is told of it, and reads. It may be of TLS alone
+                await asyncio.sleep(0)
         this: Any = self
-        unread = this._parser._reader.has_data() or this._reader._buffer or this._reader.at_eof()
-        return not unread and not self._inlet.poll(0)
+        if this._reader.at_eof() or this._writer.is_closing():
+            raise redis.ConnectionError("Connection closed by server.")
+        return bool(this._reader._buffer or this._parser._reader.has_data())
 
     def pack_command(self, *args: Any) -> list[bytes]:
         # In Python a batch of a hundred outcomes takes a millisecond. A command's name may be two words.

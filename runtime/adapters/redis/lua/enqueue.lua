@@ -141,22 +141,15 @@ for _, tally in pairs(tallies) do
   end
 end
 
+local written, due, queued = {}, {}, true
 for i, job in ipairs(jobs) do
   if not job.known and is_free(job) and redis.call('SET', job.key, job.body, 'PX', exact(job.due - now + job.ttl), 'NX') then
-    local queued
+    written[#written + 1] = job.key
     if job.due > now then
       queued = defer(queue, later, job.id, job.due, job.p)
     else
-      queued = try('ZADD', queue, exact(place(now, job.p)), job.id)
-    end
-    if not queued then
-      redis.call('DEL', job.key)
-      for _, tally in pairs(tallies) do
-        if #tally.new > 0 then
-          redis.call('ZREM', tally.key, unpack(tally.new))
-        end
-      end
-      return redis.error_reply(trouble[#trouble])
+      due[#due + 1] = exact(place(now, job.p))
+      due[#due + 1] = job.id
     end
     added[i] = 1
     if not job.fresh then
@@ -167,6 +160,18 @@ for i, job in ipairs(jobs) do
     -- fresh id: a worker was quick.
     added[i] = again and (job.known or job.fresh or try('GET', job.key) == job.body) and 1 or 0
   end
+end
+if #due > 0 then
+  queued = try('ZADD', queue, unpack(due))
+end
+if not queued then
+  redis.call('DEL', unpack(written))
+  for _, tally in pairs(tallies) do
+    if #tally.new > 0 then
+      redis.call('ZREM', tally.key, unpack(tally.new))
+    end
+  end
+  return redis.error_reply(trouble[#trouble])
 end
 
 if #reused > 0 then
