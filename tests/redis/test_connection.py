@@ -79,6 +79,7 @@ def test_an_answer_that_nobody_has_asked_for_is_nobodys(redis_url: str) -> None:
         client = connect(redis_url)
         held = await client.connection_pool.get_connection()
         await held.send_command("ECHO", "stray")
+        assert held._inlet.poll(10_000)  # it has come
         await client.connection_pool.release(held)
         assert await client.execute_command("ECHO", "mine") == b"mine"
         await client.aclose()
