@@ -181,8 +181,10 @@ class _Pool(redis.asyncio.ConnectionPool):
         return connection
 
     async def release(self, connection: AbstractConnection) -> None:
-        await super().release(connection)
-        self._free.release()
+        try:
+            await super().release(connection)
+        finally:
+            self._free.release()
 
 
 class _Share:

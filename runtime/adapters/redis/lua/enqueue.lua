@@ -146,7 +146,7 @@ for i, job in ipairs(jobs) do
   if not job.known and is_free(job) and redis.call('SET', job.key, job.body, 'PX', exact(job.due - now + job.ttl), 'NX') then
     written[#written + 1] = job.key
     if job.due > now then
-      queued = defer(queue, later, job.id, job.due, job.p)
+      queued = defer(queue, later, job.id, job.due, job.p) and queued
     else
       due[#due + 1] = exact(place(now, job.p))
       due[#due + 1] = job.id
