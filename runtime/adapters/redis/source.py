@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import field, fields, replace
+from functools import lru_cache
 from typing import Any
 
 from runtime.adapters.egress import Egress
@@ -399,6 +400,7 @@ def _settling(settlement: Settlement, serializer: Serializer | None, *, with_bod
         return _as_asked(replace(settlement, claim=claim, outcome=Dead("undecodable", failure)), serializer, with_body)
 
 
+@lru_cache(maxsize=256)
 def _ms(length_s: float) -> int:
     """In ms, and within what the server takes: no handler's wish may stop what is settled with it."""
     return round(1000 * min(max(length_s, 0.0), LONGEST_S))
