@@ -17,7 +17,7 @@ from runtime import settings
 from runtime.core.errors import OptionInvalid
 
 GARBAGE = 10_000
-"""So many new containers between two looks for garbage. Python's 700 are those of fifteen jobs, and cost 6 % of them."""
+"""So many new containers between two looks for garbage. Python's 700 are those of fifteen jobs, and cost 6 %."""
 
 
 def declare(parser: argparse.ArgumentParser) -> None:

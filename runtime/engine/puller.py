@@ -184,6 +184,7 @@ class Puller:
 
     async def _idle(self) -> None:
         """Rest until there is something to do, or until woken."""
+        await anyio.sleep(0)  # what was just started goes before the question for more
         try:
             with self._nap:
                 await self._lookout.beside(self._listen)
