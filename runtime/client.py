@@ -20,6 +20,7 @@ from runtime.adapters.redis import buckets, codecs, keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.connection import TROUBLE, away_of, concerns_the_server, shown
 from runtime.adapters.redis.connection import connect as open_redis
+from runtime.adapters.redis.replies import Replies
 from runtime.adapters.telemetry import traces
 from runtime.core.errors import (
     JobCancelled,
@@ -56,7 +57,6 @@ RESULT_MS = 3_600_000
 NO_BELLS: Mapping[str, Callable[[], None]] = {}
 DOUBT_S = 30.0
 """How long workers that seem to be awake are left alone after the doorbell was rung for a job they do not see."""
-POLL_S = (0.01, 0.5)
 
 
 class Job(Generic[R]):
@@ -131,10 +131,12 @@ class Client:
         self._doorbell = Doorbell(self._wake_urls, Complaints(), egress.of("doorbell"))
         self._doubted_at = -DOUBT_S
         self._redis = open_redis(url, row=egress.of("client"))
+        self._replies = Replies(url, egress.of("client"))
 
     async def close(self) -> None:
         """Close the connections. While the doorbell rings: once it is answered, or after 2 s; by then it has rung."""
         try:
+            await self._replies.close()
             await self._doorbell.close()
         finally:
             await self._redis.aclose()
@@ -158,6 +160,7 @@ class Client:
 
     async def disconnect(self) -> None:
         """Close its connections, and give up ringing as `close` does; what is asked next opens new ones."""
+        await self._replies.close()
         await self._doorbell.close()
         await self._redis.connection_pool.disconnect()
 
@@ -308,31 +311,41 @@ class Client:
 
     async def result(self, job_id: str, queue: str, timeout_s: float | None) -> wire.Result:
         """A job's result, waiting for it. Raises as `Job.result` does, except for how the job ended."""
-        until = None if timeout_s is None else time.monotonic() + timeout_s
-        pause_s, most_s = POLL_S
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         missing = False
-        while True:
-            data, body, score = await self._read(
-                ["GET", keys.of(keys.RESULT, job_id)],
-                ["EXISTS", keys.of(keys.JOB, job_id)],
-                ["ZSCORE", queue, keys.id_bytes(job_id)],
-            )
-            if data is not None:
-                return wire.decode_result(data, self._serializer)
-            if score is None and not body:
-                if missing:
+        with self._replies.wait(job_id) as wait:
+            while True:
+                found = await self._follow(job_id, queue, wait.name)
+                if found.state == "ended":
+                    wait.ended()
+                    return wire.decode_result(found.result, self._serializer)
+                if found.state == "gone" and missing:
                     raise ResultUnknown(job_id)
-                missing = True  # once more: it may have been settled between the two questions
-                continue
-            missing = False
-            if until is not None and time.monotonic() + pause_s > until:
-                raise WaitTimedOut(
-                    f"job {job_id} has no result after {timeout_s:g} s",
-                    cause=f"it is {await self.status(job_id, queue)}",
-                    hint=f"it goes on; ask again with: runtime job {job_id}",
-                )
-            await asyncio.sleep(pause_s)
-            pause_s = min(1.5 * pause_s, most_s)
+                left_s = until - time.monotonic()
+                if found.state == "gone":
+                    missing = True  # once more: it may have been settled between the two questions
+                elif left_s > 0:
+                    missing = False
+                    await wait.pause(left_s, noted=found.state == "noted")
+                else:
+                    raise WaitTimedOut(
+                        f"job {job_id} has no result after {timeout_s:g} s",
+                        cause=f"it is {await self.status(job_id, queue)}",
+                        hint=f"it goes on; ask again with: runtime job {job_id}",
+                    )
+
+    async def _follow(self, job_id: str, queue: str, name: str) -> scripts.Followed:
+        """The result of a job, or what there is instead; with a `name`, it will be told of."""
+        if name:
+            return await self.ask(lambda redis: scripts.follow(redis, queue, job_id, name))
+        result, body, score = await self._read(
+            ["GET", keys.of(keys.RESULT, job_id)],
+            ["EXISTS", keys.of(keys.JOB, job_id)],
+            ["ZSCORE", queue, keys.id_bytes(job_id)],
+        )
+        if result is not None:
+            return scripts.Followed("ended", result)
+        return scripts.Followed("gone" if score is None and not body else "there")
 
     async def _read(self, *commands: list[Any]) -> list[Any]:
         try:

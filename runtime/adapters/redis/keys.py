@@ -22,12 +22,14 @@ Ours, all under `rt:`:
 | `rt:<queue>:count` | hash: completed, failed | for ever: two counters |
 | `rt:dead:<id>` | hash: letter, body | 30 days |
 | `rt:own:<id>` | string: `crashes|history` | 8 days |
+| `rt:awaited:<id>` | string: names of who waits for its end | until it has ended; 1 minute after the last look |
 | `rt:once:<id>` | hash: step → state | 30 days, or until the job is done |
 | `rt:w:<incarnation>:<queue>` | string: last settled batch | 10 minutes |
 | `rt:workers` | hash: incarnation → heartbeat | until that worker stops; after a crash 1 h, then till one boots |
 | `rt:try:<incarnation>` | string: nothing | 1 s: whether a server that refused may be written to again |
 
-`rt:<queue>:here` is a channel: each awake worker of the queue is subscribed, and nothing is ever published.
+Channels: to `rt:<queue>:here` each awake worker of the queue is subscribed, and nothing is ever published; to
+`rt:reply:<name>` a process that waits for the ends of jobs, whose ids are published there.
 
 Of limits. They share a hash tag, as one script asks several of them: a cluster keeps them on one node.
 
@@ -53,6 +55,7 @@ ABORT = "arq:abort"
 OWN = "rt:own:"
 ONCE = "rt:once:"
 LETTER = "rt:dead:"
+AWAITED = "rt:awaited:"
 WORKERS = "rt:workers"
 LIMIT = "rt:{limit}:"
 """What all limits begin with: one script may touch several of them, and in a cluster they are together."""
@@ -64,6 +67,7 @@ BODY_S = 90 * DAY_S
 """A body without an expiry: long enough for any backlog, and yet an id is not blocked for ever if its queue is lost."""
 BODY_AFTER_EXPIRY_S = 7 * DAY_S
 ONCE_S = 30 * DAY_S
+AWAITED_S = 60
 
 
 def of(prefix: str, job_id: str) -> bytes:
@@ -108,6 +112,11 @@ def quota(name: str, user: str) -> str:
 def here(queue: str) -> str:
     """The channel that the workers of `queue` that are awake are subscribed to. Nothing is published there."""
     return f"rt:{queue}:here"
+
+
+def reply(name: str) -> str:
+    """The channel on which the process of this name is told of the jobs whose ends it waits for."""
+    return f"rt:reply:{name}"
 
 
 def trial(incarnation: str) -> str:

@@ -334,11 +334,27 @@ async def cancel(
     redis: Any, queue: str, job_id: str, *, body: bytes = b"", result: bytes = b"", result_ms: int = 0
 ) -> CancelReply:
     """Cancel a job that nobody holds, leaving `result`, if `body` is still its body; or flag one that is held."""
-    prefixes = (keys.JOB, keys.IN_PROGRESS, keys.RETRY, keys.RESULT, keys.OWN)
+    prefixes = (keys.JOB, keys.IN_PROGRESS, keys.RETRY, keys.RESULT, keys.OWN, keys.AWAITED)
     names: list[Any] = [queue, keys.later(queue), keys.ABORT, keys.count(queue), keys.unknown(queue)]
     names += [keys.of(prefix, job_id) for prefix in prefixes]
     said, *now = await script("cancel")(redis, names, [keys.id_bytes(job_id), body, result, result_ms])
     return CancelReply(said.decode(), now[0], int(now[1])) if now else CancelReply(said.decode())
+
+
+@frozen
+class Followed:
+    """What is known of a job's end. `noted`: there is none yet, and who asked will be told of it."""
+
+    state: Literal["ended", "gone", "noted", "there"]
+    result: bytes = field(default=b"", repr=False)
+
+
+async def follow(redis: Any, queue: str, job_id: str, name: str) -> Followed:
+    """The result of a job; if there is none yet, its end will be told on the channel of `name`, for a minute."""
+    prefixes = (keys.RESULT, keys.JOB, keys.AWAITED)
+    names: list[Any] = [queue, *(keys.of(prefix, job_id) for prefix in prefixes)]
+    state, *result = await script("follow")(redis, names, [keys.id_bytes(job_id), name, 1000 * keys.AWAITED_S])
+    return Followed(state.decode(), *result)
 
 
 @frozen

@@ -5,7 +5,7 @@
 --          due + p/1024          deferred, leased, retrying (the fraction keeps p, also through arq's ZINCRBY)
 
 local JOB, IN_PROGRESS, RETRY, RESULT = 'arq:job:', 'arq:in-progress:', 'arq:retry:', 'arq:result:'
-local OWN, ONCE, LETTER = 'rt:own:', 'rt:once:', 'rt:dead:'
+local OWN, ONCE, LETTER, AWAITED = 'rt:own:', 'rt:once:', 'rt:dead:', 'rt:awaited:'
 -- What a job remembers: its starts, and beside them `own`. Without starts an `own` is of an earlier job of the id: stock
 -- arq, which knows nothing of it, has finished that one. (arq itself keeps starts for 88400 s.)
 local REMEMBER_S = 691200
@@ -96,4 +96,18 @@ local function held_and_awaited(ids, unknown)
     awaited[n] = handlers[m] or false
   end
   return held, awaited
+end
+
+-- The names of those who wait for the end of a job, as follow.lua has left them. Anybody may have written there: what is
+-- beyond so many bytes, eight names, is not looked at, and what is published on begins with `rt:reply:` in any case.
+local NAMES = 135
+local function waiters(names)
+  return string.gmatch(string.sub(names or '', 1, NAMES), '%x+')
+end
+
+-- To be called when its end is written. Where the server does not let us publish, who waits looks by itself.
+local function tell(id, names)
+  for name in waiters(names) do
+    redis.pcall('PUBLISH', 'rt:reply:' .. name, id)
+  end
 end

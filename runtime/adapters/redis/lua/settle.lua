@@ -26,6 +26,9 @@ for a = 4, #ARGV, 13 do
   }
   held[#held + 1] = IN_PROGRESS .. ARGV[a]
 end
+for n, job in ipairs(jobs) do
+  held[#jobs + n] = AWAITED .. job.id -- in the same command: for jobs that nobody waits for it costs none
+end
 held = redis.call('MGET', unpack(held))
 
 local function flagged(job, flag)
@@ -64,7 +67,7 @@ local function keep_body(job)
   return true
 end
 
-local drop = {}
+local drop, awaited = {}, {}
 for n, job in ipairs(jobs) do
   if verdicts[n] == 1 and job.what ~= 'end' and not keep_body(job) then
     verdicts[n] = 2
@@ -76,6 +79,10 @@ for n, job in ipairs(jobs) do
       drop[#drop + 1] = OWN .. job.id
       if flagged(job, 'c') then
         drop[#drop + 1] = ONCE .. job.id
+      end
+      if held[#jobs + n] then
+        drop[#drop + 1] = AWAITED .. job.id
+        awaited[job.id] = held[#jobs + n]
       end
       -- A body of a wrong type is no string to keep in a letter: it goes there as it is.
       if job.letter ~= '' and job.body == '' and redis.call('TYPE', JOB .. job.id).ok ~= 'none' then
@@ -203,5 +210,8 @@ if failed > 0 then
 end
 if wake then
   try('ZADD', mark, 0, 0)
+end
+for id, names in pairs(awaited) do
+  tell(id, names)
 end
 return { answer, dropped, trouble }
