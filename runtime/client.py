@@ -20,7 +20,7 @@ from runtime.adapters.redis import buckets, codecs, keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.connection import TROUBLE, away_of, concerns_the_server, shown
 from runtime.adapters.redis.connection import connect as open_redis
-from runtime.adapters.redis.replies import Replies
+from runtime.adapters.redis.replies import Replies, Wait
 from runtime.adapters.telemetry import traces
 from runtime.core.errors import (
     JobCancelled,
@@ -311,28 +311,32 @@ class Client:
 
     async def result(self, job_id: str, queue: str, timeout_s: float | None) -> wire.Result:
         """A job's result, waiting for it. Raises as `Job.result` does, except for how the job ended."""
+        with self._replies.wait(job_id) as wait:
+            return wire.decode_result(await self._ended(job_id, queue, timeout_s, wait), self._serializer)
+
+    async def _ended(self, job_id: str, queue: str, timeout_s: float | None, wait: Wait) -> bytes:
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         missing = False
-        with self._replies.wait(job_id) as wait:
-            while True:
-                found = await self._follow(job_id, queue, wait.name)
-                if found.state == "ended":
-                    wait.ended()
-                    return wire.decode_result(found.result, self._serializer)
-                if found.state == "gone" and missing:
+        while not wait.result:
+            found = await self._follow(job_id, queue, wait.name)
+            left_s = until - time.monotonic()
+            if found.state == "ended":
+                wait.ended()
+                return found.result
+            if found.state == "gone":
+                if missing:
                     raise ResultUnknown(job_id)
-                left_s = until - time.monotonic()
-                if found.state == "gone":
-                    missing = True  # once more: it may have been settled between the two questions
-                elif left_s > 0:
-                    missing = False
-                    await wait.pause(left_s, noted=found.state == "noted")
-                else:
-                    raise WaitTimedOut(
-                        f"job {job_id} has no result after {timeout_s:g} s",
-                        cause=f"it is {await self.status(job_id, queue)}",
-                        hint=f"it goes on; ask again with: runtime job {job_id}",
-                    )
+                missing = True  # once more: it may have been settled between the two questions
+                continue
+            missing = False
+            if left_s <= 0:
+                raise WaitTimedOut(
+                    f"job {job_id} has no result after {timeout_s:g} s",
+                    cause=f"it is {await self.status(job_id, queue)}",
+                    hint=f"it goes on; ask again with: runtime job {job_id}",
+                )
+            await wait.pause(left_s, noted=found.state == "noted")
+        return wait.result
 
     async def _follow(self, job_id: str, queue: str, name: str) -> scripts.Followed:
         """The result of a job, or what there is instead; with a `name`, it will be told of."""

@@ -1,8 +1,8 @@
 """Being told that jobs have ended: one subscription for all in this process who wait for results.
 
-Who waits leaves the name of its process with the job (`follow.lua`); whoever ends the job publishes its id on the
-channel of that name. So nobody has to know at the enqueue that somebody will wait, a job found by its id is as good as
-one's own, and one that nobody waits for costs nothing.
+Who waits leaves the name of its process with the job (`follow.lua`); the script that ends the job publishes its id on
+the channel of that name, and the result if it is short. So nobody has to know at the enqueue that somebody will wait, a
+job found by its id is as good as one's own, and one that nobody waits for costs nothing.
 
 Nobody relies on being told. Stock arq workers tell nobody, a server may let nobody subscribe or publish, and what was
 said while a connection was lost is not said again. Who waits looks, too: seldom, once it has been told of something.
@@ -45,6 +45,8 @@ class Wait:
     """Somebody who waits for the end of one job."""
 
     def __init__(self, replies: "Replies") -> None:
+        self.result = b""
+        """As it was told of. Empty: only a look will show."""
         self._replies = replies
         self._news = asyncio.Event()
         self._pause_s = 0.0
@@ -74,8 +76,8 @@ class Wait:
         if self._noted and not self._told:
             self._replies.missed()
 
-    def tell(self) -> None:
-        self._told = True
+    def tell(self, result: bytes) -> None:
+        self._told, self.result = True, result
         self._news.set()
 
     def look_again(self) -> None:
@@ -160,11 +162,13 @@ class Replies:
                 if message is not None and message["type"] == "message":
                     self._tell(message["data"])
 
-    def _tell(self, job_id: bytes) -> None:
+    def _tell(self, said: bytes) -> None:
+        length, _, rest = said.partition(b":")
+        size = int(length[:9]) if length.isdigit() else len(rest)
         if self._relied_on_from == math.inf:
             self._relied_on_from = time.monotonic()
-        for wait in self._waits.get(job_id, ()):
-            wait.tell()
+        for wait in self._waits.get(rest[:size], ()):
+            wait.tell(rest[size:])
 
     def _change(self, *, hears: bool) -> None:
         if hears is not self.hears:

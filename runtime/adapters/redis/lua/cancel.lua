@@ -54,5 +54,5 @@ try('ZREM', later, unpack(forget))
 try('ZREM', abort, id)
 try('HDEL', unknown, id)
 try('HINCRBY', count, 'failed', 1)
-tell(id, names)
+tell(id, names, outcome)
 return { 'cancelled' }

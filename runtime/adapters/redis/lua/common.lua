@@ -105,9 +105,11 @@ local function waiters(names)
   return string.gmatch(string.sub(names or '', 1, NAMES), '%x+')
 end
 
--- To be called when its end is written. Where the server does not let us publish, who waits looks by itself.
-local function tell(id, names)
+-- To be called when its end is written: 'length of the id:id' and the result, if it is not too long to be sent unasked.
+-- Where the server does not let us publish, who waits looks by itself.
+local LONGEST_TOLD = 4096
+local function tell(id, names, result)
   for name in waiters(names) do
-    redis.pcall('PUBLISH', 'rt:reply:' .. name, id)
+    redis.pcall('PUBLISH', 'rt:reply:' .. name, #id .. ':' .. id .. (#result <= LONGEST_TOLD and result or ''))
   end
 end

@@ -1,5 +1,5 @@
--- Looks for the result of a job. If there is none yet, leaves the name of who waits for it: whoever ends the job publishes
--- its id on the channel of that name.
+-- Looks for the result of a job. If there is none yet, leaves the name of who waits for it: it will be told on the channel
+-- of that name (`tell`, in common.lua).
 --
 -- KEYS  1 queue  2 arq:result:<id>  3 arq:job:<id>  4 rt:awaited:<id>
 -- ARGV  1 id  2 name: hex digits  3 how long it is kept (ms)

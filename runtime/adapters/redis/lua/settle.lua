@@ -82,7 +82,7 @@ for n, job in ipairs(jobs) do
       end
       if held[#jobs + n] then
         drop[#drop + 1] = AWAITED .. job.id
-        awaited[job.id] = held[#jobs + n]
+        awaited[job] = held[#jobs + n]
       end
       -- A body of a wrong type is no string to keep in a letter: it goes there as it is.
       if job.letter ~= '' and job.body == '' and redis.call('TYPE', JOB .. job.id).ok ~= 'none' then
@@ -211,7 +211,7 @@ end
 if wake then
   try('ZADD', mark, 0, 0)
 end
-for id, names in pairs(awaited) do
-  tell(id, names)
+for job, names in pairs(awaited) do
+  tell(job.id, names, job.result)
 end
 return { answer, dropped, trouble }
