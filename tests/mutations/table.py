@@ -66,6 +66,15 @@ COMMON = _of(
     ("what was never started waits for nobody", "if not held[n] and known[2 * n] then", "if not held[n] then"),
     ("unknown of a wrong type hides no job", "try('HMGET', unknown", "redis.call('HMGET', unknown"),
     ("a handler is that of its job", "awaited[n] = handlers[m] or false", "awaited[n] = handlers[1] or false"),
+    ("who waits: eight at most", "string.sub(names or '', 1, NAMES)", "names or ''"),
+    ("who waits may be nobody", "string.sub(names or '', 1, NAMES)", "string.sub(names, 1, NAMES)"),
+    ("who waits has a name of hex digits", "'%x+'", "'%S+'"),
+    ("who waits is told below our prefix", "'rt:reply:' .. name", "name"),
+    ("who waits: not to be allowed to tell costs nobody", "redis.pcall('PUBLISH'", "redis.call('PUBLISH'"),
+    ("who waits is told without a word of trouble", "redis.pcall('PUBLISH'", "try('PUBLISH'"),
+    ("who waits is told the id, whatever is in it", "#id .. ':' .. id ..", "id .. ':' .."),
+    ("who waits is told the result", "(#result <= LONGEST_TOLD and result or '')", "''"),
+    ("who waits is not told a long one", "(#result <= LONGEST_TOLD and result or '')", "result"),
 )  # fmt: skip
 
 ENQUEUE = _of(
@@ -503,6 +512,11 @@ SETTLE = _of(
     ("R19 the count costs nobody: failed", "try('HINCRBY', count, 'failed'", "redis.call('HINCRBY', count, 'failed'"),
     ("R25 only what runs again is announced", "if wake then", "if true then"),
     ("R19 the mark costs nobody", "try('ZADD', mark, 0, 0)", "redis.call('ZADD', mark, 0, 0)"),
+    ("who waits is looked up for each", "held[#jobs + n] = AWAITED .. job.id", "held[#jobs + n] = AWAITED .. jobs[1].id"),
+    ("who waits: nobody, mostly", "      if held[#jobs + n] then\n", "      if true then\n",
+     "nobody has no name, and no key to be deleted; it only saves work"),
+    ("who waits is forgotten with the job", "        drop[#drop + 1] = AWAITED .. job.id\n", ""),
+    ("who waits is told the end", "        awaited[job] = held[#jobs + n]\n", ""),
     ("L11 the dropped are told", "return { answer, dropped, trouble }", "return { answer, {}, trouble }"),
     ("R19 trouble is reported", "return { answer, dropped, trouble }", "return { answer, dropped, {} }"),
 )  # fmt: skip
@@ -542,9 +556,12 @@ CANCEL = _of(
     ("its lapsed lease is forgotten", "    forget[#forget + 1] = entry\n", ""),
     ("only its own", "if whose == id then", "if true then"),
     ("R19 a later of a wrong type stops nothing", "try('ZRANGEBYSCORE', later", "redis.call('ZRANGEBYSCORE', later"),
-    ("the job goes", "redis.call('DEL', job, retry, own)", "redis.call('DEL', retry, own)"),
-    ("its starts go", "redis.call('DEL', job, retry, own)", "redis.call('DEL', job, own)"),
-    ("what it remembered goes", "redis.call('DEL', job, retry, own)", "redis.call('DEL', job, retry)"),
+    ("the job goes", "redis.call('DEL', job, retry, own, awaited)", "redis.call('DEL', retry, own, awaited)"),
+    ("its starts go", "redis.call('DEL', job, retry, own, awaited)", "redis.call('DEL', job, own, awaited)"),
+    ("what it remembered goes", "redis.call('DEL', job, retry, own, awaited)", "redis.call('DEL', job, retry, awaited)"),
+    ("who waits is forgotten", "redis.call('DEL', job, retry, own, awaited)", "redis.call('DEL', job, retry, own)"),
+    ("who waits is told", "tell(id, names, outcome)", ""),
+    ("R19 who waits, of a wrong type, stops nothing", "try('GET', awaited)", "redis.call('GET', awaited)"),
     ("a stock worker about to claim it gives up", "try('SET', holder, '', 'PX', 1)", ""),
     ("nobody is left to hold it", "try('DEL', holder)", ""),
     ("it leaves a result", "try('SET', result, outcome, 'PX', ttl)", ""),
@@ -556,6 +573,22 @@ CANCEL = _of(
     ("R19 the unknown of a wrong type cost nothing", "try('HDEL', unknown, id)", "redis.call('HDEL', unknown, id)"),
     ("it is counted", "try('HINCRBY', count, 'failed', 1)", ""),
     ("R19 a count of a wrong type costs nothing", "try('HINCRBY', count", "redis.call('HINCRBY', count"),
+)  # fmt: skip
+
+FOLLOW = _of(
+    "follow",
+    ("what has ended is told", "if found then", "if false then"),
+    ("what has no score and no body is gone", "and redis.call('EXISTS', job) == 0 then", "and false then"),
+    ("what has a score is not", "not redis.call('ZSCORE', queue, id) and", ""),
+    ("what has a body is not", " and redis.call('EXISTS', job) == 0 then", " then"),
+    ("R19 a name of a wrong type stops nothing", "try('GET', awaited)", "redis.call('GET', awaited)"),
+    ("each is noted once", "if not known then", "if true then"),
+    ("who is new is noted", "if not known then", "if names and not known then"),
+    ("who was noted stays so", "names and names .. ' ' .. name or name", "name"),
+    ("eight at most", "if #names > NAMES then", "if false then"),
+    ("a name expires", "'SET', awaited, names, 'PX', ttl)", "'SET', awaited, names)"),
+    ("R19 without memory nobody is noted", "try('SET', awaited", "redis.call('SET', awaited"),
+    ("R19 who is not noted is told so", "and 'noted' or 'there' }", "and 'noted' or 'noted' }"),
 )  # fmt: skip
 
 PERMITS = _of(
@@ -863,6 +896,7 @@ MUTANTS = [
     *EXTEND,
     *SETTLE,
     *ONCE,
+    *FOLLOW,
     *PERMITS,
     *ACQUIRE,
     *RELEASE,

@@ -19,13 +19,14 @@ SCRIPTS = Path(scripts.__file__).parent / "lua"
 
 # The likeliest to fail first.
 TESTS = {
-    "common": ("enqueue", "extend", "settle", "claim", "forward", "need", "outlook"),
+    "common": ("enqueue", "extend", "settle", "claim", "follow", "forward", "need", "outlook"),
     "enqueue": ("enqueue", "quota", "commands"),
     "claim": ("claim", "settle", "extend", "commands"),
     "extend": ("extend",),
-    "settle": ("settle", "claim", "commands"),
+    "settle": ("settle", "follow", "claim", "commands"),
     "once": ("once", "source"),
-    "cancel": ("cancel",),
+    "cancel": ("cancel", "follow"),
+    "follow": ("follow",),
     "permits": ("permits",),
     "acquire": ("permits",),
     "release": ("permits",),

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from runtime.adapters.redis import scripts
 from runtime.adapters.redis.source import RedisSource
 from runtime.client import Client
 from runtime.core.job import Call, Claim, Done, Settlement
 from runtime.core.quota import Allowance, Quota
 from runtime.declare import Handler, handler
-from tests.redis.store import Store
+from tests.redis.store import Store, done
 
 
 @handler
@@ -138,6 +139,38 @@ def test_r23_in_batches_a_job_costs_at_most_10_commands(store: Store, size: int)
                 await counted.work(size)
 
         assert counted.cost(batches) <= 10 * 5 * size
+
+
+@pytest.mark.parametrize("size", [1, 20])
+def test_an_end_that_is_awaited_costs_one_command_more_and_one_that_is_not_none(store: Store, size: int) -> None:
+    with Counted(store) as counted:
+
+        async def all_asked() -> None:
+            for job_id in store.queued():
+                await scripts.follow(store.scripts, store.queue, job_id, "a" * 16)
+
+        def cost() -> int:
+            return counted.cost(partial(counted.work, size))
+
+        store.run(counted.enqueue(size))
+        plain = cost()
+        store.run(counted.enqueue(size))
+        store.run(all_asked())
+        assert cost() == plain + size
+
+
+def test_a_look_at_an_end_costs_two_commands_and_being_noted_three_more(store: Store) -> None:
+    with Counted(store) as counted:
+
+        async def look() -> None:
+            await scripts.follow(store.scripts, store.queue, "a", "a" * 16)
+
+        store.enqueue("a")
+        store.run(look())
+        assert counted.cost(look) == 5
+        worker = store.worker()
+        worker.settle(done(worker.one("a")))
+        assert counted.cost(look) == 2
 
 
 def test_an_empty_claim_costs_three_commands(store: Store) -> None:
