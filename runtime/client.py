@@ -83,7 +83,8 @@ class Job(Generic[R]):
         return await self._client.status(self.id, self.queue)
 
     async def result(self, timeout: Span | None = None) -> R:
-        """What the handler returned, waiting for it if need be.
+        """What the handler returned, waiting for it if need be. Its end is told by workers of this package, over one
+        connection for all who wait; that of a job that a stock worker runs is found by looking, twice a second at last.
 
         Raises `JobFailed` or `JobCancelled` as the job ended, `ResultUnknown` if there is no such job or result,
         `WaitTimedOut` after `timeout`, `RedisUnreachable`. Cancelling it leaves the job alone.
@@ -341,7 +342,9 @@ class Client:
     async def _follow(self, job_id: str, queue: str, name: str) -> scripts.Followed:
         """The result of a job, or what there is instead; with a `name`, it will be told of."""
         if name:
-            return await self.ask(lambda redis: scripts.follow(redis, queue, job_id, name))
+            found = await self.ask(lambda redis: scripts.follow(redis, queue, job_id, name))
+            if found is not None:
+                return found
         result, body, score = await self._read(
             ["GET", keys.of(keys.RESULT, job_id)],
             ["EXISTS", keys.of(keys.JOB, job_id)],

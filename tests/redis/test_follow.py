@@ -16,7 +16,7 @@ ANA, BEA = "a" * 16, "b" * 16
 NOTED, THERE, GONE = Followed("noted"), Followed("there"), Followed("gone")
 
 
-def follow(store: Store, job_id: str, name: str = ANA) -> Followed:
+def follow(store: Store, job_id: str, name: str = ANA) -> Followed | None:
     return store.run(scripts.follow(store.scripts, store.queue, job_id, name))
 
 

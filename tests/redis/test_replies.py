@@ -277,23 +277,42 @@ def test_what_a_stock_worker_runs_is_found_by_looking_and_often(store: Store, mo
         store.run(both.close())
 
 
+@asynccontextmanager
+async def user(store: Store, *rules: str) -> AsyncIterator[str]:
+    """The address for a user with these rights."""
+    store.raw.execute_command("ACL", "SETUSER", "deaf", "reset", "on", ">secret", "~*", *rules)
+    try:
+        yield store.url.replace("unix://", "unix://deaf:secret@")
+    finally:
+        store.raw.execute_command("ACL", "DELUSER", "deaf")
+
+
 def test_without_the_right_to_subscribe_who_waits_looks_and_asks_for_it_seldom(store: Store) -> None:
     async def live() -> None:
-        store.raw.execute_command("ACL", "SETUSER", "deaf", "on", ">secret", "~*", "resetchannels", "+@all")
-        url = store.url.replace("unix://", "unix://deaf:secret@")
-        try:
-            async with pair(store, url) as both:
-                for _ in range(10):
-                    result = asyncio.create_task((await both.job()).result(SOON_S))
-                    await asyncio.sleep(0.02)
-                    await both.ends()
-                    assert await result == 1
-                stats = store.redis.info("commandstats")
-                assert stats["cmdstat_subscribe"]["calls"] <= 2
-        finally:
-            store.raw.execute_command("ACL", "DELUSER", "deaf")
+        async with user(store, "resetchannels", "+@all") as url, pair(store, url) as both:
+            for _ in range(10):
+                result = asyncio.create_task((await both.job()).result(SOON_S))
+                await asyncio.sleep(0.02)
+                await both.ends()
+                assert await result == 1
+            assert store.redis.info("commandstats")["cmdstat_subscribe"]["calls"] <= 2
 
     store.raw.config_resetstat()
+    store.run(live())
+
+
+def test_who_may_only_read_looks(store: Store) -> None:
+    async def live() -> None:
+        rights = ("allchannels", "+@read", "+@connection", "+@transaction", "+@pubsub")
+        async with user(store, *rights) as url, pair(store, url) as reader, pair(store) as both:
+            for _ in range(2):
+                job = await both.job()
+                result = asyncio.create_task(reader.client.job(job.id).result(SOON_S))
+                await until(lambda: reader.client._replies.hears)
+                await asyncio.sleep(0.02)
+                await both.ends()
+                assert await result == 1
+
     store.run(live())
 
 

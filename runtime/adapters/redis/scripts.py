@@ -349,11 +349,17 @@ class Followed:
     result: bytes = field(default=b"", repr=False)
 
 
-async def follow(redis: Any, queue: str, job_id: str, name: str) -> Followed:
-    """The result of a job; if there is none yet, its end will be told on the channel of `name`, for a minute."""
+async def follow(redis: Any, queue: str, job_id: str, name: str) -> Followed | None:
+    """The result of a job; if there is none yet, its end will be told on the channel of `name`, for a minute.
+
+    None: the server does not let us, and a look by plain commands is all that is left.
+    """
     prefixes = (keys.RESULT, keys.JOB, keys.AWAITED)
     names: list[Any] = [queue, *(keys.of(prefix, job_id) for prefix in prefixes)]
-    state, *result = await script("follow")(redis, names, [keys.id_bytes(job_id), name, 1000 * keys.AWAITED_S])
+    try:
+        state, *result = await script("follow")(redis, names, [keys.id_bytes(job_id), name, 1000 * keys.AWAITED_S])
+    except NoPermissionError:
+        return None
     return Followed(state.decode(), *result)
 
 
