@@ -3,41 +3,40 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from runtime.core.errors import (
-    HandlerInvalid,
-    Invalid,
-    JobCancelled,
-    JobFailed,
-    LeaseLost,
-    Limited,
-    LimitInvalid,
-    OptionInvalid,
-    PayloadInvalid,
-    Permanent,
-    Problem,
-    QuotaExceeded,
-    RedisRefused,
-    RedisUnreachable,
-    ResourceExhausted,
-    ResultUnknown,
-    RetryLater,
-    SettingsInvalid,
-    Snooze,
-    Transient,
-    WaitTimedOut,
-)
-from runtime.core.limits import Concurrency
-from runtime.core.pool import Pool
-from runtime.core.quota import Allowance, Quota
-from runtime.core.request import Options, Request
-from runtime.core.retry import Retry
-from runtime.declare import Bucket, Handler, handler
-from runtime.engine.context import Checked, Context
-from runtime.engine.limiter import Grant
-
 if TYPE_CHECKING:
     from runtime.alarm import sentinel
     from runtime.client import Client, Job, connect, enqueue_all
+    from runtime.core.errors import (
+        HandlerInvalid,
+        Invalid,
+        JobCancelled,
+        JobFailed,
+        LeaseLost,
+        Limited,
+        LimitInvalid,
+        OptionInvalid,
+        PayloadInvalid,
+        Permanent,
+        Problem,
+        QuotaExceeded,
+        RedisRefused,
+        RedisUnreachable,
+        ResourceExhausted,
+        ResultUnknown,
+        RetryLater,
+        SettingsInvalid,
+        Snooze,
+        Transient,
+        WaitTimedOut,
+    )
+    from runtime.core.limits import Concurrency
+    from runtime.core.pool import Pool
+    from runtime.core.quota import Allowance, Quota
+    from runtime.core.request import Options, Request
+    from runtime.core.retry import Retry
+    from runtime.declare import Bucket, Handler, handler
+    from runtime.engine.context import Checked, Context
+    from runtime.engine.limiter import Grant
 
 __version__ = "0.1.0"
 
@@ -83,13 +82,25 @@ __all__ = [
     "sentinel",
 ]
 
-# What needs redis is loaded when first asked for: `--help` and a worker's start do not pay for what they do not use.
-_FROM_CLIENT = {"Client", "Job", "connect", "enqueue_all"}
+# Each is imported when it is first asked for: `--help` and a worker's start do not pay for what they do not use.
+_AT = {
+    "runtime.alarm": ("sentinel",),
+    "runtime.client": ("Client", "Job", "connect", "enqueue_all"),
+    "runtime.core.limits": ("Concurrency",),
+    "runtime.core.pool": ("Pool",),
+    "runtime.core.quota": ("Allowance", "Quota"),
+    "runtime.core.request": ("Options", "Request"),
+    "runtime.core.retry": ("Retry",),
+    "runtime.declare": ("Bucket", "Handler", "handler"),
+    "runtime.engine.context": ("Checked", "Context"),
+    "runtime.engine.limiter": ("Grant",),
+}
+_HOME = {name: module for module, names in _AT.items() for name in names}
 
+if not TYPE_CHECKING:  # a type checker would take any name for one that exists
 
-def __getattr__(name: str) -> Any:
-    if name in _FROM_CLIENT:
-        return getattr(import_module("runtime.client"), name)
-    if name == "sentinel":
-        return import_module("runtime.alarm").sentinel
-    raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(_HOME.get(name, "runtime.core.errors")), name)
+        return found
