@@ -19,7 +19,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -446,7 +446,8 @@ class Traces(Journal):
     def settled(self, settlement: Settlement, verdict: Verdict) -> None:
         claim = settlement.claim
         run = self._settling.pop(claim.token, None)
-        with self._known(claim, run):
+        # Of what was settled as it should be nobody says anything that had to name its trace.
+        with nullcontext() if verdict == "settled" else self._known(claim, run):
             self._told.settled(settlement, verdict)
         if run is not None and run.settle is not None:
             with _SPARED:
