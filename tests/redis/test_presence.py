@@ -58,6 +58,19 @@ def test_who_leaves_is_counted_no_longer_when_it_returns_and_may_come_again(redi
     present(redis_url, test)
 
 
+def test_who_leaves_in_the_turn_in_which_it_was_to_appear_does_not(redis_url: str) -> None:
+    async def test(presence: Presence, running: asyncio.Task[None]) -> None:
+        await presence.leave()
+        presence.appear()
+        await presence.leave()
+        await asyncio.sleep(0.5)
+        assert await counted(redis_url) == [0, 0]
+        presence.appear()
+        await until(redis_url, [1, 1])
+
+    present(redis_url, test)
+
+
 def test_it_stays_on_one_connection_for_longer_than_a_reply_may_take(redis_url: str) -> None:
     async def test(presence: Presence, running: asyncio.Task[None]) -> None:
         async with Redis.from_url(redis_url) as redis:

@@ -45,7 +45,8 @@ class Presence:
     async def _be_counted(self) -> None:
         retry_s, most_s = RETRY_S
         while True:
-            await self._wanted.wait()
+            while not self._wanted.is_set():  # after a wait, too: who appears may leave in the same turn
+                await self._wanted.wait()
             self._gone = anyio.Event()
             try:
                 with suppress(*TROUBLE):
