@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
+import subprocess
+import threading
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import redis
@@ -122,3 +127,67 @@ def test_who_gives_up_waiting_for_a_connection_takes_none_away(redis_url: str) -
         return cancelled
 
     assert asyncio.run(give_up_at_every_step()) > 100
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("place", ["redis_url", "tcp_url"])
+def test_who_asks_while_connections_are_being_closed_is_answered_or_told_so(
+    request: pytest.FixtureRequest, place: str, turns: int
+) -> None:
+    async def ask() -> object:
+        client = connect(request.getfixturevalue(place))
+        await client.ping()
+        closing = asyncio.create_task(client.connection_pool.disconnect())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        try:
+            return await client.ping()
+        except redis.ConnectionError:
+            return True
+        finally:
+            await closing
+            await client.aclose()
+
+    assert asyncio.run(ask()) is True
+
+
+def test_a_server_that_does_not_answer_the_end_of_tls_takes_no_place_away(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+            "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+            "-keyout", key, "-out", certificate,
+        ], check=True, capture_output=True,
+    )  # fmt: skip
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+
+    listener, over = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def serve() -> None:
+        with ExitStack() as peers:
+            for answer in (b"", b"+PONG\r\n"):
+                peer = peers.enter_context(tls.wrap_socket(listener.accept()[0], server_side=True))
+                peer.recv(1000)
+                peer.sendall(answer)
+            over.wait(20)  # and it reads no more, as a server that hangs
+
+    async def ask_after_a_subscription() -> object:
+        url = f"rediss://localhost:{listener.getsockname()[1]}?ssl_ca_certs={certificate}"
+        client = connect(url, connections=1, reply_s=1.0)
+        channel = client.pubsub()
+        await channel.subscribe("x")
+        await channel.aclose()
+        pong: object = await client.ping()
+        await client.aclose()
+        return pong
+
+    serving = threading.Thread(target=serve, daemon=True)
+    serving.start()
+    try:
+        assert asyncio.run(ask_after_a_subscription()) is True
+    finally:
+        over.set()
+        listener.close()
+    serving.join()

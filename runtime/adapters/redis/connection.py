@@ -95,7 +95,12 @@ class _Prompt(AbstractConnection):
     async def disconnect(self, *args: Any, **options: Any) -> None:
         if self.is_connected:
             self._row.stirred()
-        await super().disconnect(*args, **options)
+        writer: asyncio.StreamWriter | None = cast(Any, self)._writer
+        try:
+            await super().disconnect(*args, **options)
+        except redis.TimeoutError:  # TLS waits for the other end. Who gives it back to its pool is not to fail for that
+            if writer is not None:
+                writer.transport.abort()
 
     async def can_read_destructive(self) -> bool:
         """Whether there is something that nobody has asked for. Raises `redis.ConnectionError` where it has ended."""
@@ -103,7 +108,7 @@ class _Prompt(AbstractConnection):
             for _ in range(2):  # turns: in the first the loop is told of it, and reads. It may be of TLS alone
                 await asyncio.sleep(0)
         this: Any = self
-        if this._reader.at_eof() or this._writer.is_closing():
+        if not this.is_connected or this._reader.at_eof() or this._writer.is_closing():  # or closed meanwhile, by us
             raise redis.ConnectionError("Connection closed by server.")
         return bool(this._reader._buffer or this._parser._reader.has_data())
 
