@@ -95,7 +95,8 @@ class Silence:
     async def while_speaking(self, part: Callable[[], Awaitable[object]]) -> None:
         """Do `part`, which sends by itself, but not while silent. Until cancelled."""
         while True:
-            await self._speaking.wait()
+            while not self._speaking.is_set():  # a wait that is over may have been for an earlier time
+                await self._speaking.wait()
             ended = anyio.Event()
             with anyio.CancelScope() as scope:
                 self._utterances[scope] = ended
