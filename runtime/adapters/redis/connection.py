@@ -177,7 +177,11 @@ class _Pool(redis.asyncio.ConnectionPool):
                 raise redis.ConnectionError("No connection available.") from None
         else:
             await self._free.acquire()  # at once
-        connection: Any = cast(Any, self).get_available_connection()
+        try:
+            connection: Any = cast(Any, self).get_available_connection()
+        except BaseException:
+            self._free.release()
+            raise
         try:
             await self.ensure_connection(connection)
         except BaseException:

@@ -162,7 +162,7 @@ for i, job in ipairs(jobs) do
   end
 end
 if #due > 0 then
-  queued = try('ZADD', queue, unpack(due))
+  queued = try('ZADD', queue, unpack(due)) and queued
 end
 if not queued then
   redis.call('DEL', unpack(written))
