@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio.abc import TaskGroup
 
 from runtime.adapters.egress import Egress
 from runtime.adapters.http.sessions import AiohttpSessions
@@ -144,10 +145,7 @@ class Retinue:
         async with anyio.create_task_group() as group:
             group.start_soon(self._beside, "going quiet", self._governor.run)
             group.start_soon(self._beside, "the heartbeat", self._beat)
-            group.start_soon(self._later, "being counted", self._presence.run)
-            group.start_soon(self._later, "listening", self._listen)
-            group.start_soon(self._later, "bringing jobs forward", self._bring_forward)
-            group.start_soon(self._later, "telling of the limits", self._tell_of_limits)
+            group.start_soon(self._follow_the_first_look, group)
             await self._unhurried()
             await asyncio.to_thread(self._log.take_structlog)
             if self._listener is not None:
@@ -181,11 +179,14 @@ class Retinue:
     async def _beside(self, what: str, part: Callable[[], Awaitable[object]]) -> None:
         await beside(self._log, what, part)
 
-    async def _later(self, what: str, part: Callable[[], Awaitable[object]]) -> None:
-        """The same, once Redis has been there to be looked into."""
+    async def _follow_the_first_look(self, group: TaskGroup) -> None:
+        """Begin what needs Redis, once it has been there to be looked into."""
         while not self._health.turned():
             await anyio.sleep(0.02)
-        await self._beside(what, part)
+        group.start_soon(self._beside, "being counted", self._presence.run)
+        group.start_soon(self._beside, "listening", self._listen)
+        group.start_soon(self._beside, "bringing jobs forward", self._bring_forward)
+        group.start_soon(self._beside, "telling of the limits", self._tell_of_limits)
 
     async def _unhurried(self) -> None:
         """While something is imported all else stands still, 5 ms at a time."""
@@ -217,7 +218,6 @@ class Retinue:
         await self._silence.while_speaking(self._heartbeats.run)
 
     async def _listen(self) -> None:
-        await self._source.claimed.wait()  # which has asked for more than can be told
         await self._silence.while_speaking(self._source.listen)
 
     async def _serve_http(self, listener: socket.socket) -> None:

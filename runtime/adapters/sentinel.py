@@ -132,21 +132,18 @@ class Sentinel:
         names = ", ".join(map(one_line, queues))
         for ring in await self._doorbell.rung():
             took_s = time.monotonic() - began
+            about = {"queues": list(queues), "wake_url": ring.url, "duration_ms": round(1000 * took_s)}
             if ring.answered:
                 self._log.info(
                     f"Doorbell answered after {spell(took_s)}: jobs of {names} are due, and nobody was awake",
                     event_name="SENTINEL_RANG",
-                    queues=list(queues),
-                    wake_url=ring.url,
-                    duration_ms=round(1000 * took_s),
+                    **about,
                 )
             else:
                 self._log.warning(
                     f"Doorbell not answered: {one_line(ring.said)}. Jobs of {names} are due, and nobody is awake",
                     event_name="SENTINEL_UNANSWERED",
-                    queues=list(queues),
-                    wake_url=ring.url,
-                    duration_ms=round(1000 * took_s),
+                    **about,
                 )
 
     def _tell_of_hearing(self) -> None:

@@ -29,10 +29,6 @@ class Queue:
     foreign_at: float = -math.inf
     """When the last job of a producer that announces nothing was found."""
 
-    def expect(self, at: float) -> None:
-        """Something will be due then, or sooner."""
-        self.due_at = min(self.due_at, at)
-
 
 class Lookout:
     """Run it beside the puller: it keeps `look_at` and `due_at` of the `queues` while one listens."""
@@ -89,8 +85,11 @@ class Lookout:
         self._step.cancel()
         await self._resting.wait()
 
-    def stir(self) -> None:
-        """A due time has changed."""
+    def expect(self, name: str, in_s: float) -> None:
+        """Something of the queue of this name will be due then, or sooner."""
+        for queue in self._queues:
+            if queue.name == name:
+                queue.due_at = min(queue.due_at, anyio.current_time() + in_s)
         self._pause.cancel()
 
     def asked(self, queue: Queue, *, foreign: bool) -> None:

@@ -89,10 +89,7 @@ class Puller:
 
     def expect(self, queue: str, in_s: float) -> None:
         """Something of `queue` will be due then, as this worker has said itself."""
-        for known in self._queues:
-            if known.name == queue:
-                known.expect(anyio.current_time() + in_s)
-        self._lookout.stir()
+        self._lookout.expect(queue, in_s)
 
     async def run(self) -> None:
         """Claim until drained. Run `look_out` beside it."""

@@ -333,15 +333,20 @@ async def test_told_to_stop_as_it_goes_down_it_does_not_close_what_the_drain_nee
     assert sleeper.governor.state == "stopping"
 
 
-async def test_an_actor_that_died_is_not_started_again_while_quiet(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def with_an_actor_that_dies_at_59(world: World, monkeypatch: pytest.MonkeyPatch) -> Sleeper:
     monkeypatch.setattr(supervisors, "RESTART_S", (40.0, 40.0))
     world.handle_taking(0)
     sleeper = Sleeper(world)
     await world.at(59)
     world.store.bugs["claim"] = Broken("claim")
     sleeper.supervisor.wake()
+    return sleeper
+
+
+async def test_an_actor_that_died_is_not_started_again_while_quiet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper = await with_an_actor_that_dies_at_59(world, monkeypatch)
     await world.at(62)
     assert sleeper.quiet
     asked = len(world.store.asked)
@@ -356,12 +361,7 @@ async def test_an_actor_that_died_is_not_started_again_while_quiet(
 async def test_drained_while_quiet_an_actor_that_died_is_not_waited_for(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisors, "RESTART_S", (40.0, 40.0))
-    world.handle_taking(0)
-    sleeper = Sleeper(world)
-    await world.at(59)
-    world.store.bugs["claim"] = Broken("claim")
-    sleeper.supervisor.wake()
+    sleeper = await with_an_actor_that_dies_at_59(world, monkeypatch)
     await world.at(300)
     assert sleeper.quiet
     sleeper.governor.stop()

@@ -357,13 +357,18 @@ async def our_client(lane: Lane) -> AsyncIterator[Callable[[str], Awaitable[None
         await client.close()
 
 
+async def _sweep(lane: Lane, add: Callable[[str], Awaitable[object]], offsets_ms: Sequence[int]) -> None:
+    """A job at each of these moments of going quiet."""
+    for n, offset_ms in enumerate(offsets_ms):
+        leaves = await lane.about_to_leave()
+        await until(leaves + offset_ms / 1000)
+        await add(f"job-{n}")
+        await lane.judge(f"job-{n}", leaves)
+
+
 async def client_rings(lane: Lane, offsets_ms: Sequence[int]) -> None:
     async with lane.open(), our_client(lane) as add:
-        for n, offset_ms in enumerate(offsets_ms):
-            leaves = await lane.about_to_leave()
-            await until(leaves + offset_ms / 1000)
-            await add(f"job-{n}")
-            await lane.judge(f"job-{n}", leaves)
+        await _sweep(lane, add, offsets_ms)
 
 
 async def sentinel_rings(lane: Lane, offsets_ms: Sequence[int]) -> None:
@@ -374,11 +379,7 @@ async def sentinel_rings(lane: Lane, offsets_ms: Sequence[int]) -> None:
         )  # fmt: skip
         with watching as sentinel:
             await asyncio.to_thread(sentinel.start().wait_for, "SENTINEL_HEARING", announced=True)
-            for n, offset_ms in enumerate(offsets_ms):
-                leaves = await lane.about_to_leave()
-                await until(leaves + offset_ms / 1000)
-                await add(f"job-{n}")
-                await lane.judge(f"job-{n}", leaves)
+            await _sweep(lane, add, offsets_ms)
 
 
 async def alarm_rings(lane: Lane, offsets_ms: Sequence[int]) -> None:
