@@ -32,6 +32,7 @@ class Away(Exception):
 class Pulled:
     """The answer to one claim."""
 
+    queue: str
     claims: Sequence[Claim]
     more: bool = False
     """Jobs that are due were left in the queue."""
@@ -50,9 +51,22 @@ class Source(Protocol):
         """Record outcomes, one verdict each. After `Away` the same batch may be sent again: it settles once."""
         ...
 
-    async def wait(self, queues: Sequence[str], timeout_s: float) -> str | None:
-        """The queue in which something was announced; None when the time is over. May be cancelled."""
+    async def wait(
+        self, queues: Sequence[str], timeout_s: float, room: int, take: Callable[[Pulled], None]
+    ) -> str | None:
+        """Wait until something is announced, for `timeout_s` at most; then claim, with the same question.
+
+        `take` is given what was claimed, also where that is nothing: up to `room` due jobs of the first of `queues` in
+        which something is due, or else what is known of the last. The queue in which something was announced, unless
+        it is that one. Nothing is claimed without room, nor where an earlier claim's answer was lost.
+
+        May be cancelled: what was claimed then comes with the next `claim`. To end it without a loss: `rouse`.
+        """
         ...
+
+    def rouse(self, queues: Sequence[str]) -> None:
+        """Let the `wait` for these queues, if one is under way, end as if its time were over. That takes a second at
+        most, or it raises `Away`."""
 
     async def announce(self, queue: str) -> None:
         """Wake one idle worker of `queue`."""

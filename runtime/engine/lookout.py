@@ -41,7 +41,6 @@ class Lookout:
         self._wanted = anyio.Event()
         self._resting = anyio.Event()
         self._resting.set()
-        self._listening = anyio.CancelScope()
         self._step = anyio.CancelScope()
         self._pause = anyio.CancelScope()
         self._until = math.inf
@@ -67,14 +66,13 @@ class Lookout:
             self._resting.set()
 
     async def beside(self, listen: Callable[[], Awaitable[None]]) -> None:
-        """Await `listen`, no longer than until something is due. Raises `Away` also where a look does."""
+        """Await `listen`, which is roused as soon as something is due. Raises `Away` also where a look does."""
         self._lost = None
         self._wanted.set()
         if self._next_at() < self._until:
             self._pause.cancel()
         try:
-            with anyio.CancelScope() as self._listening:
-                await listen()
+            await listen()
         finally:
             self._cease()
         if self._lost is not None:
@@ -119,7 +117,7 @@ class Lookout:
             except Away as cause:
                 self._lost = cause
         if self._lost or self._next_due_at() <= anyio.current_time():
-            self._listening.cancel()
+            self._source.rouse([queue.name for queue in self._queues])
             self._cease()
 
     def _next_due_at(self) -> float:

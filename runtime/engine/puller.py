@@ -40,7 +40,8 @@ class Puller:
         drought: Drought,
     ) -> None:
         self._queues = [Queue(name) for name in queues]
-        self._lookout = Lookout(self._queues, source, lease_s)
+        self._names = list(queues)
+        self._lookout = Lookout(tuple(self._queues), source, lease_s)
         self._slots = slots
         self._source = source
         self._journal = journal
@@ -50,7 +51,7 @@ class Puller:
         self._heard_at = -math.inf
         self._retry_s = LOST_RETRY_S[0]
         self._rest = anyio.CancelScope()
-        self._nap = anyio.CancelScope()
+        self._woken = False
         self._claiming = anyio.CancelScope()
         self._draining = False
         self._paused = False
@@ -67,14 +68,14 @@ class Puller:
         """Claim no more; `run` returns soon."""
         self._draining = True
         self.resume()
-        self._rest.cancel()
+        self._stir()
         if self._turn_at is None:
             self._claiming.deadline = min(self._claiming.deadline, anyio.current_time() + FIRST_CLAIM_S)
 
     async def pause(self) -> None:
         """Claim nothing until `resume`; returns when no claim is on its way and nothing is listened to."""
         self._paused = True
-        self._rest.cancel()
+        self._stir()
         await self._resting.wait()
         await self._lookout.rest()
 
@@ -85,7 +86,8 @@ class Puller:
 
     def wake(self) -> None:
         """Look at every queue now, or as soon as there is room. Not while the store is away: owners go first then."""
-        self._nap.cancel()
+        self._woken = True
+        self._source.rouse(self._names)
 
     def expect(self, queue: str, in_s: float) -> None:
         """Something of `queue` will be due then, as this worker has said itself."""
@@ -108,6 +110,10 @@ class Puller:
         """Until cancelled."""
         await self._lookout.run()
 
+    def _stir(self) -> None:
+        self._rest.cancel()
+        self._source.rouse(self._names)
+
     async def _stand_still(self) -> None:
         self._goes_on = anyio.Event()
         self._resting.set()
@@ -117,15 +123,20 @@ class Puller:
 
     async def _turn(self) -> None:
         with anyio.CancelScope() as self._rest:
-            if self._draining or self._paused:
+            if self._stopped:
                 return
             await self._room()
             for queue in self._due():
                 await self._claim(queue)
             self._turn_at = anyio.current_time()
-            if self._slots.free and not self._due():
-                await self._idle()
-            self._retry_s = LOST_RETRY_S[0]
+            await anyio.sleep(0)  # what was just started goes before the question for more
+        if self._slots.free and not self._due() and not self._stopped:
+            await self._idle()
+        self._retry_s = LOST_RETRY_S[0]
+
+    @property
+    def _stopped(self) -> bool:
+        return self._draining or self._paused
 
     async def _room(self) -> None:
         # Outcomes that the store has not taken yet are held jobs too: their number is bounded like the slots'.
@@ -146,7 +157,7 @@ class Puller:
 
     async def _claim(self, queue: Queue) -> None:
         room = min(self._slots.free, MOST_AT_ONCE)
-        if not room or self._draining or self._paused:
+        if not room or self._stopped:
             return
         dry_until = self._drought.until(queue.name)
         if dry_until is not None:
@@ -155,19 +166,26 @@ class Puller:
                 return
             self._drought.trying(queue.name)
             room = 1
-        # Taken in turn: the queue that is asked now is asked last next time, also if its claim fails.
-        self._queues.remove(queue)
-        self._queues.append(queue)
+        self._goes_last(queue)  # also if its claim fails
         # Jobs whose claim is not heard of would wait for their lease to lapse.
         pulled: Pulled | None = None
         with anyio.CancelScope(shield=True) as self._claiming:
             pulled = await self._source.claim(queue.name, room)
-        if pulled is None:  # cancelled
-            return
+        if pulled is not None:  # else cancelled
+            self._take(pulled)
+
+    def _goes_last(self, queue: Queue) -> None:
+        """Taken in turn: the queue that was asked is asked last next time."""
+        self._queues.remove(queue)
+        self._queues.append(queue)
+
+    def _take(self, pulled: Pulled) -> None:
         # A claim whose reply was lost brings its jobs again, when another queue may have taken the slots.
         free = self._slots.free
         self._slots.start(pulled.claims[:free])
         self._slots.decline(pulled.claims[free:])
+        (queue,) = (queue for queue in self._queues if queue.name == pulled.queue)
+        self._goes_last(queue)
         self._learn(queue, pulled)
 
     def _learn(self, queue: Queue, pulled: Pulled) -> None:
@@ -181,13 +199,10 @@ class Puller:
 
     async def _idle(self) -> None:
         """Rest until there is something to do, or until woken."""
-        await anyio.sleep(0)  # what was just started goes before the question for more
-        try:
-            with self._nap:
-                await self._lookout.beside(self._listen)
-        finally:
-            woken, self._nap = self._nap.cancel_called, anyio.CancelScope()
-        if woken:
+        if not self._woken:
+            await self._lookout.beside(self._listen)
+        if self._woken:
+            self._woken = False
             self._forget_due_times()
 
     def _forget_due_times(self) -> None:
@@ -195,12 +210,13 @@ class Puller:
             queue.due_at = -math.inf
 
     async def _listen(self) -> None:
-        """Wait for an announcement, or for the next due time."""
+        """Wait for an announcement, or for the next due time, and claim."""
         until = min(queue.due_at for queue in self._queues)
-        names = [queue.name for queue in self._queues]
+        names = [queue.name for queue in self._queues]  # in their order
         heard = False
         try:
-            announced = await self._source.wait(names, max(until - anyio.current_time(), LEAST_WAIT_S))
+            timeout_s = max(until - anyio.current_time(), LEAST_WAIT_S)
+            announced = await self._source.wait(names, timeout_s, self._room_for_any(), self._take)
             heard = True
         finally:
             if not heard:  # an announcement may be on its way to nobody
@@ -210,6 +226,11 @@ class Puller:
         for queue in self._queues:
             if queue.name == announced:
                 queue.due_at = self._heard_at
+
+    def _room_for_any(self) -> int:
+        """Room for jobs of any queue; none while one of them is dry."""
+        dry = any(self._drought.until(queue.name) is not None for queue in self._queues)
+        return 0 if dry else min(self._slots.free, MOST_AT_ONCE)
 
     async def _ride_out(self, cause: Away) -> None:
         """Wait until the store answers. After an outage that leases may not have outlived, owners go first."""

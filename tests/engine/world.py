@@ -238,6 +238,11 @@ class Row:
     """How it ended."""
     starts_at: list[float] = field(default_factory=list)
 
+    @property
+    def is_free(self) -> bool:
+        """Nobody holds it, and it has not ended."""
+        return self.token is None and self.outcome is None
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -281,6 +286,7 @@ class Store:
         self.interrupted: list[str] = []
         """Calls whose answer was not waited for, although ports.py says that it must be."""
         self._marked = trio.Event()
+        self._waiting: set[frozenset[str]] = set()
         self._orders = iter(range(1_000_000))
         self._answered: dict[int, tuple[Sequence[Settlement], Sequence[Verdict]]] = {}
 
@@ -338,16 +344,16 @@ class Store:
         await self._answer("claim", queue, room)
         now = trio.current_time()
         free = sorted(
-            (row for row in self.rows.values() if row.queue == queue and row.token is None and row.outcome is None),
+            (row for row in self.rows.values() if row.queue == queue and row.is_free),
             key=lambda row: (row.due_at, row.order),
         )
         due = [row for row in free if row.due_at <= now]
         later = [row.due_at - now for row in free if row.due_at > now]
         self._stir()
         if self.others_are_quicker:
-            return Pulled((), more=True)
+            return Pulled(queue, (), more=True)
         claims = [self._lease(row) for row in due[:room]]
-        return Pulled(claims, len(due) > room, min(later, default=None))
+        return Pulled(queue, claims, len(due) > room, min(later, default=None))
 
     def _lease(self, row: Row) -> Claim:
         row.starts += 1
@@ -404,18 +410,38 @@ class Store:
                 row.starts, row.due_at = attempt_after(claim, outcome), now + delay_s
         return verdict
 
-    async def wait(self, queues: Sequence[str], timeout_s: float) -> str | None:
-        await self._answer("wait", "", 0)
+    async def wait(
+        self, queues: Sequence[str], timeout_s: float, room: int, take: Callable[[Pulled], None]
+    ) -> str | None:
+        self._waiting.add(frozenset(queues))
+        try:
+            await self._answer("wait", "", room)
+            announced = await self._announced(queues, timeout_s)
+        finally:
+            self._waiting.discard(frozenset(queues))
+        if not room:
+            return announced
+        due = {row.queue for row in self.rows.values() if row.is_free and row.due_at <= trio.current_time()}
+        claimed = next((queue for queue in queues if queue in due), queues[-1])
+        take(await self.claim(claimed, room))
+        return None if announced == claimed else announced
+
+    async def _announced(self, queues: Sequence[str], timeout_s: float) -> str | None:
         with trio.move_on_after(timeout_s):
-            while True:
+            while frozenset(queues) in self._waiting:
                 for queue in queues:
                     if queue in self.marks:
                         del self.marks[queue]
                         return queue
                 self._raise_if_away("wait")
-                self._marked = trio.Event()
+                if self._marked.is_set():
+                    self._marked = trio.Event()
                 await self._marked.wait()
         return None
+
+    def rouse(self, queues: Sequence[str]) -> None:
+        self._waiting.discard(frozenset(queues))
+        self._marked.set()
 
     async def announce(self, queue: str) -> None:
         await self._answer("announce", queue, 0)

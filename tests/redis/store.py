@@ -22,6 +22,7 @@ from redis.asyncio import ConnectionPool
 from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.connection import connect
 from runtime.adapters.redis.scripts import ClaimReply, Enqueued, Extended, Lease, Leased, NewJob, SettleReply, Settling
+from runtime.ports import Pulled
 
 T = TypeVar("T")
 DAY_MS = 86_400_000
@@ -38,6 +39,11 @@ def body(text: str = "") -> bytes:
 @cache
 def _body(text: str) -> bytes:
     return wire.encode_call("work", (text,), {}, expires_ms=None, priority=0)
+
+
+def no_claim(pulled: Pulled) -> None:
+    """For a `wait` that is given no room."""
+    raise AssertionError(pulled)
 
 
 class Store:
@@ -198,9 +204,8 @@ class Worker:
     def claim(self, room: int = 1, *, again: bool = False, offset: int = 0, disowned: Sequence[str] = ()) -> ClaimReply:
         self.claims += not again
         return self.store.run(
-            scripts.claim(
-                self.store.scripts,
-                self.store.queue,
+            scripts.Claiming(
+                [self.store.queue],
                 room=room,
                 lease_ms=self.lease_ms,
                 incarnation=self.incarnation,
@@ -208,7 +213,7 @@ class Worker:
                 again=again,
                 offset=offset,
                 disowned=disowned,
-            )
+            )(self.store.scripts)
         )
 
     def take(self, *ids: str) -> list[Leased]:

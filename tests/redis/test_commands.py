@@ -15,7 +15,7 @@ from runtime.client import Client
 from runtime.core.job import Call, Claim, Done, Settlement
 from runtime.core.quota import Allowance, Quota
 from runtime.declare import Handler, handler
-from tests.redis.store import Store, done
+from tests.redis.store import Store, done, no_claim
 
 
 @handler
@@ -67,7 +67,7 @@ class Counted:
         await self.client.send([nothing.request(n) for n in range(count)])
 
     async def wait(self) -> None:
-        assert await self.source.wait([self._store.queue], 1)
+        assert await self.source.wait([self._store.queue], 1, 0, no_claim)
 
     async def work(self, room: int) -> None:
         pulled = await self.source.claim(self._store.queue, room)

@@ -24,7 +24,7 @@ from runtime.adapters.redis.source import RedisSource
 from runtime.client import Client
 from runtime.core.limits import Bucket, Concurrency
 from tests.doorstep import Doorstep
-from tests.redis.store import Store
+from tests.redis.store import Store, no_claim
 from tests.redis.test_heartbeats import BEAT
 
 LEASE_S = 0.4
@@ -67,7 +67,7 @@ async def claims(parts: Parts) -> None:
 
 
 async def waits(parts: Parts) -> None:
-    await parts.source.wait([parts.store.queue], 0.05)
+    await parts.source.wait([parts.store.queue], 0.05, 0, no_claim)
 
 
 async def looks(parts: Parts) -> None:

@@ -415,10 +415,10 @@ class Histories(RuleBasedStateMachine):
 
     def _claim_of(self, actor: Actor, room: int, again: bool) -> Claimed:
         reply = self.store.run(
-            scripts.claim(
-                self.store.scripts, self.store.queue, room=room, lease_ms=LEASE_MS,
+            scripts.Claiming(
+                [self.store.queue], room=room, lease_ms=LEASE_MS,
                 incarnation=actor.name, seq=actor.claims, again=again, disowned=actor.disowned,
-            )
+            )(self.store.scripts)
         )  # fmt: skip
         assert not reply.trouble
         jobs = [handed(job) for job in reply.jobs]

@@ -34,7 +34,7 @@ from runtime.core.job import (
     Unreadable,
 )
 from runtime.ports import Away, Step
-from tests.redis.store import DAY_MS, body
+from tests.redis.store import DAY_MS, body, no_claim
 from tests.servers import Server
 
 QUEUE = "arq:queue"
@@ -505,11 +505,11 @@ def test_an_outcome_that_keeps_no_result_leaves_nothing(redis_url: str) -> None:
 def test_wait_gives_the_queue_in_which_something_was_announced(redis_url: str) -> None:
     async def main() -> None:
         async with bench(redis_url) as it:
-            assert await it.source.wait(["a", "b"], 0.01) is None
+            assert await it.source.wait(["a", "b"], 0.01, 0, no_claim) is None
             await it.source.announce("b")
-            assert await it.source.wait(["a", "b"], 10) == "b"
-            assert await it.source.wait(["a", "b"], 0.01) is None
-            waiting = asyncio.create_task(it.source.wait(["a", QUEUE], 10))
+            assert await it.source.wait(["a", "b"], 10, 0, no_claim) == "b"
+            assert await it.source.wait(["a", "b"], 0.01, 0, no_claim) is None
+            waiting = asyncio.create_task(it.source.wait(["a", QUEUE], 10, 0, no_claim))
             await until(lambda: it.raw.info("clients")["blocked_clients"])
             await it.enqueue("x")
             assert await waiting == QUEUE
@@ -520,13 +520,13 @@ def test_wait_gives_the_queue_in_which_something_was_announced(redis_url: str) -
 def test_a_cancelled_wait_swallows_no_later_announcement(redis_url: str) -> None:
     async def main() -> None:
         async with bench(redis_url) as it:
-            waiting = asyncio.create_task(it.source.wait(["a"], 10))
+            waiting = asyncio.create_task(it.source.wait(["a"], 10, 0, no_claim))
             await until(lambda: it.raw.info("clients")["blocked_clients"])
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             await until(lambda: not it.raw.info("clients")["blocked_clients"])
             await it.source.announce("a")
-            assert await it.source.wait(["a"], 10) == "a"
+            assert await it.source.wait(["a"], 10, 0, no_claim) == "a"
 
     asyncio.run(main())
 
@@ -572,7 +572,7 @@ def test_without_a_server_every_call_is_away(server: Server, redis_url: str) -> 
             for call in (
                 it.source.claim(QUEUE, 1),
                 it.settle(ends(claim, Done(1))),
-                it.source.wait([QUEUE], 1),
+                it.source.wait([QUEUE], 1, 0, no_claim),
                 it.source.announce(QUEUE),
                 it.source.due_in(QUEUE),
                 it.source.forward_known(QUEUE, lambda name: True),

@@ -12,6 +12,7 @@ from runtime.adapters.redis import keys
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
 from runtime.ports import Away
+from tests.redis.store import no_claim
 from tests.servers import Server
 
 LOST = Away("connection refused", "look")
@@ -61,9 +62,9 @@ def test_a_refused_wait_is_got_over_in_whatever_order_the_queues_are_named(redis
         try:
             await source.redis.rpush(keys.mark("a"), "spoiled")
             with pytest.raises(Away):
-                await source.wait(["a", "b"], 0.05)
+                await source.wait(["a", "b"], 0.05, 0, no_claim)
             await source.redis.delete(keys.mark("a"))
-            await source.wait(["b", "a"], 0.05)
+            await source.wait(["b", "a"], 0.05, 0, no_claim)
             return source.away
         finally:
             await source.close()
@@ -117,7 +118,7 @@ def test_who_waits_learns_of_what_others_found_out(redis_url: str, trouble: Away
         weather = Weather()
         source = RedisSource(redis_url, lease_s=10, weather=weather, waiters=2)
         try:
-            waits = [asyncio.ensure_future(source.wait([queue], 15)) for queue in ("a", "b")]
+            waits = [asyncio.ensure_future(source.wait([queue], 15, 0, no_claim)) for queue in ("a", "b")]
             await asyncio.sleep(0.3)
             weather.failed("ping", trouble)
             for wait in waits:
@@ -154,7 +155,7 @@ def test_many_who_ask_at_once_are_one_question_that_takes_a_second(server: Serve
 def test_an_event_loop_that_was_blocked_is_no_fault_of_redis(redis_url: str) -> None:
     async def wait_and_block() -> tuple[str | None, str | None]:
         source = RedisSource(redis_url, lease_s=10)
-        waiting = asyncio.ensure_future(source.wait(["q"], 0.5))
+        waiting = asyncio.ensure_future(source.wait(["q"], 0.5, 0, no_claim))
         await asyncio.sleep(0.1)
         time.sleep(5)  # longer than the wait, and whatever an answer may take beyond it
         try:

@@ -5,7 +5,7 @@ import os
 import re
 import select
 import socket
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -274,6 +274,32 @@ def connect(url: str, *, connections: int = CONNECTIONS, reply_s: float = REPLY_
 def lent(client: Any, row: Row) -> Any:
     """The connections of `client`, which remains their owner, for somebody else: what that one sends is in `row`."""
     return redis.asyncio.Redis(connection_pool=cast(Any, _Share(client.connection_pool, row)))
+
+
+async def exchange(client: Any, *commands: Sequence[Any]) -> list[Any]:
+    """Send these together, over one connection; their replies, in which a refusal is a value.
+
+    Raises `TROUBLE` when the connection is lost. Cancelled, it closes it: the server may have done what was asked.
+    """
+    pool = client.connection_pool
+    connection = await pool.get_connection()
+    try:
+        await connection.send_packed_command(
+            [part for command in commands for part in connection.pack_command(*command)]
+        )
+        return [await _reply(connection) for _ in commands]
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    finally:
+        await pool.release(connection)
+
+
+async def _reply(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except redis.ResponseError as refusal:
+        return refusal
 
 
 def connect_blocking(url: str, *, reply_s: float, row: Row | None = None) -> Any:

@@ -26,6 +26,7 @@ Ours, all under `rt:`:
 | `rt:once:<id>` | hash: step → state | 30 days, or until the job is done |
 | `rt:w:<incarnation>:<queue>` | string: last settled batch | 10 minutes |
 | `rt:workers` | hash: incarnation → heartbeat | until that worker stops; after a crash 1 h, then till one boots |
+| `rt:rouse:<incarnation>:<number>` | zset: `0` | until that wait has ended, 1 minute at most |
 | `rt:try:<incarnation>` | string: nothing | 1 s: whether a server that refused may be written to again |
 
 Channels: to `rt:<queue>:here` each awake worker of the queue is subscribed, and nothing is ever published; to
@@ -117,6 +118,11 @@ def here(queue: str) -> str:
 def reply(name: str) -> str:
     """The channel on which the process of this name is told of the jobs whose ends it waits for."""
     return f"rt:reply:{name}"
+
+
+def rouse(incarnation: str, number: int) -> str:
+    """What a worker announces to itself: the end of its wait of this number."""
+    return f"rt:rouse:{incarnation}:{number}"
 
 
 def trial(incarnation: str) -> str:

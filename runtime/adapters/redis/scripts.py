@@ -26,13 +26,17 @@ class Script:
 
     async def __call__(self, redis: Any, names: Sequence[str | bytes], args: Sequence[Any]) -> Any:
         try:
-            return await redis.execute_command("EVALSHA", self.sha, len(names), *names, *args)
+            return await redis.execute_command(*self.command(names, args))
         except NoScriptError:  # a new server, a failover, or a SCRIPT FLUSH
             return await redis.execute_command("EVAL", self.source, len(names), *names, *args)
 
+    def command(self, names: Sequence[str | bytes], args: Sequence[Any]) -> tuple[Any, ...]:
+        """To be sent where a server that does not know the script may say so."""
+        return ("EVALSHA", self.sha, len(names), *names, *args)
+
     def blocking(self, redis: Any, names: Sequence[str | bytes], args: Sequence[Any]) -> Any:
         try:
-            return redis.execute_command("EVALSHA", self.sha, len(names), *names, *args)
+            return redis.execute_command(*self.command(names, args))
         except NoScriptError:
             return redis.execute_command("EVAL", self.source, len(names), *names, *args)
 
@@ -129,6 +133,7 @@ class Leased:
 
 @frozen
 class ClaimReply:
+    queue: str
     now_ms: int
     more: bool
     due_in_ms: float | None
@@ -141,49 +146,61 @@ class ClaimReply:
     trouble: Sequence[str]
 
 
-async def claim(
-    redis: Any,
-    queue: str,
-    *,
-    room: int,
-    lease_ms: int,
-    incarnation: str,
-    seq: int,
-    again: bool = False,
-    offset: int = 0,
-    disowned: Sequence[str] = (),
-) -> ClaimReply:
-    """Lease up to `room` due jobs. `again`: the claim of this `seq` was made before and its reply was lost."""
-    reply = await script("claim")(
-        redis,
-        [queue, keys.later(queue), keys.mark(queue), keys.ABORT],
-        [room, lease_ms, incarnation, seq, "again" if again else "", offset, *disowned],
-    )
-    now, more, due_in, go_on, others, flat, lapsed, trouble = reply
-    jobs = [
-        Leased(
-            id=flat[a],
-            token=flat[a + 1].decode(),
-            place=flat[a + 2].decode(),
-            starts=flat[a + 3],
-            body=flat[a + 4],
-            own=flat[a + 5],
-            abort_ms=_moment(flat[a + 6]),
-            kind=flat[a + 7].decode(),
+@frozen
+class Claiming:
+    """Lease up to `room` due jobs of the first of `queues` in which something is due, or else of the last.
+
+    `again`: the claim of this `seq` was made before and its reply was lost.
+    """
+
+    queues: Sequence[str]
+    room: int
+    lease_ms: int
+    incarnation: str
+    seq: int
+    again: bool = False
+    offset: int = 0
+    disowned: Sequence[str] = ()
+
+    async def __call__(self, redis: Any) -> ClaimReply:
+        return self.read(await script("claim")(redis, *self._said()))
+
+    def command(self) -> tuple[Any, ...]:
+        """It as one command, to be sent behind another; `read` reads its reply."""
+        return script("claim").command(*self._said())
+
+    def _said(self) -> tuple[Sequence[str | bytes], Sequence[Any]]:
+        names = [name for queue in self.queues for name in (queue, keys.later(queue), keys.mark(queue), keys.ABORT)]
+        again = "again" if self.again else ""
+        return names, [self.room, self.lease_ms, self.incarnation, self.seq, again, self.offset, *self.disowned]
+
+    def read(self, reply: Any) -> ClaimReply:
+        now, more, due_in, go_on, others, flat, lapsed, trouble, which = reply
+        jobs = [
+            Leased(
+                id=flat[a],
+                token=flat[a + 1].decode(),
+                place=flat[a + 2].decode(),
+                starts=flat[a + 3],
+                body=flat[a + 4],
+                own=flat[a + 5],
+                abort_ms=_moment(flat[a + 6]),
+                kind=flat[a + 7].decode(),
+            )
+            for a in range(0, len(flat), 8)
+        ]
+        wait = float(due_in)
+        return ClaimReply(
+            queue=self.queues[which],
+            now_ms=int(now),
+            more=more == 1,
+            due_in_ms=None if wait < 0 else wait,
+            offset=go_on,
+            others=others,
+            jobs=jobs,
+            lapsed=[token.decode() for token in lapsed],
+            trouble=_texts(trouble),
         )
-        for a in range(0, len(flat), 8)
-    ]
-    wait = float(due_in)
-    return ClaimReply(
-        now_ms=int(now),
-        more=more == 1,
-        due_in_ms=None if wait < 0 else wait,
-        offset=go_on,
-        others=others,
-        jobs=jobs,
-        lapsed=[token.decode() for token in lapsed],
-        trouble=_texts(trouble),
-    )
 
 
 @frozen

@@ -11,11 +11,13 @@ from dataclasses import field, fields, replace
 from functools import lru_cache
 from typing import Any
 
+from redis.exceptions import NoScriptError, RedisError
+
 from runtime.adapters.egress import Egress
 from runtime.adapters.payload import LARGEST, from_json, to_json
 from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
-from runtime.adapters.redis.connection import away_when_lost, connect, lent
+from runtime.adapters.redis.connection import TROUBLE, away_when_lost, connect, exchange, lent
 from runtime.adapters.redis.ear import Ear
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.weather import Weather
@@ -40,6 +42,9 @@ from runtime.ports import Away, Pulled
 LONGEST_WAIT_S = 60.0
 WAIT_REPLY_S = 3.0
 """For so much longer than was asked a blocking wait may take, a new connection included; then it is taken for lost."""
+ROUSE_S = 1.0
+"""Within so long a wait that is to end has ended, or its connection is given up."""
+ROUSE_KEY_S = 60
 LET_IN_S = 1.0
 """A wait that may not be is refused at once: one that is still on after so long has been let in."""
 PING_S = 2.0
@@ -82,6 +87,9 @@ class RedisSource:
         self._on_trouble = on_trouble
         self._serializer = serializer
         self._claims: dict[str, _ClaimState] = {}
+        self._claim_seq = 0
+        self._waits: dict[str, _Wait] = {}
+        self._rousing: set[asyncio.Task[None]] = set()
         self._settle_seq = 0
         self._unanswered: dict[str, _Sending] = {}
         self._server_ahead_s = 0.0
@@ -115,20 +123,22 @@ class RedisSource:
         await self._let_owners_go_first()
         again = state.unanswered
         if not again:
-            state.seq += 1
+            state.seq = self._next_claim()
+        call = self._claiming([queue], room, state.seq, again=again, offset=state.offset(), disowned=state.disowned)
         state.unanswered = True
         with self._asking("claim", queue):
-            reply = await scripts.claim(
-                self.redis,
-                queue,
-                room=room,
-                lease_ms=self._lease_ms,
-                incarnation=self.incarnation,
-                seq=state.seq,
-                again=again,
-                offset=state.offset(),
-                disowned=state.disowned,
-            )
+            reply = await call(self.redis)
+        return self._pulled(reply)
+
+    def _next_claim(self) -> int:
+        self._claim_seq += 1
+        return self._claim_seq
+
+    def _claiming(self, queues: Sequence[str], room: int, seq: int, **more: Any) -> scripts.Claiming:
+        return scripts.Claiming(queues, room, self._lease_ms, self.incarnation, seq, **more)
+
+    def _pulled(self, reply: scripts.ClaimReply) -> Pulled:
+        queue, state = reply.queue, self._claims[reply.queue]
         state.unanswered = False
         state.disowned = [token for token in reply.lapsed if not (self._keeper and self._keeper.holds(token))]
         state.go_on(reply.offset)
@@ -142,7 +152,7 @@ class RedisSource:
             # A stock worker that gives a job back tells nobody.
             due_in_s = min(1.0, due_in_s or 1.0)
         claims = [self._claim(queue, leased, reply.now_ms) for leased in reply.jobs]
-        return Pulled(claims, reply.more or bool(state.disowned), due_in_s)
+        return Pulled(queue, claims, reply.more or bool(state.disowned), due_in_s)
 
     async def _spare_leases_after_a_restart(self, queue: str) -> None:
         """Before the first claim: a server that has just come up may hold leases whose owners are on their way."""
@@ -198,18 +208,85 @@ class RedisSource:
         del self._unanswered[queue]
         return ["settled" if verdict == "1" else "refused" for verdict in sending.verdicts]
 
-    async def wait(self, queues: Sequence[str], timeout_s: float) -> str | None:
-        names = [keys.mark(queue) for queue in queues]
-        timeout_s = min(timeout_s, LONGEST_WAIT_S)
-        group = ",".join(sorted(queues))  # in whatever order they are named
+    async def wait(
+        self, queues: Sequence[str], timeout_s: float, room: int, take: Callable[[Pulled], None]
+    ) -> str | None:
+        group = _group(queues)
+        number = self._next_claim()
+        wait = self._waits[group] = _Wait(keys.rouse(self.incarnation, number))
+        call = self._claiming(queues, room, number) if room and self._may_claim(queues) else None
         let_in = asyncio.get_running_loop().call_later(LET_IN_S, self._weather.granted, "wait", group)
+        claimed: str | None = None
         try:
             with self._asking("wait", group):
-                async with self._weather.waiting(timeout_s + WAIT_REPLY_S):
-                    popped = await self._bell.execute_command("BZPOPMIN", *names, timeout_s)
+                timeout_s = min(timeout_s, LONGEST_WAIT_S)
+                async with self._weather.waiting(timeout_s + WAIT_REPLY_S) as wait.deadline:
+                    names = [*map(keys.mark, queues), wait.key]
+                    popped, *replies = await self._wait_and_claim(("BZPOPMIN", *names, timeout_s), call)
+                    if call:
+                        claimed = self._taken(call, replies[0], take)
         finally:
             let_in.cancel()
-        return None if popped is None else queues[names.index(popped[0].decode())]
+            del self._waits[group]
+        if call and claimed is None:
+            self._refused(call, replies[0])
+        if isinstance(popped, RedisError):
+            with self._asking("wait", group):
+                raise popped
+        place = len(queues) if popped is None else names.index(popped[0].decode())
+        announced = queues[place] if place < len(queues) else None
+        return None if announced == claimed else announced
+
+    async def _wait_and_claim(self, waiting: Sequence[Any], call: scripts.Claiming | None) -> list[Any]:
+        """The second is done by the server as soon as the first is over: no way there and back lies between them."""
+        if call is None:
+            return await exchange(self._bell, waiting)
+        for queue in call.queues:
+            state = self._claims[queue]
+            state.seq, state.unanswered = call.seq, True
+        return await exchange(self._bell, waiting, call.command())
+
+    def _may_claim(self, queues: Sequence[str]) -> bool:
+        """Nothing is to be asked again first, nor are owners to go first."""
+        if self._keeper is not None and self._keeper.owners_first_s() != 0:
+            return False
+        states = [self._claims.get(queue) for queue in queues]
+        return all(state is not None and not state.unanswered for state in states)
+
+    def _taken(self, call: scripts.Claiming, reply: Any, take: Callable[[Pulled], None]) -> str | None:
+        """The queue from which was claimed; None: the claim was refused."""
+        if isinstance(reply, RedisError):
+            return None
+        for queue in call.queues:
+            self._claims[queue].unanswered = False
+        answer = call.read(reply)
+        self._weather.answered("claim", answer.queue)
+        take(self._pulled(answer))
+        return answer.queue
+
+    def _refused(self, call: scripts.Claiming, refusal: RedisError) -> None:
+        """Raises `Away`, unless a claim by itself brings the script that was not known."""
+        for queue in call.queues:
+            self._claims[queue].unanswered = False
+        if not isinstance(refusal, NoScriptError):
+            with self._asking("claim", call.queues[-1]):
+                raise refusal
+
+    def rouse(self, queues: Sequence[str]) -> None:
+        wait = self._waits.get(_group(queues))
+        if wait is None or wait.roused:
+            return
+        wait.roused = True
+        if wait.deadline is not None:
+            wait.deadline.reschedule(asyncio.get_running_loop().time() + ROUSE_S)
+        rousing = asyncio.ensure_future(self._announce_end(wait.key))
+        self._rousing.add(rousing)
+        rousing.add_done_callback(self._rousing.discard)
+
+    async def _announce_end(self, key: str) -> None:
+        with suppress(*TROUBLE, TimeoutError):  # the wait's own deadline ends it then
+            async with asyncio.timeout(ROUSE_S):
+                await exchange(self.redis, ("ZADD", key, 0, 0), ("EXPIRE", key, ROUSE_KEY_S))
 
     async def announce(self, queue: str) -> None:
         with away_when_lost("announce"):
@@ -283,12 +360,27 @@ class RedisSource:
             return sum([await scripts.forward(self.redis, queue, part) for part in parts])
 
     async def close(self) -> None:
+        for rousing in list(self._rousing):
+            rousing.cancel()
         await self._bell.aclose()
         await self.redis.aclose()
 
     def _tell(self, trouble: Sequence[str]) -> None:
         for text in trouble:
             self._on_trouble(f"a key has a wrong type or cannot be written: {text}")
+
+
+class _Wait:
+    """A call of `wait`, and what ends it before its time."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.deadline: asyncio.Timeout | None = None
+        self.roused = False
+
+
+def _group(queues: Sequence[str]) -> str:
+    return ",".join(sorted(queues))  # in whatever order they are named
 
 
 class _ClaimState:

@@ -83,7 +83,7 @@ class Weather:
                 wait.reschedule(asyncio.get_running_loop().time())
 
     @asynccontextmanager
-    async def waiting(self, longest_s: float) -> AsyncGenerator[None]:
+    async def waiting(self, longest_s: float) -> AsyncGenerator[asyncio.Timeout]:
         """The block raises `Away` when it takes longer, or when others find out meanwhile that nothing can be done.
 
         Not when it is the event loop that was late: time is given anew, as the question may not have been sent.
@@ -103,7 +103,7 @@ class Weather:
             async with asyncio.timeout(None) as wait:
                 self._waits[wait] = None
                 try:
-                    yield
+                    yield wait
                 finally:
                     timer.cancel()
                     ended = self._waits.pop(wait)

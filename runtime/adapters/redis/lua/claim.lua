@@ -1,18 +1,18 @@
 -- Leases up to `room` due jobs of one queue to a worker.
 --
--- KEYS  1 queue  2 later  3 mark  4 arq:abort
+-- KEYS  1 queue  2 later  3 mark  4 arq:abort; and so on, four for each further queue: then it is the first of them in
+--       which something is due, or the last
 -- ARGV  1 room  2 lease (ms)  3 incarnation of the worker  4 number of this claim
 --       5 'again' if the claim of this number was made before and its reply lost, else ''
 --       6 offset in the queue to start from (behind ids that others hold)
 --       then tokens of this worker that it holds no longer
 -- Gives { now (ms), more (0|1), next due (ms from now, -1: none), offset to go on from, seen held by others,
 --         { eight for each job: id, token, place, starts, body or nil, own or nil, abort or nil, kind of the body },
---         { tokens of ours that have lapsed }, { trouble } }
+--         { tokens of ours that have lapsed }, { trouble }, which of the queues it was (from 0) }
 --
 -- The score of a leased job is the end of its lease: a dead worker's jobs come due by themselves. `later` tells them
 -- from other due jobs, and gives them their place back.
 
-local queue, later, mark, abort = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local room, lease, incarnation, seq = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local again, start = ARGV[5] == 'again', tonumber(ARGV[6])
 
@@ -23,6 +23,19 @@ local UNTIL_FLAGGED = 1000
 local CRASH_DELAY = { 0, 10000 } -- after the third crash it is claimed at once: to be a dead letter
 
 local now, now_us = clock()
+
+local function chosen()
+  for n = 0, #KEYS / 4 - 2 do
+    local first = try('ZRANGE', KEYS[4 * n + 1], 0, 0, 'WITHSCORES')
+    if first and first[2] and tonumber(first[2]) <= now then
+      return n
+    end
+  end
+  return #KEYS / 4 - 1
+end
+
+local which = chosen()
+local queue, later, mark, abort = unpack(KEYS, 4 * which + 1, 4 * which + 4)
 local disowned, lapsed_of_ours, skip = {}, {}, {}
 for i = 7, #ARGV do
   disowned[ARGV[i]] = true
@@ -281,4 +294,6 @@ for _, job in ipairs(taken) do
   jobs[a + 5], jobs[a + 6], jobs[a + 7], jobs[a + 8] = job.body or false, job.own or false, job.abort or false, job.kind
 end
 -- The jobs taken lay before `offset`, and have left for the ends of their leases.
-return { exact(now), more and 1 or 0, exact(next_due), math.max(offset - #taken, 0), others, jobs, lapsed_of_ours, trouble }
+return {
+  exact(now), more and 1 or 0, exact(next_due), math.max(offset - #taken, 0), others, jobs, lapsed_of_ours, trouble, which,
+}
