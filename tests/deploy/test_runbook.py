@@ -1,8 +1,9 @@
-"""The runbook: whatever the code can raise has its entry, what it quotes is said by the code, and its procedures work."""
+"""The runbook: all that the code can raise has its entry, what is quoted is said by the code, the procedures work."""
 
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -211,7 +212,8 @@ def test_what_is_quoted_is_said_by_the_code(title: str) -> None:
 
 def block(mark: str) -> str:
     """The block of code in which this stands."""
-    (found,) = [code for code in re.findall(r"^```\w*\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL) if mark in code]
+    blocks: list[str] = re.findall(r"^```\w*\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    (found,) = [code for code in blocks if mark in code]
     return found
 
 
@@ -227,7 +229,8 @@ def add(project: Path, url: str, key: str, *more: str) -> None:
 
 
 def state(project: Path, url: str, job_id: str) -> str:
-    return re.findall(r'"status": "(\w+)"', command("job", job_id, folder=project, REDIS_URL=url).stdout)[0]
+    said = json.loads(command("job", job_id, folder=project, REDIS_URL=url).stdout)
+    return str(said["status"])
 
 
 def test_enqueueing_everything_anew_brings_back_what_was_lost_and_nothing_else(project: Path) -> None:

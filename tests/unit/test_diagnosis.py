@@ -232,6 +232,11 @@ def test_what_is_made_of_a_queue(queue: Queue, verdict: str, words: str) -> None
     assert words in seen_of(found, "handlers.queues")
 
 
+def test_the_key_that_is_no_queue_is_named_in_the_fix() -> None:
+    (found,) = handlers.queue_verdicts([Queue("q", True, awake=1, trouble="its key is of a wrong type")])
+    assert found.fix.startswith("redis-cli TYPE q:")
+
+
 def test_jobs_that_nobody_knows_are_told() -> None:
     found = told(handlers.queue_verdicts([Queue("q", True, awake=1, deferred=2, unknown=2)]))
     assert found == {"handlers.queues": "pass", "handlers.unknown": "warn"}

@@ -193,7 +193,7 @@ def _queue(queue: Queue) -> Finding | None:
     if queue.trouble is not None:
         return Finding(
             "handlers.queues", "fail", f"{queue.name}: {queue.trouble}", "nobody can claim from it",
-            "look at the keys that the sentence names: redis-cli TYPE; rename or delete what is no queue's",
+            f"redis-cli TYPE {queue.name}: a queue is a zset; rename or delete what is none",
         )  # fmt: skip
     jobs = f"with {_count(queue.jobs, 'job')} in it"
     if not queue.served and queue.ours:
