@@ -331,7 +331,11 @@ CLAIM = _of(
     ("a claim is told from the present", "exact(next_due), math.max", "'-1', math.max"),
     ("claims go on from where they stopped", "math.max(offset - #taken, 0)", "offset"),
     ("an offset is no less than 0", "math.max(offset - #taken, 0)", "offset - #taken"),
-    ("R19 trouble is reported", "lapsed_of_ours, trouble }", "lapsed_of_ours, {} }"),
+    ("R19 trouble is reported", "lapsed_of_ours, trouble, which", "lapsed_of_ours, {}, which"),
+    ("of several queues one with a due job", "return n\n", "return 0\n"),
+    ("of several queues one whose job is due", "tonumber(first[2]) <= now", "first[2]"),
+    ("R19 a queue of a wrong type stops no other", "try('ZRANGE', KEYS[4 * n + 1]", "redis.call('ZRANGE', KEYS[4 * n + 1]"),
+    ("it is told which queue it was", "trouble, which,", "trouble, 0,"),
 )  # fmt: skip
 
 EXTEND = _of(

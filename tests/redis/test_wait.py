@@ -212,6 +212,28 @@ def test_what_it_claimed_when_its_answer_is_lost_comes_with_the_next_claim(
     run(redis_url, main)
 
 
+def test_a_lease_that_this_worker_has_lost_unknowingly_is_no_matter_for_a_wait(redis_url: str) -> None:
+    """Each claim would be told of it, and none would say that it is nobody's."""
+
+    async def main(it: Bench, waiter: Waiter) -> None:
+        await enqueue(it, QUEUE, "a")
+        await waiter.first_claims()  # and nobody keeps its lease
+        await asyncio.sleep(0.06)
+        assert await waiter(timeout_s=0.01) is None
+        (pulled,) = waiter.pulled
+        assert pulled.more
+        assert waiter.jobs == []
+        await waiter(timeout_s=0.01)
+        assert waiter.pulled == [pulled]
+        assert [claim.id for claim in (await it.source.claim(QUEUE, 1)).claims] == ["a"]
+
+    async def with_bench() -> None:
+        async with bench(redis_url, lease_s=0.05) as it:
+            await main(it, Waiter(it))
+
+    asyncio.run(with_bench())
+
+
 def _waits_and_claims(command: Sequence[bytes]) -> bool:
     return command[0] == b"EVALSHA" and command[2] == b"8"
 

@@ -247,11 +247,11 @@ class RedisSource:
         return await exchange(self._bell, waiting, call.command())
 
     def _may_claim(self, queues: Sequence[str]) -> bool:
-        """Nothing is to be asked again first, nor are owners to go first."""
+        """Owners are not to go first; and of no queue does an earlier claim leave something for the next one to say."""
         if self._keeper is not None and self._keeper.owners_first_s() != 0:
             return False
         states = [self._claims.get(queue) for queue in queues]
-        return all(state is not None and not state.unanswered for state in states)
+        return all(state is not None and state.is_plain for state in states)
 
     def _taken(self, call: scripts.Claiming, reply: Any, take: Callable[[Pulled], None]) -> str | None:
         """The queue from which was claimed; None: the claim was refused."""
@@ -393,6 +393,11 @@ class _ClaimState:
         self.disowned: Sequence[str] = ()
         self._offset = 0
         self._from_head_at = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """The next claim begins at the head of the queue, and says nothing of earlier ones."""
+        return not (self.unanswered or self.disowned or self.offset())
 
     def offset(self) -> int:
         now = time.monotonic()
