@@ -21,7 +21,7 @@ SCRIPTS = Path(scripts.__file__).parent / "lua"
 TESTS = {
     "common": ("enqueue", "extend", "settle", "claim", "follow", "forward", "need", "outlook"),
     "enqueue": ("enqueue", "quota", "commands"),
-    "claim": ("claim", "settle", "extend", "commands"),
+    "claim": ("claim", "wait", "settle", "extend", "commands"),
     "extend": ("extend",),
     "settle": ("settle", "follow", "claim", "commands"),
     "once": ("once", "source"),
@@ -52,7 +52,8 @@ def passes(file: str, row: Mutant | None = None) -> bool:
         tests = [f"tests/redis/test_{name}.py" for name in TESTS[file]]
         rules = " or ".join(f"{rule}_" for rule in re.findall(r"\b[RL]\d+\b", row.guard)) if row else ""
         # The tests that are named for the rule first: most mutants go no further.
-        with mock.patch.object(scripts, "files", return_value=Path(home)):
+        scripts.script.cache_clear()
+        with mock.patch.object(scripts, "get_data", lambda package, name: Path(home, name).read_bytes()):
             return (not rules or _pass("-k", rules, *tests)) and _pass(*tests)
 
 

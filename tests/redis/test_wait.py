@@ -20,11 +20,12 @@ from tests.relay import Relay
 from tests.servers import Server
 
 OTHER = "other:queue"
+THIRD = "third:queue"
 QUEUE = "arq:queue"
 
 
 class Waiter:
-    """One `wait` after another, over the queues `OTHER` and `QUEUE`, each of which was claimed from."""
+    """One `wait` after another, over all three queues, each of which was claimed from."""
 
     def __init__(self, it: Bench, source: RedisSource | None = None) -> None:
         self.source = source or it.source
@@ -32,7 +33,7 @@ class Waiter:
         self._raw = it.raw
 
     async def __call__(self, room: int = 10, timeout_s: float = 10.0) -> str | None:
-        return await self.source.wait([OTHER, QUEUE], timeout_s, room, self.pulled.append)
+        return await self.source.wait([OTHER, THIRD, QUEUE], timeout_s, room, self.pulled.append)
 
     async def begin(self, room: int = 10) -> asyncio.Task[str | None]:
         """A wait that the server holds."""
@@ -42,7 +43,7 @@ class Waiter:
         return waiting
 
     async def first_claims(self) -> None:
-        for queue in (OTHER, QUEUE):
+        for queue in (OTHER, THIRD, QUEUE):
             await self.source.claim(queue, 1)
 
     @property
@@ -69,7 +70,7 @@ def run(url: str, main: Callable[[Bench, Waiter], Awaitable[None]]) -> None:
     asyncio.run(with_bench())
 
 
-@pytest.mark.parametrize("queue", [OTHER, QUEUE])
+@pytest.mark.parametrize("queue", [OTHER, THIRD, QUEUE])
 def test_what_is_announced_comes_with_the_wait(redis_url: str, queue: str) -> None:
     async def main(it: Bench, waiter: Waiter) -> None:
         waiting = await waiter.begin(room=2)
@@ -94,6 +95,18 @@ def test_where_two_queues_have_jobs_the_one_that_was_not_claimed_from_is_named(r
         it.raw.delete(keys.mark(OTHER))
         await enqueue(it, QUEUE, "b")
         assert await waiter() == QUEUE
+        assert waiter.jobs == ["a"]
+
+    run(redis_url, main)
+
+
+def test_a_queue_whose_jobs_are_not_due_is_passed_over(redis_url: str) -> None:
+    async def main(it: Bench, waiter: Waiter) -> None:
+        await waiter.first_claims()
+        job = NewJob("later", body("later"), DAY_MS, delay_ms=60_000)
+        await scripts.enqueue(it.source.redis, OTHER, [job])
+        await enqueue(it, THIRD, "a")
+        await waiter()
         assert waiter.jobs == ["a"]
 
     run(redis_url, main)
@@ -132,11 +145,11 @@ def test_without_room_nothing_is_claimed(redis_url: str) -> None:
 
 def test_roused_it_ends_at_once_and_leaves_nothing(redis_url: str, assert_keys_bounded: Callable[..., None]) -> None:
     async def main(it: Bench, waiter: Waiter) -> None:
-        it.source.rouse([QUEUE, OTHER])  # nobody waits
+        it.source.rouse([QUEUE, OTHER, THIRD])  # nobody waits
         waiting = await waiter.begin()
         began = time.monotonic()
         for _ in range(3):
-            it.source.rouse([QUEUE, OTHER])
+            it.source.rouse([QUEUE, OTHER, THIRD])
         assert await waiting is None
         assert time.monotonic() - began < 0.5
         assert [pulled.claims for pulled in waiter.pulled] == [[]]
@@ -152,7 +165,7 @@ def test_roused_before_it_is_on_its_way_it_ends_too(redis_url: str, assert_keys_
         it.raw.delete(keys.mark(QUEUE), keys.mark(OTHER))
         waiting = asyncio.create_task(waiter())
         await asyncio.sleep(0)
-        it.source.rouse([OTHER, QUEUE])
+        it.source.rouse([OTHER, THIRD, QUEUE])
         async with asyncio.timeout(1):
             assert await waiting is None
         assert_keys_bounded(redis_url)
@@ -165,7 +178,7 @@ def test_roused_while_the_server_hangs_it_is_given_up_after_a_second(server: Ser
         waiting = await waiter.begin()
         server.pause()
         try:
-            it.source.rouse([OTHER, QUEUE])
+            it.source.rouse([OTHER, THIRD, QUEUE])
             began = time.monotonic()
             with pytest.raises(Away, match="no answer in time"):
                 await waiting
@@ -197,7 +210,7 @@ def test_what_it_claimed_when_its_answer_is_lost_comes_with_the_next_claim(
                     waiting.cancel()
                 else:
                     relay.strand()
-                    source.rouse([OTHER, QUEUE])
+                    source.rouse([OTHER, THIRD, QUEUE])
                 (ended,) = await asyncio.gather(waiting, return_exceptions=True)
                 assert isinstance(ended, asyncio.CancelledError if how == "cancelled" else Away)
                 held.let_go()
@@ -235,7 +248,7 @@ def test_a_lease_that_this_worker_has_lost_unknowingly_is_no_matter_for_a_wait(r
 
 
 def _waits_and_claims(command: Sequence[bytes]) -> bool:
-    return command[0] == b"EVALSHA" and command[2] == b"8"
+    return command[0] == b"EVALSHA" and command[2] == b"12"
 
 
 def test_a_server_that_has_forgotten_the_script_is_asked_again(redis_url: str) -> None:
@@ -261,7 +274,7 @@ def test_a_refused_claim_is_away_and_what_was_announced_is_not_forgotten(redis_u
         finally:
             it.raw.config_set("maxmemory", before)
         assert [claim.id for claim in (await it.source.claim(QUEUE, 1)).claims] == ["a"]
-        await it.source.claim(OTHER, 1)
+        await waiter.first_claims()
         assert it.source.away is None
 
     run(redis_url, main)
