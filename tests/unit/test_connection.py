@@ -70,7 +70,21 @@ MET: dict[BaseException, str] = {
     redis.ConnectionError(
         "Error 1 connecting to h:1. [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed."
     ): "the server's certificate is not trusted",
+    redis.ConnectionError(
+        "Error 1 connecting to h:1. [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: Hostname mismatch."
+    ): "the server's certificate is for another host",
+    redis.ConnectionError(
+        "Error 1 connecting to h:1. [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired"
+    ): "the server's certificate has expired",
+    redis.ConnectionError(
+        "Error while reading from h:1 : (1, '[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert')"
+    ): "the server wants a certificate of ours",
+    redis.ConnectionError(
+        "Error 136 connecting to h:1. [X509: NO_CERTIFICATE_OR_CRL_FOUND] no certificate or crl found."
+    ): "a certificate or key of ours cannot be read",
     redis.ConnectionError("Error 1 connecting to h:1. [SSL: WRONG_VERSION_NUMBER] wrong."): "no TLS with the server",
+    redis.ConnectionError("No TLS in time"): "no answer to TLS in time",
+    redis.InvalidResponse("Protocol error, got secret"): "what answers is no Redis, or speaks TLS",
     redis.ConnectionError("who knows: secret"): "ConnectionError",
 }
 

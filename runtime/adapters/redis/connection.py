@@ -8,7 +8,7 @@ import socket
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import hiredis
 import redis
@@ -60,15 +60,20 @@ def _options(url: str, reply_s: float) -> dict[str, Any]:
         "lib_name": None,  # two commands at the start of each connection, to say whose it is
         "lib_version": None,
     }
-    scheme = urlsplit(url).scheme
-    if scheme != "unix":
+    parts = urlsplit(url)
+    if parts.scheme != "unix":
         options["socket_keepalive"] = True
         options["socket_keepalive_options"] = {
             getattr(socket, name): value for name, value in KEEPALIVE.items() if hasattr(socket, name)
         }
-    if scheme == "rediss":
-        options["ssl_check_hostname"] = True  # redis-py 5 verifies the chain, but not the name
+    if parts.scheme == "rediss":
+        # redis-py 5 verifies the chain, but not the name: whoever has a certificate for anything could be our server.
+        options["ssl_check_hostname"] = ("ssl_cert_reqs", "none") not in parse_qsl(parts.query)
     return options
+
+
+_NO_TLS_IN_TIME = "No TLS in time"
+"""The text of an error: a server without TLS takes our greeting for the beginning of a line, and waits for the rest."""
 
 
 class _Prompt(AbstractConnection):
@@ -142,7 +147,11 @@ class _Tcp(_Prompt, Connection):
 
 
 class _Tls(_Prompt, SSLConnection):
-    pass
+    async def _connect(self) -> None:
+        try:
+            await super()._connect()
+        except TimeoutError:
+            raise redis.ConnectionError(_NO_TLS_IN_TIME) from None
 
 
 class _Unix(_Prompt, UnixDomainSocketConnection):
@@ -238,7 +247,11 @@ class _BlockingTcp(_Blocking, BlockingConnection):
 
 
 class _BlockingTls(_Blocking, BlockingSSLConnection):
-    pass
+    def _connect(self) -> Any:
+        try:
+            return super()._connect()
+        except TimeoutError:
+            raise redis.ConnectionError(_NO_TLS_IN_TIME) from None
 
 
 class _BlockingUnix(_Blocking, BlockingUnixDomainSocketConnection):
@@ -367,8 +380,14 @@ _CAUSES: tuple[tuple[type[BaseException] | None, str | None, str], ...] = (
     (ConnectionResetError, "Connection reset|Broken pipe", "connection reset"),
     (None, "Connection (?:closed|lost)", "connection closed"),
     (None, "No connection available", "all connections are in use"),
+    (None, _NO_TLS_IN_TIME, "no answer to TLS in time"),
+    (None, "(?:Hostname|IP address) mismatch", "the server's certificate is for another host"),
+    (None, "certificate has expired", "the server's certificate has expired"),
     (None, "CERTIFICATE_VERIFY_FAILED", "the server's certificate is not trusted"),
+    (None, "CERTIFICATE_REQUIRED", "the server wants a certificate of ours"),
+    (None, r"\[X509|\[PEM|PEM lib|KEY_VALUES_MISMATCH", "a certificate or key of ours cannot be read"),
     (None, r"\[SSL", "no TLS with the server"),
+    (redis.InvalidResponse, None, "what answers is no Redis, or speaks TLS"),
     (socket.gaierror, r"^Error -\d+ connecting", "the host's name is not known"),
     # The server, to everybody.
     (None, "max number of clients", "the server has too many clients"),
