@@ -26,6 +26,9 @@ SAID = {
     "ERR Client sent AUTH, but no password is set": "wrong password or user",
     "NOPERM this user has no permissions to run the 'evalsha' command": "lacks a permission (NOPERM)",
     "ERR The user executing the script can't run this command or subcommand": "(NOPERM)",
+    "ERR ACL failure in script: User p has no permissions to run the 'set' command script: on @user_script:1.": (
+        "(NOPERM)"
+    ),
     "READONLY You can't write against a read only replica.": "is a replica (READONLY)",
     "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)": "(READONLY)",
     "OOM command not allowed when used memory > 'maxmemory'.": "out of memory (OOM)",

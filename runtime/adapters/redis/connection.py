@@ -402,7 +402,11 @@ _CAUSES: tuple[tuple[type[BaseException] | None, str | None, str], ...] = (
     # The server, to this user.
     (None, "NOAUTH |Authentication required", "the server wants a password (NOAUTH)"),
     (AuthenticationError, "WRONGPASS |invalid password", "wrong password or user"),
-    (NoPermissionError, "NOPERM |The user executing the script can't", "the user lacks a permission (NOPERM)"),
+    (
+        NoPermissionError,
+        "NOPERM |ACL failure in script|The user executing the script can't",  # Redis 7.2 and Valkey; Redis 7.0
+        "the user lacks a permission (NOPERM)",
+    ),
     # The server, to who writes.
     (ReadOnlyError, "READONLY |UNBLOCKED ", "the server is a replica (READONLY)"),
     (OutOfMemoryError, "OOM ", "the server is out of memory (OOM)"),

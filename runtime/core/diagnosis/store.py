@@ -100,7 +100,7 @@ def _address(store: Store) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-_HANGS_UP = "does it want TLS? Then write rediss:// instead of redis://; or a certificate of ours? ssl_certfile= and ssl_keyfile="
+_HANGS_UP = "does it want TLS? Then write rediss:// instead of redis://; or a certificate of ours? ssl_certfile="
 # Words of a cause (`adapters/redis/connection.py` has them all), and what to do.
 _FIXES = (
     ("password", "copy the address anew from where Redis is hosted, its password percent-encoded"),
