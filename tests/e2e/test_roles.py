@@ -20,7 +20,7 @@ from arq.jobs import JobStatus
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from runtime import Client, JobCancelled, JobFailed, QuotaExceeded
+from runtime import Client, JobCancelled, JobFailed, QuotaExceeded, Request
 from runtime.adapters.redis import keys, scripts
 from runtime.core.errors import RedisUnreachable
 from tests.e2e import roles
@@ -85,7 +85,7 @@ def afresh(shared: Shared) -> None:
 
 
 def worker(shared: Shared, **settings: Any) -> Worker:
-    settings = {"RUNTIME_HTTP": "on", "PORT": 0, "RUNTIME_LEASE": "1s", "WORKER_CONCURRENCY": 10} | settings
+    settings |= {"RUNTIME_HTTP": "on", "PORT": 0, "RUNTIME_LEASE": "1s", "WORKER_CONCURRENCY": 10}
     return Worker(MODULE, redis=shared.url("worker"), **settings)
 
 
@@ -103,14 +103,13 @@ def as_client(shared: Shared, role: str, journey: Callable[[Client], Awaitable[N
 
 
 async def _enqueues_and_follows(client: Client) -> None:
-    retried, limited, dead, another = await client.send(
-        [
-            roles.at_the_second_try.options(key="k", priority=5).request(),
-            roles.limited.request(),
-            roles.for_good.options(delay="0.1s").request(),
-            roles.another.request(),
-        ]
-    )
+    requests: list[Request[Any]] = [
+        roles.at_the_second_try.options(key="k", priority=5).request(),
+        roles.limited.request(),
+        roles.for_good.options(delay="0.1s").request(),
+        roles.another.request(),
+    ]
+    retried, limited, dead, another = await client.send(requests)
     (again,) = await client.send([roles.at_the_second_try.options(key="k").request()])
     assert not again.created
     assert await retried.result("20s") == 7
@@ -203,7 +202,7 @@ def test_an_observer_sees_everything_and_an_operator_mends_it(shared: Shared, tm
         wait_until(lambda: status(shared.url("observer"), limited, QUEUE) == "completed")
         enqueue(shared.url("producer"), roles.long.request(60.0), *[roles.limited.request() for _ in range(4)])
         named = ("-Q", QUEUE)
-        for words, says in (
+        seen: list[tuple[tuple[str, ...], str]] = [
             (("inspect", "queues", *named), QUEUE),
             (("inspect", "jobs", *named), dead),
             (("inspect", "job", dead, "--args", *named), "never"),
@@ -216,17 +215,19 @@ def test_an_observer_sees_everything_and_an_operator_mends_it(shared: Shared, tm
             (("limit", "show", "roles"), "roles"),
             (("job", dead), "dead"),
             (("check", "--redis"), ""),
-        ):
+        ]
+        for words, says in seen:
             assert says in _say(shared, tmp_path, "observer", *words), (words, shared.refused())
             assert shared.refused() == [], words
-        for words, says in (
+        mended: list[tuple[tuple[str, ...], str]] = [
             (("dlq", "list"), dead),
             (("dlq", "replay", dead), "back in its queue"),
             (("limit", "set", "roles", "--rate", "50/s"), "is 50/s"),
             (("limit", "reset", "roles"), "full again"),
             (("wake", "--if-due", *named), "nobody has to be woken"),
             (("doctor", MODULE), "0 failed"),
-        ):
+        ]
+        for words, says in mended:
             assert says in _say(shared, tmp_path, "worker", *words), (words, shared.refused())
         assert shared.refused() == ["worker: command config|get"]  # the doctor, who does without
         assert one.running

@@ -51,6 +51,11 @@ KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
 """An idle connection whose other end is gone is found dead in 11 s. The kernel asks, so it costs no command."""
 
 
+ASTRAY = ("(READONLY)", "(MASTERDOWN)", "(NOREPLICAS)")
+"""So end the causes after which a connection is closed: it may lead to a primary that is the primary no more, would be
+good for ever, and of no use. A new one comes to whoever is the primary by now."""
+
+
 def _options(url: str, reply_s: float) -> dict[str, Any]:
     options: dict[str, Any] = {
         "socket_connect_timeout": min(CONNECT_S, reply_s),
@@ -89,10 +94,13 @@ class _Prompt(AbstractConnection):
         super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]  # in redis-py
         self._row = self.borrower = row
         self._inlet = select.poll()
+        self.astray = False
+        """To be closed before anybody uses it again."""
 
     async def _connect(self) -> None:
         self.borrower = self._row
         self._row.stirred()
+        self.astray = False
         await super()._connect()  # type: ignore[safe-super,no-untyped-call]  # each class below has one
         self._inlet = select.poll()
         self._inlet.register(cast(Any, self)._writer.get_extra_info("socket").fileno(), select.POLLIN)
@@ -116,6 +124,13 @@ class _Prompt(AbstractConnection):
         if not this.is_connected or this._reader.at_eof() or this._writer.is_closing():  # or closed meanwhile, by us
             raise redis.ConnectionError("Connection closed by server.")
         return bool(this._reader._buffer or this._parser._reader.has_data())
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)
+        except redis.ResponseError as error:
+            self.astray |= cause_of(error).endswith(ASTRAY)
+            raise
 
     def pack_command(self, *args: Any) -> list[bytes]:
         # In Python a batch of a hundred outcomes takes a millisecond. A command's name may be two words.
@@ -200,6 +215,8 @@ class _Pool(redis.asyncio.ConnectionPool):
 
     async def release(self, connection: AbstractConnection) -> None:
         try:
+            if cast(_Prompt, connection).astray:
+                await connection.disconnect()
             await super().release(connection)
         finally:
             self._free.release()
