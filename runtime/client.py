@@ -382,18 +382,23 @@ class Client:
         cause = str(away)
         if concerns_the_server(error):
             return unworkable(self.url, cause, answers=away.refused)
-        wrong = "a key of the queue, the job or its quota is of a wrong type"
-        message = wrong if "WRONGTYPE" in cause else "Redis refused what it was asked"
-        return RedisRefused(message, cause=cause, hint="see what is wrong with: runtime inspect job ID")
+        if "WRONGTYPE" in cause:
+            message = "a key of the queue, the job or its quota is of a wrong type"
+            return RedisRefused(message, cause=cause, hint="see what is wrong with: runtime inspect job ID")
+        return RedisRefused("Redis refused what it was asked", cause=cause, hint=_fix(self.url, cause))
 
 
 def unworkable(url: str, cause: str, *, answers: bool) -> RedisUnreachable:
     """The error for a Redis that cannot be reached, or `answers` and will not do what is asked, with the fix."""
-    from runtime.core.diagnosis.store import fix_of  # for mishaps alone
-
     at = shown(url)
     message = f"Redis at {at} cannot be used now" if answers else f"cannot reach Redis at {at}"
-    return RedisUnreachable(message, cause=cause, hint=fix_of(cause, urlsplit(url).hostname or ""))
+    return RedisUnreachable(message, cause=cause, hint=_fix(url, cause))
+
+
+def _fix(url: str, cause: str) -> str:
+    from runtime.core.diagnosis.store import fix_of  # for mishaps alone
+
+    return fix_of(cause, urlsplit(url).hostname or "")
 
 
 def _by_queue(requests: Sequence[Request[Any]]) -> dict[str, list[int]]:

@@ -40,6 +40,9 @@ SAID = {
     "ERR max daily request limit exceeded. Limit: 10000, Usage: 10000.": "quota of requests",
     "ERR max requests limit exceeded. Limit: 500000, Usage: 500000.": "quota of requests",
     "ERR DB capacity quota exceeded": "quota of memory",
+    "ERR max request size exceeded": "larger than the plan allows",
+    "ERR max single record size exceeded": "larger than the plan allows",
+    "ERR max key size exceeded. Limit: 32768 bytes, Actual: 40000 bytes": "larger than the plan allows",
     # No weather, or none that is known: the code, and nothing of the rest.
     "WRONGTYPE Operation against a key holding the wrong kind of value": "the server answered WRONGTYPE",
     "Command # 1 (GET A) of pipeline caused error: WRONGTYPE Operation against a key": "the server answered WRONGTYPE",
@@ -109,7 +112,7 @@ def test_what_happens_on_the_way_is_told_in_a_few_words(error: BaseException) ->
     assert cause_of(error) == MET[error]
 
 
-@pytest.mark.parametrize("row", range(len(connection._CAUSES)), ids=lambda row: connection._CAUSES[row][2])
+@pytest.mark.parametrize("row", range(len(connection._CAUSES)), ids=lambda row: connection._CAUSES[row].said)
 def test_every_row_of_the_table_is_needed(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_CAUSES", connection._CAUSES[:row] + connection._CAUSES[row + 1 :])
     told = [SAID[text] in cause_of(_error(text)) for text in SAID]
@@ -120,7 +123,8 @@ def test_a_refusal_is_told_from_a_loss_and_a_keys_trouble_from_the_servers() -> 
     readonly, wrong = redis.ReadOnlyError("no"), redis.ResponseError("WRONGTYPE no")
     lost = redis.ConnectionError("Connection closed by server.")
     assert [away_of(error, "claim").refused for error in (readonly, wrong, lost)] == [True, True, False]
-    assert [concerns_the_server(error) for error in (readonly, wrong, lost)] == [True, False, True]
+    large = redis.ResponseError("max request size exceeded")
+    assert [concerns_the_server(error) for error in (readonly, wrong, lost, large)] == [True, False, True, False]
     away = away_of(lost, "claim")
     assert (str(away), away.cause) == ("claim: connection closed", "connection closed")
 

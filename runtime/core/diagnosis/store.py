@@ -118,6 +118,7 @@ _FIXES = (
     ("closed", _HANGS_UP),
     ("reset", _HANGS_UP),
     ("no answer", "is a firewall between, or does the server hang? Try: redis-cli -u \"$REDIS_URL\" ping"),
+    ("larger than", "make arguments and results smaller, or raise the plan's limit"),
     ("quota", "raise the plan's limit, or wait for the next period"),
     ("too many clients", "raise maxclients, or run fewer workers"),
     ("limit of connections", "raise the plan, or run fewer workers"),
