@@ -285,7 +285,7 @@ def test_what_is_refused_is_said_clearly_and_nothing_is_lost(shared: Shared, tmp
             await job.cancel()
         with pytest.raises(RedisUnreachable, match="lacks a permission"):
             await client.send([roles.long.options(queue="other:queue").request(0.0)])
-        claim = partial(scripts.claim, queue=QUEUE, room=1, lease_ms=1000, incarnation="a-1", seq=1)
+        claim = scripts.Claiming([QUEUE], room=1, lease_ms=1000, incarnation="a-1", seq=1)
         try:
             assert (await client.ask(claim)).jobs == []
         except RedisUnreachable as error:
