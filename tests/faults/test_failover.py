@@ -32,8 +32,11 @@ QUEUE = "arq:queue"
 
 
 def role(server: Server) -> str:
-    with Redis.from_url(server.url) as redis:
-        return str(redis.info("replication")["role"])
+    try:
+        with Redis.from_url(server.url) as redis:
+            return str(redis.info("replication")["role"])
+    except RedisError:  # whom they demote the sentinels cut off from all clients, and so from us
+        return "not known"
 
 
 def port_of(server: Server) -> int:

@@ -89,6 +89,11 @@ MET: dict[BaseException, str] = {
         "Error 136 connecting to h:1. [X509: NO_CERTIFICATE_OR_CRL_FOUND] no certificate or crl found."
     ): "a certificate or key of ours cannot be read",
     redis.ConnectionError("Error 1 connecting to h:1. [SSL: WRONG_VERSION_NUMBER] wrong."): "no TLS with the server",
+    # OpenSSL's numbers are not the system's.
+    redis.ConnectionError(
+        "Error 8 while writing to socket. EOF occurred in violation of protocol (_ssl.c:2427)."
+    ): "connection closed",
+    redis.ConnectionError("Error 5 connecting to h:1. Something else (_ssl.c:1006)."): "no TLS with the server",
     redis.ConnectionError("No TLS in time"): "no answer to TLS in time",
     redis.InvalidResponse("Protocol error, got secret"): "what answers is no Redis, or speaks TLS",
     redis.ConnectionError("who knows: secret"): "ConnectionError",

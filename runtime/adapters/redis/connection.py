@@ -408,7 +408,7 @@ _CAUSES: tuple[_Cause, ...] = (
     _Cause(TimeoutError, None, "no answer in time"),
     _Cause(ConnectionRefusedError, "Connection refused|Connect call failed|Errno 111", "connection refused"),
     _Cause(ConnectionResetError, "Connection reset|Broken pipe", "connection reset"),
-    _Cause(None, "Connection (?:closed|lost)", "connection closed"),
+    _Cause(None, "Connection (?:closed|lost)|EOF occurred", "connection closed"),
     _Cause(None, "No connection available", "all connections are in use"),
     _Cause(None, _NO_TLS_IN_TIME, "no answer to TLS in time"),
     _Cause(None, "(?:Hostname|IP address) mismatch", "the server's certificate is for another host"),
@@ -416,7 +416,7 @@ _CAUSES: tuple[_Cause, ...] = (
     _Cause(None, "CERTIFICATE_VERIFY_FAILED", "the server's certificate is not trusted"),
     _Cause(None, "CERTIFICATE_REQUIRED", "the server wants a certificate of ours"),
     _Cause(None, r"\[X509|\[PEM|PEM lib|KEY_VALUES_MISMATCH", "a certificate or key of ours cannot be read"),
-    _Cause(None, r"\[SSL", "no TLS with the server"),
+    _Cause(None, r"\[SSL|_ssl\.c", "no TLS with the server"),
     _Cause(redis.InvalidResponse, None, "what answers is no Redis, or speaks TLS"),
     _Cause(socket.gaierror, r"^Error -\d+ connecting", "the host's name is not known"),
     # The server, to everybody.
