@@ -157,7 +157,7 @@ class Worker:
         """Until stopped; the exit code."""
         settings = self._settings
         lease_s = settings.lease_s
-        self._weather = Weather(self._journal.back)
+        self._weather = Weather(self._hear_back)
         egress = self._egress
         self._keeper = LeaseKeeper(self._url, lease_s, self._hear_keeper, egress.of("leases"))
         self._source = RedisSource(
@@ -299,6 +299,11 @@ class Worker:
             lease_s=settings.lease_s,
             timeout_s=settings.timeout_s,
         )
+
+    def _hear_back(self, away_s: float) -> None:
+        self._journal.back(away_s)
+        if "_retinue" in vars(self):
+            self._retinue.back()
 
     def _hear_keeper(self, away: Away | None) -> None:
         if away is None:

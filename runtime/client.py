@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from runtime import settings
@@ -380,30 +381,24 @@ class Client:
         away = away_of(error, what)
         cause = str(away)
         if concerns_the_server(error):
-            return unworkable(self.url, cause) if away.refused else unreachable(self.url, cause)
-        wrong = "a key of the queue, the job or its quota is of a wrong type"
-        message = wrong if "WRONGTYPE" in cause else "Redis refused what it was asked"
-        return RedisRefused(message, cause=cause, hint="see what is wrong with: runtime inspect job ID")
+            return unworkable(self.url, cause, answers=away.refused)
+        if "WRONGTYPE" in cause:
+            message = "a key of the queue, the job or its quota is of a wrong type"
+            return RedisRefused(message, cause=cause, hint="see what is wrong with: runtime inspect job ID")
+        return RedisRefused("Redis refused what it was asked", cause=cause, hint=_fix(self.url, cause))
 
 
-def unworkable(url: str, cause: str) -> RedisUnreachable:
-    """The error for a Redis that answers, and will not do what is asked."""
-    return RedisUnreachable(
-        f"Redis at {shown(url)} cannot be used now",
-        cause=cause,
-        hint="it is there and refuses: the cause says what it lacks, or what its user does",
-    )
+def unworkable(url: str, cause: str, *, answers: bool) -> RedisUnreachable:
+    """The error for a Redis that cannot be reached, or `answers` and will not do what is asked, with the fix."""
+    at = shown(url)
+    message = f"Redis at {at} cannot be used now" if answers else f"cannot reach Redis at {at}"
+    return RedisUnreachable(message, cause=cause, hint=_fix(url, cause))
 
 
-def unreachable(url: str, cause: str) -> RedisUnreachable:
-    """The error for a Redis that does not answer, with the fix that fits."""
-    inside = ".railway.internal" in url
-    hint = (
-        "*.railway.internal resolves only inside Railway; from here use the public address"
-        if inside
-        else "check that it runs and that REDIS_URL names it"
-    )
-    return RedisUnreachable(f"cannot reach Redis at {shown(url)}", cause=cause, hint=hint)
+def _fix(url: str, cause: str) -> str:
+    from runtime.core.diagnosis.store import fix_of  # for mishaps alone
+
+    return fix_of(cause, urlsplit(url).hostname or "")
 
 
 def _by_queue(requests: Sequence[Request[Any]]) -> dict[str, list[int]]:
@@ -569,4 +564,4 @@ async def enqueue_all(requests: Sequence[Request[R]]) -> list[Job[R]]:
     return await (await current()).send(requests)
 
 
-__all__ = ["Cancel", "Client", "Job", "Status", "connect", "current", "enqueue_all", "new_id", "unreachable", "use"]
+__all__ = ["Cancel", "Client", "Job", "Status", "connect", "current", "enqueue_all", "new_id", "use"]

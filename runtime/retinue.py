@@ -155,6 +155,10 @@ class Retinue:
         """This process has enqueued something for itself."""
         self._governor.call()
 
+    def back(self) -> None:
+        """Redis is back, and it may be another one: a replica has taken over."""
+        self._presence.renew()
+
     def retire(self, why: str, grace_s: float) -> None:
         """The worker was told to stop, and drains: a producer is to ring for somebody else from now on."""
         self._governor.stop()

@@ -165,7 +165,8 @@ def _wake_urls(text: str) -> tuple[str, ...]:
     return urls
 
 
-_URL_OPTIONS = ("db", "protocol", "ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile")
+_URL_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_URL_OPTIONS = ("db", "protocol", "ssl_cert_reqs", *_URL_FILES)
 
 
 def _redis_url(text: str) -> str:
@@ -192,9 +193,15 @@ def _redis_url(text: str) -> str:
         raise ValueError("names a database that is no number")
     # Railway tells ioredis users to add family=0; redis-py takes every option for an argument of its own.
     options = [(name, value) for name, value in parse_qsl(parts.query) if name != "family"]
-    for name, _ in options:
+    for name, value in options:
         if name not in _URL_OPTIONS:
             raise ValueError(f"has an option that is not known; there are {', '.join(_URL_OPTIONS)}")
+        if name == "ssl_cert_reqs" and value not in ("required", "none"):
+            raise ValueError("must say ssl_cert_reqs=required, which is the default, or ssl_cert_reqs=none")
+        if name in _URL_FILES and not os.path.isfile(value):
+            raise ValueError(f"names a file in {name} that is not there")
+    if any(name.startswith("ssl_") for name, _ in options) and parts.scheme != "rediss":
+        raise ValueError("has an option of TLS, and must start with rediss:// then")
     return urlunsplit(parts._replace(query=urlencode(options)))
 
 
@@ -290,6 +297,10 @@ def examine(environment: Mapping[str, str] | None = None) -> Reading:
     wrong += _unknown_names(env)
     warnings += _unknown_worker_names(env)
     _merge_timeouts(values, env, wrong)
+    if "ssl_cert_reqs=none" in (values["redis_url"] or ""):
+        warnings.append(
+            "Redis is trusted whoever it is (ssl_cert_reqs=none): who sits between can read and change jobs"
+        )
     otlp, off, exporter = (values.pop(name) for name in ("otlp", "otel_off", "otel_exporter"))
     values["traced"] = bool(otlp) and not off and str(exporter).lower() != "none"
     production = any(name.startswith("RAILWAY_") for name in env) or any(

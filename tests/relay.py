@@ -35,6 +35,10 @@ class Relay:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self._port}"
 
+    def lead_to(self, path: str) -> None:
+        """New connections go to this server; those that are there stay where they are, as behind a name or a proxy."""
+        self._path = path
+
     def cut(self) -> None:
         """Reset every connection."""
         self._do(self._cut())

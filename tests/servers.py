@@ -65,7 +65,7 @@ class Server:
         """Start it unless it runs, and wait until it answers."""
         first = not self._port
         while not self.running:
-            self._port = self._port or _free_port()
+            self._port = self._port or free_port()
             self._launch()
             if self._comes_up():
                 break
@@ -167,7 +167,7 @@ def _warden(server: int, home: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below the range from which the kernel numbers outgoing connections: it is still free at a restart."""
     while True:
         port = random.randrange(20_000, 32_000)

@@ -161,7 +161,7 @@ def test_every_exit_code_has_its_row() -> None:
 
 def test_every_cause_for_which_redis_is_away_has_its_row() -> None:
     quoted = {quote for row in rows("Why Redis is away") for quote in spans(row[0])}
-    known = {cause for _, _, cause in connection._CAUSES}
+    known = {cause.said for cause in connection._CAUSES}
     assert quoted == known | {"the server answered …", "the server refused a command"}
 
 

@@ -23,6 +23,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
+from runtime.adapters.redis import keys
 from runtime.adapters.redis.scripts import script
 from tests.faults import campaign, jobs
 from tests.faults.ledger import Ledger, executions
@@ -145,6 +146,9 @@ CASES: dict[str, Case] = {
     "password wanted": configured("NOAUTH", requirepass="secret-one"),
     "password changed": configured("wrong password", requirepass="secret-two", password="secret-one"),
     "too many clients": configured("too many clients|reset|closed", maxclients=1),
+    "unblocked": said("UNBLOCKED force unblock from blocking operation, instance state changed", "READONLY"),
+    "too many clients, said": said("ERR max number of clients reached", "too many clients"),
+    "no reading either": permitted("-@read"),
     "loading": said("LOADING Redis is loading the dataset in memory", "LOADING"),
     "cannot save": said("MISCONF Redis is configured to save RDB snapshots, but cannot persist to disk.", "MISCONF"),
     "cluster down": said("CLUSTERDOWN The cluster is down", "CLUSTERDOWN"),
@@ -153,10 +157,13 @@ CASES: dict[str, Case] = {
         "ERR max daily request limit exceeded. Limit: 10000, Usage: 10001. See https://upstash.com/docs",
         "quota of requests",
     ),
+    "quota of connections": said("ERR max concurrent connections exceeded", "limit of connections"),
+    "quota of memory": said("ERR DB capacity quota exceeded", "quota of memory"),
     "quota": said("ERR max requests limit exceeded. Limit: 500000, Usage: 500000.", "quota of requests"),
 }
 QUICK = ("restart", "stopped", "out of memory")
-CHOSEN = CASES if os.environ.get("RUNTIME_TEST_WEATHER") == "all" else QUICK
+ALL = os.environ.get("RUNTIME_TEST_WEATHER") == "all"
+CHOSEN = CASES if ALL else QUICK
 
 
 @pytest.fixture
@@ -371,3 +378,67 @@ def test_health_asks_redis_seldom_and_nobody_else_does(scene: Scene, ledger: Led
         first = asked()
         time.sleep(3.5)
         assert asked() == first
+
+
+def _of_a_job(job: str) -> tuple[str, ...]:
+    """Every key of a job that runs, and of its queue."""
+    queue = (keys.later("busy"), keys.mark("busy"), keys.count("busy"), keys.unknown("busy"))
+    of_it = (keys.JOB, keys.IN_PROGRESS, keys.RETRY, keys.OWN, keys.AWAITED, keys.RESULT)
+    return ("busy", *queue, keys.ABORT, keys.WORKERS, *(prefix + job for prefix in of_it))
+
+
+def _delete(admin: Any, key: str) -> None:
+    admin.delete(key)
+
+
+def _spoil(admin: Any, key: str) -> None:
+    """Make it a key of a type that nobody expects."""
+    admin.delete(key)
+    if key in ("busy", keys.IN_PROGRESS):
+        admin.set(key, "spoiled")
+    else:
+        admin.rpush(key, "spoiled")
+
+
+@pytest.mark.skipif(not ALL, reason="only with RUNTIME_TEST_WEATHER=all")
+@pytest.mark.parametrize("how", ["deleted", "spoiled"])
+def test_keys_that_vanish_or_change_their_type_under_running_jobs_end_nothing_but_those(
+    scene: Scene, ledger: Ledger, how: str
+) -> None:
+    """One key after the other; the worker serves on once the spoiled ones are gone."""
+    harm = _delete if how == "deleted" else _spoil
+    with crew(scene, ledger, "busy", slots=30) as (busy,):
+        given = enqueue(scene.server.url, *(jobs.work.options(queue="busy").request(3.0) for _ in range(13)))
+        wait_until(lambda: len(ledger.starts()) >= len(given))
+        harmed = [name for at, job in enumerate(given) if (name := _of_a_job(job)[at])]
+        for key in harmed:
+            harm(scene.admin, key)
+            time.sleep(0.05)
+        wait_until(lambda: len(done(ledger)) >= len(given), what="all have come to their ends")
+        time.sleep(0.5)
+        for key in harmed:
+            if scene.admin.type(key) != "none" and (scene.admin.type(key) == "list" or key == "busy"):
+                scene.admin.delete(key)
+        last = work(scene.server.url, 0.0, "busy")
+        wait_until(lambda: last in results(scene.server.url), what="it serves on")
+        wait_until(lambda: works(busy))
+        assert busy.events("ACTOR_CRASH") == busy.events("PART_FAILED") == []
+        runs = executions(ledger.lines())
+        assert max(len(of_it) for of_it in runs.values()) <= 2
+        assert busy.stop() == 0
+        assert busy.errors() == ""
+
+
+def test_a_store_that_is_emptied_under_ten_jobs_costs_them_their_results_alone(scene: Scene, ledger: Ledger) -> None:
+    with crew(scene, ledger, "busy", slots=10) as (busy,):
+        given = enqueue(scene.server.url, *(jobs.work.options(queue="busy").request(1.5) for _ in range(10)))
+        wait_until(lambda: len(ledger.starts()) >= 10)
+        scene.admin.flushall()
+        refused = busy.wait_for("JOB_REFUSED", 10)
+        assert {line["job_id"] for line in refused} == set(given)
+        last = work(scene.server.url, 0.0, "busy")
+        wait_until(lambda: last in results(scene.server.url))
+        assert results(scene.server.url) == {last}
+        wait_until(lambda: works(busy))
+        assert busy.events("ACTOR_CRASH") == busy.events("PART_FAILED") == []
+        assert busy.stop() == 0

@@ -26,6 +26,9 @@ SAID = {
     "ERR Client sent AUTH, but no password is set": "wrong password or user",
     "NOPERM this user has no permissions to run the 'evalsha' command": "lacks a permission (NOPERM)",
     "ERR The user executing the script can't run this command or subcommand": "(NOPERM)",
+    "ERR ACL failure in script: User p has no permissions to run the 'set' command script: on @user_script:1.": (
+        "(NOPERM)"
+    ),
     "READONLY You can't write against a read only replica.": "is a replica (READONLY)",
     "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)": "(READONLY)",
     "OOM command not allowed when used memory > 'maxmemory'.": "out of memory (OOM)",
@@ -37,6 +40,9 @@ SAID = {
     "ERR max daily request limit exceeded. Limit: 10000, Usage: 10000.": "quota of requests",
     "ERR max requests limit exceeded. Limit: 500000, Usage: 500000.": "quota of requests",
     "ERR DB capacity quota exceeded": "quota of memory",
+    "ERR max request size exceeded": "larger than the plan allows",
+    "ERR max single record size exceeded": "larger than the plan allows",
+    "ERR max key size exceeded. Limit: 32768 bytes, Actual: 40000 bytes": "larger than the plan allows",
     # No weather, or none that is known: the code, and nothing of the rest.
     "WRONGTYPE Operation against a key holding the wrong kind of value": "the server answered WRONGTYPE",
     "Command # 1 (GET A) of pipeline caused error: WRONGTYPE Operation against a key": "the server answered WRONGTYPE",
@@ -70,7 +76,26 @@ MET: dict[BaseException, str] = {
     redis.ConnectionError(
         "Error 1 connecting to h:1. [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed."
     ): "the server's certificate is not trusted",
+    redis.ConnectionError(
+        "Error 1 connecting to h:1. [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: Hostname mismatch."
+    ): "the server's certificate is for another host",
+    redis.ConnectionError(
+        "Error 1 connecting to h:1. [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired"
+    ): "the server's certificate has expired",
+    redis.ConnectionError(
+        "Error while reading from h:1 : (1, '[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert')"
+    ): "the server wants a certificate of ours",
+    redis.ConnectionError(
+        "Error 136 connecting to h:1. [X509: NO_CERTIFICATE_OR_CRL_FOUND] no certificate or crl found."
+    ): "a certificate or key of ours cannot be read",
     redis.ConnectionError("Error 1 connecting to h:1. [SSL: WRONG_VERSION_NUMBER] wrong."): "no TLS with the server",
+    # OpenSSL's numbers are not the system's.
+    redis.ConnectionError(
+        "Error 8 while writing to socket. EOF occurred in violation of protocol (_ssl.c:2427)."
+    ): "connection closed",
+    redis.ConnectionError("Error 5 connecting to h:1. Something else (_ssl.c:1006)."): "no TLS with the server",
+    redis.ConnectionError("No TLS in time"): "no answer to TLS in time",
+    redis.InvalidResponse("Protocol error, got secret"): "what answers is no Redis, or speaks TLS",
     redis.ConnectionError("who knows: secret"): "ConnectionError",
 }
 
@@ -92,7 +117,7 @@ def test_what_happens_on_the_way_is_told_in_a_few_words(error: BaseException) ->
     assert cause_of(error) == MET[error]
 
 
-@pytest.mark.parametrize("row", range(len(connection._CAUSES)), ids=lambda row: connection._CAUSES[row][2])
+@pytest.mark.parametrize("row", range(len(connection._CAUSES)), ids=lambda row: connection._CAUSES[row].said)
 def test_every_row_of_the_table_is_needed(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_CAUSES", connection._CAUSES[:row] + connection._CAUSES[row + 1 :])
     told = [SAID[text] in cause_of(_error(text)) for text in SAID]
@@ -103,7 +128,8 @@ def test_a_refusal_is_told_from_a_loss_and_a_keys_trouble_from_the_servers() -> 
     readonly, wrong = redis.ReadOnlyError("no"), redis.ResponseError("WRONGTYPE no")
     lost = redis.ConnectionError("Connection closed by server.")
     assert [away_of(error, "claim").refused for error in (readonly, wrong, lost)] == [True, True, False]
-    assert [concerns_the_server(error) for error in (readonly, wrong, lost)] == [True, False, True]
+    large = redis.ResponseError("max request size exceeded")
+    assert [concerns_the_server(error) for error in (readonly, wrong, lost, large)] == [True, False, True, False]
     away = away_of(lost, "claim")
     assert (str(away), away.cause) == ("claim: connection closed", "connection closed")
 

@@ -278,6 +278,15 @@ def test_an_option_for_node_clients_is_dropped(url: str, left: str) -> None:
     assert read({"REDIS_URL": url}).redis_url == left
 
 
+def test_a_redis_that_need_not_prove_who_it_is_is_warned_of() -> None:
+    settings = read({"REDIS_URL": f"rediss://u:{SECRET}@h?ssl_cert_reqs=none"})
+    assert settings.redis_url == f"rediss://u:{SECRET}@h?ssl_cert_reqs=none"
+    (warning,) = settings.warnings
+    assert "ssl_cert_reqs=none" in warning
+    assert SECRET not in warning
+    assert read({"REDIS_URL": "rediss://h?ssl_cert_reqs=required"}).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("url", "rule"),
     [
@@ -294,6 +303,9 @@ def test_an_option_for_node_clients_is_dropped(url: str, left: str) -> None:
         (f"redis://:{SECRET}@", "names no host"),
         (f"redis://u:{SECRET}@h:port", "has a port that is no number"),
         (f"redis://u:{SECRET}@h:70000", "has a port that is no number"),
+        (f"rediss://u:{SECRET}@h?ssl_ca_certs=/no/such/ca.pem", "names a file in ssl_ca_certs that is not there"),
+        (f"rediss://u:{SECRET}@h?ssl_cert_reqs=CERT_NONE", "ssl_cert_reqs=none"),
+        (f"redis://u:{SECRET}@h?ssl_cert_reqs=none", "must start with rediss://"),
     ],
 )
 def test_a_wrong_redis_address_is_refused_with_the_fix_and_without_its_secret(url: str, rule: str) -> None:

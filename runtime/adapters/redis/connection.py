@@ -7,8 +7,8 @@ import select
 import socket
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import Any, Literal, cast
+from urllib.parse import parse_qsl, urlsplit
 
 import hiredis
 import redis
@@ -32,6 +32,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from runtime.adapters.egress import Row
+from runtime.core.values import frozen
 from runtime.ports import Away
 
 # All of these are set on purpose: between redis-py 5 and 8 the defaults changed for each (no time-out, then 5 s; no
@@ -60,15 +61,20 @@ def _options(url: str, reply_s: float) -> dict[str, Any]:
         "lib_name": None,  # two commands at the start of each connection, to say whose it is
         "lib_version": None,
     }
-    scheme = urlsplit(url).scheme
-    if scheme != "unix":
+    parts = urlsplit(url)
+    if parts.scheme != "unix":
         options["socket_keepalive"] = True
         options["socket_keepalive_options"] = {
             getattr(socket, name): value for name, value in KEEPALIVE.items() if hasattr(socket, name)
         }
-    if scheme == "rediss":
-        options["ssl_check_hostname"] = True  # redis-py 5 verifies the chain, but not the name
+    if parts.scheme == "rediss":
+        # redis-py 5 verifies the chain, but not the name: whoever has a certificate for anything could be our server.
+        options["ssl_check_hostname"] = ("ssl_cert_reqs", "none") not in parse_qsl(parts.query)
     return options
+
+
+_NO_TLS_IN_TIME = "No TLS in time"
+"""The text of an error: a server without TLS takes our greeting for the beginning of a line, and waits for the rest."""
 
 
 class _Prompt(AbstractConnection):
@@ -84,10 +90,13 @@ class _Prompt(AbstractConnection):
         super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]  # in redis-py
         self._row = self.borrower = row
         self._inlet = select.poll()
+        self.astray = False
+        """To be closed before anybody uses it again."""
 
     async def _connect(self) -> None:
         self.borrower = self._row
         self._row.stirred()
+        self.astray = False
         await super()._connect()  # type: ignore[safe-super,no-untyped-call]  # each class below has one
         self._inlet = select.poll()
         self._inlet.register(cast(Any, self)._writer.get_extra_info("socket").fileno(), select.POLLIN)
@@ -111,6 +120,14 @@ class _Prompt(AbstractConnection):
         if not this.is_connected or this._reader.at_eof() or this._writer.is_closing():  # or closed meanwhile, by us
             raise redis.ConnectionError("Connection closed by server.")
         return bool(this._reader._buffer or this._parser._reader.has_data())
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)
+        except redis.ResponseError as error:
+            cause = _known(error)
+            self.astray |= cause is not None and cause.effect == "leave"
+            raise
 
     def pack_command(self, *args: Any) -> list[bytes]:
         # In Python a batch of a hundred outcomes takes a millisecond. A command's name may be two words.
@@ -142,7 +159,11 @@ class _Tcp(_Prompt, Connection):
 
 
 class _Tls(_Prompt, SSLConnection):
-    pass
+    async def _connect(self) -> None:
+        try:
+            await super()._connect()
+        except TimeoutError:
+            raise redis.ConnectionError(_NO_TLS_IN_TIME) from None
 
 
 class _Unix(_Prompt, UnixDomainSocketConnection):
@@ -191,6 +212,8 @@ class _Pool(redis.asyncio.ConnectionPool):
 
     async def release(self, connection: AbstractConnection) -> None:
         try:
+            if cast(_Prompt, connection).astray:
+                await connection.disconnect()
             await super().release(connection)
         finally:
             self._free.release()
@@ -238,7 +261,11 @@ class _BlockingTcp(_Blocking, BlockingConnection):
 
 
 class _BlockingTls(_Blocking, BlockingSSLConnection):
-    pass
+    def _connect(self) -> Any:
+        try:
+            return super()._connect()
+        except TimeoutError:
+            raise redis.ConnectionError(_NO_TLS_IN_TIME) from None
 
 
 class _BlockingUnix(_Blocking, BlockingUnixDomainSocketConnection):
@@ -337,15 +364,16 @@ def away_of(error: BaseException, what: str) -> Away:
 
 
 def concerns_the_server(error: BaseException) -> bool:
-    """Nobody is served, or nobody may write: not just a key of a wrong type."""
-    return not isinstance(error, redis.ResponseError) or _known(error) is not None
+    """Nobody is served, or nobody may write: not just a key of a wrong type, or a request that is too large."""
+    cause = _known(error)
+    return not isinstance(error, redis.ResponseError) if cause is None else cause.effect != "refuse"
 
 
 def cause_of(error: BaseException) -> str:
     """The kind of trouble in a few words: the server's error code or the system's, never an argument."""
     cause = _known(error)
     if cause is not None:
-        return cause
+        return cause.said
     text = str(error)
     if isinstance(error, redis.ResponseError):
         code = re.split(_IN_A_PIPELINE, text)[-1].split(" ", 1)[0].rstrip(":,.")
@@ -356,52 +384,81 @@ def cause_of(error: BaseException) -> str:
     return type(error).__name__
 
 
-# Class or text of an error, and what people are told; the first row that fits. redis-py takes the code off the text of
-# an error for which it has a class, and not every version has the same classes. A script's error may have its code
-# further in (before Redis 7), as has one of a pipeline.
-_CAUSES: tuple[tuple[type[BaseException] | None, str | None, str], ...] = (
+Effect = Literal["wait", "leave", "refuse"]
+"""What follows: nobody is served until it is over; the same, and the connection is closed, as it may lead to a primary
+that is the primary no more, would be good for ever, and of no use; this one request is refused, others are not."""
+
+
+@frozen
+class _Cause:
+    """One row of the table: class or text of an error, and what people are told."""
+
+    kind: type[BaseException] | None
+    text: str | None
+    """A pattern."""
+    said: str
+    effect: Effect = "wait"
+
+
+# The first row that fits. redis-py takes the code off the text of an error for which it has a class, and not every
+# version has the same classes. A script's error may have its code further in (before Redis 7), one of a pipeline too.
+_CAUSES: tuple[_Cause, ...] = (
     # The way there.
-    (redis.TimeoutError, None, "no answer in time"),
-    (TimeoutError, None, "no answer in time"),
-    (ConnectionRefusedError, "Connection refused|Connect call failed|Errno 111", "connection refused"),
-    (ConnectionResetError, "Connection reset|Broken pipe", "connection reset"),
-    (None, "Connection (?:closed|lost)", "connection closed"),
-    (None, "No connection available", "all connections are in use"),
-    (None, "CERTIFICATE_VERIFY_FAILED", "the server's certificate is not trusted"),
-    (None, r"\[SSL", "no TLS with the server"),
-    (socket.gaierror, r"^Error -\d+ connecting", "the host's name is not known"),
+    _Cause(redis.TimeoutError, None, "no answer in time"),
+    _Cause(TimeoutError, None, "no answer in time"),
+    _Cause(ConnectionRefusedError, "Connection refused|Connect call failed|Errno 111", "connection refused"),
+    _Cause(ConnectionResetError, "Connection reset|Broken pipe", "connection reset"),
+    _Cause(None, "Connection (?:closed|lost)|EOF occurred", "connection closed"),
+    _Cause(None, "No connection available", "all connections are in use"),
+    _Cause(None, _NO_TLS_IN_TIME, "no answer to TLS in time"),
+    _Cause(None, "(?:Hostname|IP address) mismatch", "the server's certificate is for another host"),
+    _Cause(None, "certificate has expired", "the server's certificate has expired"),
+    _Cause(None, "CERTIFICATE_VERIFY_FAILED", "the server's certificate is not trusted"),
+    _Cause(None, "CERTIFICATE_REQUIRED", "the server wants a certificate of ours"),
+    _Cause(None, r"\[X509|\[PEM|PEM lib|KEY_VALUES_MISMATCH", "a certificate or key of ours cannot be read"),
+    _Cause(None, r"\[SSL|_ssl\.c", "no TLS with the server"),
+    _Cause(redis.InvalidResponse, None, "what answers is no Redis, or speaks TLS"),
+    _Cause(socket.gaierror, r"^Error -\d+ connecting", "the host's name is not known"),
     # The server, to everybody.
-    (None, "max number of clients", "the server has too many clients"),
-    (None, "max concurrent connections exceeded", "the plan's limit of connections is reached"),
-    (None, "max (?:daily request|requests) limit exceeded", "the plan's quota of requests is used up"),
-    (None, "DB capacity quota exceeded", "the plan's quota of memory is used up"),
-    (BusyLoadingError, "LOADING ", "the server is still loading its data (LOADING)"),
-    (None, "MASTERDOWN ", "the server is a replica that has lost its primary (MASTERDOWN)"),
-    (None, "BUSY ", "the server is busy with a long script (BUSY)"),
-    (ClusterDownError, "CLUSTERDOWN ", "the cluster is down (CLUSTERDOWN)"),
-    (None, "(?:MOVED|ASK) ", "the key is on another node of a cluster (MOVED)"),
+    _Cause(None, "max number of clients", "the server has too many clients"),
+    _Cause(None, "max concurrent connections exceeded", "the plan's limit of connections is reached"),
+    _Cause(None, "max (?:daily request|requests) limit exceeded", "the plan's quota of requests is used up"),
+    _Cause(None, "DB capacity quota exceeded", "the plan's quota of memory is used up"),
+    # Upstash (its pages of troubleshooting): a body, a result or an id is too large.
+    _Cause(
+        None, "max (?:request|single record|key|member) size exceeded", "it is larger than the plan allows", "refuse"
+    ),
+    _Cause(BusyLoadingError, "LOADING ", "the server is still loading its data (LOADING)"),
+    _Cause(None, "MASTERDOWN ", "the server is a replica that has lost its primary (MASTERDOWN)", "leave"),
+    _Cause(None, "BUSY ", "the server is busy with a long script (BUSY)"),
+    _Cause(ClusterDownError, "CLUSTERDOWN ", "the cluster is down (CLUSTERDOWN)"),
+    _Cause(None, "(?:MOVED|ASK) ", "the key is on another node of a cluster (MOVED)"),
     # The server, to this user.
-    (None, "NOAUTH |Authentication required", "the server wants a password (NOAUTH)"),
-    (AuthenticationError, "WRONGPASS |invalid password", "wrong password or user"),
-    (NoPermissionError, "NOPERM |The user executing the script can't", "the user lacks a permission (NOPERM)"),
+    _Cause(None, "NOAUTH |Authentication required", "the server wants a password (NOAUTH)"),
+    _Cause(AuthenticationError, "WRONGPASS |invalid password", "wrong password or user"),
+    _Cause(
+        NoPermissionError,
+        "NOPERM |ACL failure in script|The user executing the script can't",  # Redis 7.2 and Valkey; Redis 7.0
+        "the user lacks a permission (NOPERM)",
+    ),
     # The server, to who writes.
-    (ReadOnlyError, "READONLY |UNBLOCKED ", "the server is a replica (READONLY)"),
-    (OutOfMemoryError, "OOM ", "the server is out of memory (OOM)"),
-    (None, "MISCONF ", "the server cannot save its data, and takes none (MISCONF)"),
-    (None, "NOREPLICAS ", "the server has too few replicas to take data (NOREPLICAS)"),
+    _Cause(ReadOnlyError, "READONLY |UNBLOCKED ", "the server is a replica (READONLY)", "leave"),
+    _Cause(OutOfMemoryError, "OOM ", "the server is out of memory (OOM)"),
+    _Cause(None, "MISCONF ", "the server cannot save its data, and takes none (MISCONF)"),
+    _Cause(None, "NOREPLICAS ", "the server has too few replicas to take data (NOREPLICAS)", "leave"),
 )
 _IN_A_PIPELINE = r"caused error: (?:\(['\"])?"  # redis-py 5 shows the error's tuple of arguments
 _BEFORE = rf"(?:^|^ERR |: -| -|{_IN_A_PIPELINE})"
 """What may come before the code or the text of an answer."""
 
 
-def _known(error: BaseException) -> str | None:
+def _known(error: BaseException) -> _Cause | None:
     text = str(error)
     anywhere = not isinstance(error, redis.ResponseError)
-    for kind, pattern, cause in _CAUSES:
-        if kind is not None and isinstance(error, kind):
+    for cause in _CAUSES:
+        if cause.kind is not None and isinstance(error, cause.kind):
             return cause
-        if pattern is not None and re.search(pattern if anywhere else f"{_BEFORE}(?:{pattern})", text):
+        if cause.text is not None and re.search(cause.text if anywhere else f"{_BEFORE}(?:{cause.text})", text):
             return cause
     return None
 

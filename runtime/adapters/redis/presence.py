@@ -30,6 +30,7 @@ class Presence:
         self._channels = [keys.here(queue) for queue in queues]
         self._subscription: Any = None
         self._serving = anyio.CancelScope()
+        self._staying = anyio.CancelScope()
         self._wanted = anyio.Event()
         self._wanted.set()
         self._gone = anyio.Event()
@@ -49,7 +50,7 @@ class Presence:
                 await self._wanted.wait()
             self._gone = anyio.Event()
             try:
-                with suppress(*TROUBLE):
+                with suppress(*TROUBLE), anyio.CancelScope() as self._staying:
                     await self._stay()
                     retry_s = RETRY_S[0]
             finally:
@@ -75,6 +76,10 @@ class Presence:
     def appear(self) -> None:
         """Be counted again, soon."""
         self._wanted.set()
+
+    def renew(self) -> None:
+        """Be counted over a new connection: the one that is there may lead to a server that is the primary no more."""
+        self._staying.cancel()
 
     async def leave(self) -> None:
         """Be counted no longer; returns when the server has confirmed it. Raises `Away` where it does not."""

@@ -100,28 +100,40 @@ def _address(store: Store) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+_HANGS_UP = "does it want TLS? Then write rediss:// instead of redis://; or a certificate of ours? ssl_certfile="
 # Words of a cause (`adapters/redis/connection.py` has them all), and what to do.
 _FIXES = (
     ("password", "copy the address anew from where Redis is hosted, its password percent-encoded"),
-    ("lacks a permission", "allow its user all commands on all keys: ACL SETUSER … ~* &* +@all"),
-    ("refused", "start Redis there, or correct host and port in REDIS_URL"),
+    ("lacks a permission", "give its user the rights that docs/redis.md lists"),
+    ("connection refused", "start Redis there, or correct host and port in REDIS_URL"),
     ("name is not known", "correct the host in REDIS_URL; a database that was deleted has no name any more"),
+    ("answer to TLS", "does the server speak TLS? If not, write redis:// instead of rediss://"),
     ("no TLS", "the server speaks no TLS: write redis:// instead of rediss://"),
+    ("speaks TLS", "does it want TLS? Then write rediss:// instead of redis://"),
+    ("another host", "name the server in REDIS_URL as its certificate does"),
+    ("has expired", "renew the server's certificate, or set the clock of this machine"),
+    ("certificate of ours", "name it and its key: rediss://…?ssl_certfile=/path/own.pem&ssl_keyfile=/path/own.key"),
+    ("certificate or key", "the files that REDIS_URL names must be PEM, and a key must be that of its certificate"),
     ("certificate", "name the authority: rediss://…?ssl_ca_certs=/path/to/ca.pem"),
-    ("closed", "does it want TLS? Then write rediss:// instead of redis://"),
-    ("reset", "does it want TLS? Then write rediss:// instead of redis://"),
+    ("closed", _HANGS_UP),
+    ("reset", _HANGS_UP),
     ("no answer", "is a firewall between, or does the server hang? Try: redis-cli -u \"$REDIS_URL\" ping"),
+    ("larger than", "make arguments and results smaller, or raise the plan's limit"),
     ("quota", "raise the plan's limit, or wait for the next period"),
     ("too many clients", "raise maxclients, or run fewer workers"),
     ("limit of connections", "raise the plan, or run fewer workers"),
     ("memory", "give it more memory, or empty it"),
     ("loading", "wait until it has read its data"),
+    ("too few replicas", "bring its replicas back, or lower its min-replicas-to-write"),
     ("replica", "name the primary in REDIS_URL"),
     ("cannot save", "make room on its disk; INFO persistence tells"),
 )  # fmt: skip
 
 
-def _fix(cause: str) -> str:
+def fix_of(cause: str, host: str = "", *, on_railway: bool = False) -> str:
+    """What to do about a Redis at `host` that does not work for us, by the cause that we were told."""
+    if host.endswith(".railway.internal") and not on_railway:
+        return "*.railway.internal resolves only inside Railway: from here use REDIS_PUBLIC_URL"
     return next(
         (fix for words, fix in _FIXES if words.lower() in cause.lower()), "the cause says what the server lacks"
     )
@@ -130,11 +142,7 @@ def _fix(cause: str) -> str:
 def _reached(store: Store) -> Finding:
     if store.lost is not None:
         why = "no job can be added or claimed"
-        fix = _fix(store.lost)
-        if store.scheme == "rediss" and "no answer" in store.lost:  # a server without TLS waits for the rest of a line
-            fix = "does the server speak TLS? If not, write redis:// instead of rediss://"
-        if store.host.endswith(".railway.internal") and not store.on_railway:
-            fix = "*.railway.internal resolves only inside Railway: from here use REDIS_PUBLIC_URL"
+        fix = fix_of(store.lost, store.host, on_railway=store.on_railway)
         return Finding("redis.reach", "fail", f"it does not work for us: {store.lost}", why, fix)
     if not store.pings_ms:
         return Finding("redis.reach", "skipped", "how long its answers take: there was no time to measure")
@@ -183,7 +191,7 @@ def _scripts(store: Store) -> Finding:
         return Finding("redis.lua", "skipped", "whether it runs scripts: not tried")
     if store.scripts.cause is None:
         return Finding("redis.lua", "pass", "Lua runs, and writes")
-    fix = _fix(store.scripts.cause)
+    fix = fix_of(store.scripts.cause)
     return Finding(
         "redis.lua", "fail", f"a script that writes was refused: {store.scripts.cause}",
         "every claim and every settlement is such a script",
