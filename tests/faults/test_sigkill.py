@@ -34,7 +34,7 @@ def test_thirty_kills_lose_no_job_and_settle_none_twice(redis_url: str, ledger: 
 
     lines = ledger.lines()
     broken = judge(lines, found)
-    assert not broken, "\n".join(broken[:20])
+    assert not broken, "\n".join(map(str, broken[:20]))
     assert effective_kills(lines) >= KILLS
     assert codes == [0, 0, 0]
     assert "Traceback" not in errors, errors
