@@ -1,9 +1,9 @@
 """All scenarios."""
 
-from tests.campaign import death
+from tests.campaign import death, killpoints
 from tests.campaign.scenario import Scenario
 
-SCENARIOS: tuple[Scenario, ...] = (*death.SCENARIOS,)
+SCENARIOS: tuple[Scenario, ...] = (*death.SCENARIOS, *killpoints.SCENARIOS)
 
 
 def chosen(only: list[str], *, full: bool) -> list[Scenario]:

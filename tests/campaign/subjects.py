@@ -121,8 +121,7 @@ async def _enqueue(url: str, requests: Iterable[Request[Any]]) -> list[str]:
                 _defer_by=timedelta(seconds=seconds(delay)) if delay else None,
                 **request.kwargs,
             )
-            assert job is not None, "the id is taken"
-            ids.append(job.job_id)
+            ids.append(f"{request.handler}:{key}" if job is None else job.job_id)  # None: it is there already
         return ids
     finally:
         await pool.aclose()
