@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -19,12 +18,11 @@ from time import sleep
 from typing import Any
 
 from tests.campaign import work
-from tests.campaign.death import RECLAIM_S, settle_down
+from tests.campaign.death import MODULES, TERMS, settle_down
 from tests.campaign.needs import STRACE
-from tests.campaign.scenario import Broken, Held, Scenario, Stage, Verdict
+from tests.campaign.scenario import Broken, Scenario, Stage, Verdict, figure, in_stages, merged
 from tests.campaign.subjects import SubjectName
-from tests.faults import campaign, jobs
-from tests.faults.ledger import Breach, Terms
+from tests.faults import jobs
 from tests.http.asking import site_of
 from tests.processes import Worker, wait_until
 
@@ -32,8 +30,7 @@ ABREAST = 4
 """Points tried at a time: most of it is waiting for leases to lapse."""
 QUIET_S = 0.3
 """How long after its last effect an operation may still receive something."""
-MODULES = (campaign.MODULE, work.MODULE)
-NO_SUCH_THING: dict[SubjectName, str] = {"arq": "no such thing in arq"}
+NOT_IN_ARQ: dict[SubjectName, str] = {"arq": "arq has none"}
 
 
 @dataclass(frozen=True)
@@ -180,48 +177,45 @@ def every_point(operation: Operation, calls: Sequence[str] = ("sendto", "recvfro
     """The operation is tried from the first point to the first that is never reached."""
 
     def run(stage: Stage) -> Verdict:
-        step = (1 if stage.full else 5) if stage.ours else 4
-        breaches: list[Breach] = []
-        tried = {call: _try_all(stage, operation, call, step, breaches) for call in calls}
-        figures = {f"points_at_{call}": count for call, count in tried.items()}
-        return Broken(breaches, figures) if breaches else Held(figures)
+        tried = [one for call in calls for one in _try_all(stage, operation, call)]
+        points = {call: sum(point.call == call for point, _ in tried) for call in calls}
+        return merged(
+            (f"at {point}" for point, _ in tried),
+            (verdict for _, verdict in tried),
+            **{f"kills_at_{call}": count for call, count in points.items()},
+        )
 
     return run
 
 
-def _try_all(stage: Stage, operation: Operation, call: str, step: int, breaches: list[Breach]) -> int:
-    """How many were tried; what they broke is added to `breaches`."""
-    first, tried = 1, 0
-    with ThreadPoolExecutor(ABREAST) as pool:
-        while True:
-            points = [Point(call, first + step * at) for at in range(ABREAST)]
-            found = list(pool.map(lambda point: _try(stage, operation, point), points))
-            for point, (cut, verdict) in zip(points, found, strict=True):
-                tried += cut
-                if isinstance(verdict, Broken):
-                    breaches += [Breach(one.invariant, f"at {point}: {one.sentence}") for one in verdict.breaches]
-            if not all(cut for cut, _ in found):
-                return tried
-            first += step * ABREAST
+def _try_all(stage: Stage, operation: Operation, call: str) -> list[tuple[Point, Verdict]]:
+    step = (1 if stage.full else 8) if stage.ours else 4  # arq's jobs are waited for in vain, and long
+    tried: list[tuple[Point, Verdict]] = []
+    while True:
+        first = 1 + step * len(tried)
+        points = [Point(call, first + step * at) for at in range(ABREAST)]
+        verdicts = in_stages(stage, points, lambda own, point: _try(own, operation, point), ABREAST)
+        pairs = list(zip(points, verdicts, strict=True))
+        tried += [(point, verdict) for point, verdict in pairs if _was_cut(verdict) or isinstance(verdict, Broken)]
+        if not all(map(_was_cut, verdicts)):
+            return tried
 
 
-def _try(stage: Stage, operation: Operation, point: Point) -> tuple[bool, Verdict]:
-    """Whether the process was cut short there, and what came of it: another one finds what it has left."""
-    with Stage(stage.subject, seed=stage.seed, full=stage.full) as own:
-        cut = False
-        try:
-            struck = operation(own, point)
-            cut = not struck.running and struck.wait() < 0
-            if cut:
-                own.ledger.note("killed", pid=struck.pid)
-            accepted = len({line.job for line in own.ledger.lines() if line.what == "acked"})
-            heir = own.worker(modules=MODULES, slots=20, lease="1s").up()
-            settle_down(own, accepted)
-            for worker in (struck, heir):
-                worker.stop()
-            return cut, own.judged(Terms(reclaim_s=RECLAIM_S, slots=20))
-        except AssertionError as failure:
-            return cut, Broken([Breach("procedure", str(failure).splitlines()[0])])
+def _was_cut(verdict: Verdict) -> bool:
+    return figure([verdict], "cut") == [1]
+
+
+def _try(stage: Stage, operation: Operation, point: Point) -> Verdict:
+    """Let the process be cut short there; another one finds what it has left."""
+    struck = operation(stage, point)
+    cut = not struck.running and struck.wait() < 0
+    if cut:
+        stage.ledger.note("killed", pid=struck.pid)
+    heir = stage.worker(modules=MODULES, slots=20, lease="1s").up()
+    settle_down(stage, len({line.job for line in stage.ledger.lines() if line.what == "acked"}))
+    for worker in (struck, heir):
+        worker.stop()
+    return stage.judged(TERMS, cut=int(cut))
 
 
 def _scenario(
@@ -256,10 +250,10 @@ SCENARIOS = (
         calls=("write", "read"),
         not_for={"arq": "its command runs on asyncio's own loop"},
     ),
-    _scenario("extend", "A worker's keeper extends the leases of three jobs.", extend, not_for=NO_SUCH_THING),
+    _scenario("extend", "A worker's keeper extends the leases of three jobs.", extend, not_for=NOT_IN_ARQ),
     _scenario("retry", "A worker runs a job that fails once, and is tried again.", retry),
     _scenario("release", "A worker is told to stop, and gives three jobs back.", release),
     _scenario("enqueue", "A producer enqueues two jobs, and again those of which it knows nothing.", enqueue),
-    _scenario("take", "A worker runs six jobs that take tokens and permits.", take, not_for=NO_SUCH_THING),
-    _scenario("wake", "A worker falls quiet, and is woken for a job.", wake, not_for=NO_SUCH_THING),
+    _scenario("take", "A worker runs six jobs that take tokens and permits.", take, not_for=NOT_IN_ARQ),
+    _scenario("wake", "A worker falls quiet, and is woken for a job.", wake, not_for=NOT_IN_ARQ),
 )

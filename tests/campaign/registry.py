@@ -1,9 +1,16 @@
 """All scenarios."""
 
-from tests.campaign import death, killpoints
+from tests.campaign import death, killpoints, signals
 from tests.campaign.scenario import Scenario
 
-SCENARIOS: tuple[Scenario, ...] = (*death.SCENARIOS, *killpoints.SCENARIOS)
+MODULES = (death, killpoints, signals)
+
+
+def _place(scenario: Scenario) -> list[int]:
+    return [int(part) for part in scenario.id.removeprefix("K").split(".") if part.isdecimal()]
+
+
+SCENARIOS: tuple[Scenario, ...] = tuple(sorted((one for module in MODULES for one in module.SCENARIOS), key=_place))
 
 
 def chosen(only: list[str], *, full: bool) -> list[Scenario]:

@@ -17,7 +17,7 @@ from redis import Redis
 from tests.campaign.invariants import INVARIANTS
 from tests.campaign.outcome import Outcome
 from tests.campaign.registry import SCENARIOS
-from tests.campaign.scenario import Broken, Held, NotRun, Scenario, Verdict
+from tests.campaign.scenario import Broken, Held, NoSuchThing, NotRun, Scenario, Verdict
 from tests.campaign.subjects import SUBJECTS, SubjectName
 from tests.servers import Server
 
@@ -48,6 +48,8 @@ def _told(verdict: Verdict) -> str:
             return f"BROKEN. {_breaches([verdict])} {_figures([figures])}".strip()
         case NotRun(why):
             return f"not run: {why}"
+        case NoSuchThing(why):
+            return f"no such thing: {why}"
 
 
 def write(path: Path, outcomes: Sequence[Outcome], *, full: bool, took_s: float) -> None:
@@ -104,8 +106,8 @@ def verdicts(outcomes: Iterable[Outcome], scenario: Scenario, subject: SubjectNa
 def _cell(found: Sequence[Verdict]) -> str:
     if not found:
         return "–"
-    if isinstance(found[0], NotRun):
-        return "not run"
+    if isinstance(found[0], NotRun | NoSuchThing):
+        return "not run" if isinstance(found[0], NotRun) else "no such thing"
     broken = [invariant for one in found if isinstance(one, Broken) for invariant in _invariants(one)]
     return f"broken: {', '.join(dict.fromkeys(broken))}" if broken else "held"
 
@@ -115,12 +117,12 @@ def _invariants(verdict: Broken) -> list[str]:
 
 
 def _story(found: Sequence[Verdict]) -> str:
-    if isinstance(found[0], NotRun):
-        return f"not run: {found[0].why}."
+    if isinstance(found[0], NotRun | NoSuchThing):
+        return f"{_told(found[0])}."
     broken = [one for one in found if isinstance(one, Broken)]
     seeds = f" ({len(found)} seeds)" if len(found) > 1 else ""
     verdict = f"broken{seeds}. {_breaches(broken)}" if broken else f"held{seeds}."
-    return f"{verdict} {_figures([one.figures for one in found if not isinstance(one, NotRun)])}".strip()
+    return f"{verdict} {_figures([one.figures for one in found if isinstance(one, Held | Broken)])}".strip()
 
 
 def _breaches(broken: Sequence[Broken]) -> str:
@@ -155,10 +157,10 @@ def _range(values: Sequence[float | str]) -> str:
 def _plain(outcome: Outcome) -> dict[str, Any]:
     case, verdict = outcome.case, outcome.verdict
     plain: dict[str, Any] = {"scenario": case.scenario, "subject": case.subject, "seed": case.seed}
-    plain["verdict"] = {Held: "held", Broken: "broken", NotRun: "not run"}[type(verdict)]
+    plain["verdict"] = {Held: "held", Broken: "broken", NotRun: "not run", NoSuchThing: "no such thing"}[type(verdict)]
     plain["took_s"] = round(outcome.took_s, 2)
     match verdict:
-        case NotRun(why):
+        case NotRun(why) | NoSuchThing(why):
             plain["why"] = why
         case Held(figures):
             plain["figures"] = dict(figures)

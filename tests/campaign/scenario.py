@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,7 @@ from tests.processes import Worker
 from tests.servers import Server
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 Figures = Mapping[str, float | str]
 
@@ -43,7 +45,14 @@ class NotRun:
     why: str
 
 
-Verdict = Held | Broken | NotRun
+@dataclass(frozen=True)
+class NoSuchThing:
+    """There is nothing that could break."""
+
+    why: str
+
+
+Verdict = Held | Broken | NotRun | NoSuchThing
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,7 @@ class Stage:
 def perform(scenario: Scenario, subject: SubjectName, *, seed: int = 1, full: bool = False) -> Verdict:
     """Run it to its verdict. A wait in vain and a deadline that passes are breaches."""
     if subject in scenario.not_for:
-        return NotRun(scenario.not_for[subject])
+        return NoSuchThing(scenario.not_for[subject])
     for need in scenario.needs:
         if why := need.missing():
             return NotRun(f"needs {need.name}: {why}")
@@ -167,9 +176,45 @@ def perform(scenario: Scenario, subject: SubjectName, *, seed: int = 1, full: bo
         with _deadline(scenario.deadline_s), Stage(SUBJECTS[subject], seed=seed, full=full) as stage:
             return scenario.run(stage)
     except AssertionError as failure:
-        return Broken([Breach("procedure", str(failure).splitlines()[0] if str(failure) else repr(failure))])
+        return in_vain(failure)
     except DeadlinePassed:
         return Broken([Breach("procedure", f"not over after {scenario.deadline_s:g} s")])
+
+
+def in_stages(stage: Stage, cases: Iterable[C], run: Callable[[Stage, C], Verdict], abreast: int = 4) -> list[Verdict]:
+    """Each case on a stage of its own, a few at a time; for what is mostly waiting."""
+
+    def one(case: C) -> Verdict:
+        with Stage(stage.subject, seed=stage.seed, full=stage.full) as own:
+            try:
+                return run(own, case)
+            except AssertionError as failure:
+                return in_vain(failure)
+
+    with ThreadPoolExecutor(abreast) as pool:
+        return list(pool.map(one, cases))
+
+
+def in_vain(failure: AssertionError) -> Broken:
+    """What was waited for has not come."""
+    return Broken([Breach("procedure", (str(failure) or repr(failure)).splitlines()[0])])
+
+
+def merged(cases: Iterable[object], verdicts: Iterable[Verdict], **figures: float | str) -> Verdict:
+    """One verdict of several cases, each breach with the name of its case."""
+    breaches = [
+        Breach(breach.invariant, f"{case}: {breach.sentence}")
+        for case, verdict in zip(cases, verdicts, strict=True)
+        if isinstance(verdict, Broken)
+        for breach in verdict.breaches
+    ]
+    return Broken(breaches, figures) if breaches else Held(figures)
+
+
+def figure(verdicts: Iterable[Verdict], name: str) -> list[float]:
+    """This figure of all that have it."""
+    found = (verdict.figures.get(name) for verdict in verdicts if isinstance(verdict, Held | Broken))
+    return [value for value in found if isinstance(value, int | float)]
 
 
 @contextmanager

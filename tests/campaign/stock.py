@@ -1,6 +1,7 @@
 """arq's own worker over handlers of ours, as functions of its own: python -m tests.campaign.stock MODULE …
 
-What it logs is written as JSON, with our names for the few things that a scenario waits for.
+What it logs is written as JSON, with our names for the few things that a scenario waits for. No function's timeout is
+longer than arq's default: the longest of all is how long the jobs of a dead worker are held back.
 """
 
 from __future__ import annotations
@@ -21,9 +22,6 @@ from arq.worker import Function, Worker, func
 from runtime import RetryLater, Snooze
 from runtime.declare import Handler
 
-LONGEST_S = 300.0
-"""arq's own default. A longer one would hold back the jobs of all functions of a dead worker for as long."""
-
 
 @dataclass(frozen=True, slots=True)
 class StockContext:
@@ -38,7 +36,7 @@ class StockContext:
         return await take(*args, **kwargs)
 
 
-def function(handler: Handler[Any, Any]) -> Function:
+def function(handler: Handler[Any, Any], longest_s: float) -> Function:
     async def run(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return await handler.function(StockContext(ctx["job_id"], ctx["job_try"]), *args, **kwargs)
@@ -46,10 +44,10 @@ def function(handler: Handler[Any, Any]) -> Function:
             raise Retry(defer=again.delay_s) from again
 
     timeout_s = handler.spec.timeout_s
-    return func(run, name=handler.name, timeout=None if timeout_s is None else min(timeout_s, LONGEST_S))
+    return func(run, name=handler.name, timeout=None if timeout_s is None else min(timeout_s, longest_s))
 
 
-class Told(logging.Handler):
+class Told(logging.Formatter):
     """arq's log, a JSON object a line."""
 
     EVENTS = (
@@ -60,14 +58,14 @@ class Told(logging.Handler):
         ("will be run again", "JOB_RELEASED"),
     )
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
         event = next((event for words, event in self.EVENTS if words in text), None)
-        reference = next((word for word in text.split() if ":" in word), "")
         line = {"event": event, "level": record.levelname.lower(), "message": text}
         if event and event.startswith("JOB_"):
+            reference = next((word for word in text.split() if ":" in word), "")
             line["job_id"] = reference.partition("(")[0].rpartition(":")[0]
-        print(json.dumps(line), flush=True)
+        return json.dumps(line)
 
 
 def handlers(modules: list[str]) -> Iterator[Handler[Any, Any]]:
@@ -76,12 +74,16 @@ def handlers(modules: list[str]) -> Iterator[Handler[Any, Any]]:
 
 
 def main(*modules: str) -> None:
-    logging.basicConfig(level=logging.INFO, handlers=[Told()])
+    log = logging.StreamHandler(sys.stdout)
+    log.setFormatter(Told())
+    logging.basicConfig(level=logging.INFO, handlers=[log])
+    longest_s = int(os.environ.get("JOB_TIMEOUT_SECONDS", 300))
     worker = Worker(
-        functions=[function(handler) for handler in handlers(list(modules))],
+        functions=[function(handler, longest_s) for handler in handlers(list(modules))],
         redis_settings=RedisSettings.from_dsn(os.environ["REDIS_URL"]),
         max_jobs=int(os.environ["WORKER_CONCURRENCY"]),
         job_completion_wait=int(os.environ.get("GRACEFUL_SHUTDOWN_TIMEOUT_MS", 0)) // 1000,
+        job_timeout=longest_s,
         allow_abort_jobs=True,
         keep_result=3600,
     )

@@ -6,7 +6,7 @@ import pytest
 
 from tests.campaign.outcome import Case
 from tests.campaign.registry import SCENARIOS
-from tests.campaign.scenario import Broken, NotRun
+from tests.campaign.scenario import Broken, Held, NotRun
 
 
 @pytest.mark.parametrize("scenario", [one.id for one in SCENARIOS if one.quick and "runtime" not in one.not_for])
@@ -15,4 +15,5 @@ def test_what_must_hold_holds(scenario: str) -> None:
     if isinstance(verdict, NotRun):
         pytest.skip(verdict.why)
     assert not isinstance(verdict, Broken), "\n".join(map(str, verdict.breaches[:20]))
+    assert isinstance(verdict, Held)
     print(f"\n{dict(verdict.figures)}")
