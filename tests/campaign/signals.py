@@ -214,19 +214,21 @@ def _other_signal(stage: Stage, number: signal.Signals | None) -> Verdict:
 
 def away(stage: Stage) -> Verdict:
     """arq is given a timeout of a second, so that its claim lapses after eleven, and not after 310."""
-    cases = ["with another worker", "alone"]
-    verdicts = in_stages(stage, cases, lambda own, case: _away(own, other=case == cases[0]))
+    cases = {"with another worker": (True, 0.9), "alone": (False, 0.9), "alone, with work left": (False, 6.0)}
+    if not stage.ours:
+        del cases["alone, with work left"]
+    verdicts = in_stages(stage, cases.values(), lambda own, case: _away(own, *case))
     return merged(cases, verdicts, seconds_away=_AWAY_S[stage.subject.name])
 
 
 _AWAY_S = {"runtime": 4.0, "arq": 22.0}
 
 
-def _away(stage: Stage, *, other: bool) -> Verdict:
+def _away(stage: Stage, other: bool, length_s: float) -> Verdict:
     settings: dict[str, Any] = {"slots": 2, "lease": "2s", **({} if stage.ours else {"JOB_TIMEOUT_SECONDS": 1})}
     sleeper, idle = (stage.worker(**settings) for _ in range(2))
     sleeper.up()
-    (job,) = stage.acked(jobs.work.request(0.9))
+    (job,) = stage.acked(jobs.work.request(length_s))
     wait_until(stage.ledger.starts)
     if other:
         idle.up()

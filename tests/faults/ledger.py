@@ -289,10 +289,12 @@ def _too_many_at_once(runs: Mapping[str, Sequence[Execution]], slots: int | None
 
 
 def _burnt(facts: Sequence[Line], runs: Mapping[str, Sequence[Execution]]) -> Iterable[str]:
-    """Where nobody died or was away, only failures count."""
+    """A crash counts; where nobody died or was away, only failures do."""
     harm = [line.at for line in facts if line.what in ("killed", "lapsed")]
     for job, these in runs.items():
         for before, after in pairwise(these):
+            if before.killed is not None and before.end is None and after.attempt <= before.attempt:
+                yield f"{job}: killed, and its next run was told attempt {after.attempt} again"
             if before.killed is not None or any(before.start <= at <= after.start for at in harm):
                 continue
             burnt = after.attempt - before.attempt - (before.how == "failed")

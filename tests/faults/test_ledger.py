@@ -11,21 +11,22 @@ from tests.faults.ledger import SETTLE_S, Found, Ledger, Letter, Line, Terms, ef
 A, B = 11, 22
 TERMS = Terms(reclaim_s=12, slots=2)
 
+AGAIN = Line("start", "again", B, 7.0, attempt=2)
 # One job that was done at once, one that was done after its worker was killed, one that died three times.
 TRUE_LINES = [
     Line("acked", "plain"),
     Line("acked", "again"),
     Line("acked", "pill"),
-    Line("start", "plain", A, 1.0),
+    Line("start", "plain", A, 1.0, attempt=1),
     Line("end", "plain", A, 1.5),
-    Line("start", "again", A, 4.0),
-    Line("start", "pill", A, 4.1),
+    Line("start", "again", A, 4.0, attempt=1),
+    Line("start", "pill", A, 4.1, attempt=1),
     Line("killed", "", A, 5.0),
-    Line("start", "again", B, 7.0),
+    AGAIN,
     Line("end", "again", B, 7.5),
-    Line("start", "pill", B, 7.1),
+    Line("start", "pill", B, 7.1, attempt=2),
     Line("killed", "", B, 10.0),
-    Line("start", "pill", 33, 22.0),
+    Line("start", "pill", 33, 22.0, attempt=3),
     Line("killed", "", 33, 23.0),
 ]
 TRUE_FOUND = Found(
@@ -48,9 +49,9 @@ def test_a_run_whose_settlement_the_kill_may_have_cut_short_may_be_repeated() ->
     lines = [
         *TRUE_LINES,
         Line("acked", "late"),
-        Line("start", "late", A, 4.5),
+        Line("start", "late", A, 4.5, attempt=1),
         Line("end", "late", A, 4.999),
-        Line("start", "late", B, 7.0),
+        Line("start", "late", B, 7.0, attempt=2),
         Line("end", "late", B, 8.0),
     ]
     found = replace(
@@ -63,8 +64,8 @@ def test_a_run_whose_settlement_the_kill_may_have_cut_short_may_be_repeated() ->
 
 
 def test_a_run_that_began_while_its_killer_took_aim_was_killed() -> None:
-    late = Line("start", "again", A, 5.001)
-    lines = [late if line == Line("start", "again", A, 4.0) else line for line in TRUE_LINES]
+    late = Line("start", "again", A, 5.001, attempt=1)
+    lines = [late if line == Line("start", "again", A, 4.0, attempt=1) else line for line in TRUE_LINES]
     assert judge(lines, TRUE_FOUND) == []
 
 
@@ -170,7 +171,7 @@ def test_who_was_away_for_longer_than_a_lease_explains_a_second_run() -> None:
             "I3: plain: 2 executions, 0 reasons",
         ),
         (
-            [line if line != Line("start", "again", B, 7.0) else Line("start", "again", B, 4.9) for line in TRUE_LINES],
+            [line if line != AGAIN else Line("start", "again", B, 4.9, attempt=2) for line in TRUE_LINES],
             TRUE_FOUND,
             "I3: again: ran twice at once",
         ),
@@ -185,7 +186,7 @@ def test_who_was_away_for_longer_than_a_lease_explains_a_second_run() -> None:
             f"I4: again: the result is an earlier run's, of process {A}",
         ),
         (
-            [replace(line, at=20.5) if line == Line("start", "again", B, 7.0) else line for line in TRUE_LINES],
+            [replace(AGAIN, at=20.5) if line == AGAIN else line for line in TRUE_LINES],
             TRUE_FOUND,
             "I5: again: again 15.5 s after its worker's death, allowed are 12 s",
         ),
@@ -198,6 +199,11 @@ def test_who_was_away_for_longer_than_a_lease_explains_a_second_run() -> None:
             [*TRUE_LINES, Line("acked", "third"), Line("start", "third", A, 4.2)],
             TRUE_FOUND,
             f"I6: process {A} ran 3 jobs at once, it has 2 slots",
+        ),
+        (
+            [replace(line, attempt=1) for line in TRUE_LINES],
+            TRUE_FOUND,
+            "I10: again: killed, and its next run was told attempt 1 again",
         ),
         (
             [*TRUE_LINES, *drained(attempt=2)],
