@@ -49,7 +49,7 @@ def kills(stage: Stage) -> Verdict:
             _add_work(stage, 50)
         _kill_one(stage, crew)
     accepted = sum(line.what == "acked" for line in stage.ledger.lines())
-    settle_down(stage, accepted)
+    settle_down(stage, accepted, 120)
     wrong_exits = exits(crew)
     lines = stage.ledger.lines()
     took = sorted(recoveries(lines))
@@ -201,7 +201,7 @@ SCENARIOS = (
         ("I1", "I2", "I3", "I4", "I5", "I6", "I7"),
         kills,
         seeds=5,
-        deadline_s=240,
+        deadline_s=300,
     ),
     Scenario(
         "K1.3",

@@ -25,8 +25,6 @@ _OVER = ("end", "failed", "cancelled")
 SETTLE_S = 2.0
 """A kill so soon after a handler's end may have come before its outcome was settled; nobody outside can tell."""
 MOST_CRASHES = 3
-RETAKEN_S = (0.0, 10.0, 60.0)
-"""How long a job is left alone after its first crash, its second, …, so that one which kills its worker kills few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,13 +263,14 @@ def _late(runs: Mapping[str, Sequence[Execution]], found: Found, reclaim_s: floa
         for before, after in pairwise((*these, None)):
             if before is None or before.killed is None or before.end is not None or (over and after is None):
                 continue
-            # Crashes between a claim and the handler's first line are seen by nobody but the next run.
-            crashes = 1 if after is None else max(after.crashes - before.crashes, 1)
-            allowed_s = sum(reclaim_s + wait for wait in RETAKEN_S[before.crashes : before.crashes + crashes])
+            # After more crashes it is left alone for a while. One between a claim and the handler's first line is seen
+            # by nobody but the next run.
+            if before.crashes or (after is not None and after.crashes > 1):
+                continue
             took_s = (found.at if after is None else after.start) - before.killed
-            if took_s > allowed_s:
+            if took_s > reclaim_s:
                 again = "not again" if after is None else "again"
-                yield f"{job}: {again} {took_s:.1f} s after its worker's death, allowed are {allowed_s:g} s"
+                yield f"{job}: {again} {took_s:.1f} s after its worker's death, allowed are {reclaim_s:g} s"
 
 
 def _too_many_at_once(runs: Mapping[str, Sequence[Execution]], slots: int | None) -> Iterable[str]:
@@ -311,11 +310,11 @@ def _dead_too_soon(runs: Mapping[str, Sequence[Execution]], found: Found) -> Ite
 
 
 def recoveries(lines: Iterable[Line]) -> list[float]:
-    """For every job whose worker was killed while it ran: the seconds to its next start."""
+    """For every job whose worker was killed while it ran, for the first time: the seconds to its next start."""
     found = []
     for these in executions(lines).values():
         for before, after in pairwise(these):
-            if before.killed is not None and before.end is None:
+            if before.killed is not None and before.end is None and not before.crashes and after.crashes <= 1:
                 found.append(after.start - before.killed)
     return found
 
