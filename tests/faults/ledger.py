@@ -201,7 +201,7 @@ def judge(lines: Iterable[Line], found: Found, terms: Terms = PLAIN) -> list[Bre
         "I2": _settled_twice(acked, runs, found),
         "I3": _ran_too_often(runs),
         "I4": _overruled(runs, found),
-        "I5": _late(runs, found, terms.reclaim_s),
+        "I5": chain(_late(runs, found, terms.reclaim_s), _never(facts, runs, found, terms.reclaim_s)),
         "I6": _too_many_at_once(runs, terms.slots),
         "I7": (f"left behind: {key}" for key in left),
         "I10": chain(_burnt(facts, runs), _dead_too_soon(runs, found)),
@@ -271,6 +271,19 @@ def _late(runs: Mapping[str, Sequence[Execution]], found: Found, reclaim_s: floa
             if took_s > reclaim_s:
                 again = "not again" if after is None else "again"
                 yield f"{job}: {again} {took_s:.1f} s after its worker's death, allowed are {reclaim_s:g} s"
+
+
+def _never(
+    facts: Sequence[Line], runs: Mapping[str, Sequence[Execution]], found: Found, reclaim_s: float
+) -> Iterable[str]:
+    """Jobs that a worker had with it as it died, before it had begun them, or when it had ended them."""
+    last = max((line.at for line in facts if line.what == "killed"), default=math.inf)
+    if found.at - last <= reclaim_s:
+        return
+    for job in found.waiting:
+        these = runs.get(job, ())
+        if not these or these[-1].end is not None:
+            yield f"{job}: still queued {found.at - last:.1f} s after the last death of a worker"
 
 
 def _too_many_at_once(runs: Mapping[str, Sequence[Execution]], slots: int | None) -> Iterable[str]:

@@ -196,6 +196,11 @@ def test_who_was_away_for_longer_than_a_lease_explains_a_second_run() -> None:
             "I5: again: not again 25.0 s after its worker's death",
         ),
         (
+            [*TRUE_LINES, Line("acked", "claimed")],
+            replace(TRUE_FOUND, waiting={"claimed"}, at=36.0),
+            "I5: claimed: still queued 13.0 s after the last death of a worker",
+        ),
+        (
             [*TRUE_LINES, Line("acked", "third"), Line("start", "third", A, 4.2)],
             TRUE_FOUND,
             f"I6: process {A} ran 3 jobs at once, it has 2 slots",
