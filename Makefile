@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test check weather limits sleep bench bench-limits image model mutants lock clean
+.PHONY: run test check campaign weather limits sleep bench bench-limits image model mutants lock clean
 
 run: $(VENV)/run.stamp
 	@$(BIN)/python -m tests.standins.demo
@@ -17,6 +17,11 @@ check: $(VENV)/dev.stamp
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	$(BIN)/basedpyright
+
+# Everything that may go wrong, against this worker and stock arq, five seeds where chance plays a part: 45 minutes at
+# most. It writes docs/faults.md; `python -m tests.campaign --help` says what else it can.
+campaign: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.campaign --full --report docs/faults.md
 
 # Everything that Redis may do to a worker; `make test` tries the commonest.
 weather: $(VENV)/dev.stamp

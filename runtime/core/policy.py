@@ -29,8 +29,10 @@ from runtime.core.values import frozen
 MAX_CRASHES = 3
 CRASH_DELAY_S = (0.0, 10.0)
 """How long a job waits after its first and its second crash, as `claim.lua` has it for leases that lapsed."""
-SUSPECT_DELAY_S = 5.0
-"""So long a suspect waits for another one of the same worker to end."""
+SUSPECT_DELAY_S = (0.5, 5.0)
+"""So long, by chance, a suspect waits for another one of the same worker to end. Were it the same for all, those that
+were put off together would come back together, and one of them would run each time.
+"""
 UNKNOWN_FOR_S = 24 * 3600.0
 """So long a job waits for a worker that knows its handler."""
 UNKNOWN_DELAY_S = (1.0, 300.0)
@@ -52,10 +54,11 @@ def suspect(claim: Claim) -> bool:
     return claim.history.crashes == MAX_CRASHES - 1
 
 
-def before_run(claim: Claim, spec: Spec | None, *, beside_suspect: bool = False) -> Outcome | None:
+def before_run(claim: Claim, spec: Spec | None, *, beside_suspect: bool = False, chance: float = 0.0) -> Outcome | None:
     """What becomes of a claimed job without running it, or None to run it.
 
-    `spec` is None for an unknown handler; `beside_suspect`: another suspect runs in this process.
+    `spec` is None for an unknown handler; `beside_suspect`: another suspect runs in this process. `chance` (in [0, 1))
+    comes from the caller.
     """
     call, history = claim.call, claim.history
     if isinstance(call, Unreadable):
@@ -72,7 +75,10 @@ def before_run(claim: Claim, spec: Spec | None, *, beside_suspect: bool = False)
     if _failures(claim) > spec.retry.attempts:
         text = f"started {claim.attempt} times, {history.crashes} crashes among them; allowed are {spec.retry.attempts}"
         return Dead("exhausted", Failure("Exhausted", text, "transient"))
-    return Released("suspect", SUSPECT_DELAY_S) if beside_suspect and suspect(claim) else None
+    if beside_suspect and suspect(claim):
+        least, most = SUSPECT_DELAY_S
+        return Released("suspect", least + chance * (most - least))
+    return None
 
 
 def _meant(claim: Claim, call: Call, abort_ms: int) -> bool:

@@ -120,7 +120,8 @@ class Slots:
         entry = self._entries.get(call.handler) if isinstance(call, Call) else None
         spec: Spec | None = entry.spec if entry else None
         now_ms = _wall_ms()
-        outcome = before_run(claim, spec, beside_suspect=self._statistics.suspect is not None)
+        beside_suspect = self._statistics.suspect is not None
+        outcome = before_run(claim, spec, beside_suspect=beside_suspect, chance=random.random())
         if outcome is not None:
             self._settle(claim, outcome, now_ms, spec)
             return

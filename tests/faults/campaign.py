@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from redis import Redis
@@ -17,11 +18,19 @@ from tests.processes import Worker
 MODULE = "tests.faults.jobs"
 
 
-def worker(redis: str | None, ledger: Ledger, *, slots: int = 5, lease: str = "10s", **settings: Any) -> Worker:
+def worker(
+    redis: str | None,
+    ledger: Ledger,
+    *,
+    modules: Sequence[str] = (MODULE,),
+    slots: int = 5,
+    lease: str = "10s",
+    **settings: Any,
+) -> Worker:
     """A worker over the handlers of `jobs`; `settings` are its environment, and what `Worker` takes."""
     settings[jobs.LEDGER] = ledger.path
     return Worker(
-        MODULE,
+        *modules,
         redis=redis,
         WORKER_CONCURRENCY=slots,
         RUNTIME_LEASE=lease,
@@ -46,6 +55,12 @@ def stranded(url: str) -> list[str]:
 def waiting(url: str) -> int:
     with Redis.from_url(url) as redis:
         return int(redis.zcard(DEFAULT_QUEUE))
+
+
+def queued(url: str) -> set[str]:
+    """Jobs that are in the queue, and have their body."""
+    with Redis.from_url(url, decode_responses=True) as redis:
+        return {str(job) for job in redis.zrange(DEFAULT_QUEUE, 0, -1) if redis.exists(keys.JOB + str(job))}
 
 
 def ended(url: str) -> int:
@@ -79,15 +94,19 @@ def look(url: str, workers: Iterable[Worker]) -> Found:
         return count_by(line["job_id"] for line in told if line.get("event") == event)
 
     counters = _counters(url)
+    kept = results(url)
     return Found(
-        results={job: result.ok for job, result in results(url).items()},
+        results={job: result.ok for job, result in kept.items()},
+        values={job: result.value for job, result in kept.items() if result.ok},
         letters={job: Letter(letter["reason"], letter["crashes"]) for job, letter in letters(url).items()},
         completed=counters.get("completed", 0),
         failed=counters.get("failed", 0),
         told_completed=count("JOB_COMPLETED"),
         told_started=count("JOB_STARTED"),
         refused=count("JOB_REFUSED"),
+        waiting=queued(url),
         left=_left(url),
+        at=time.monotonic(),
     )
 
 

@@ -30,6 +30,9 @@ def noted(ctx: Context) -> Iterator[Ledger]:
     except asyncio.CancelledError:
         ledger.note("cancelled", ctx.job_id, attempt=ctx.attempt, crashes=ctx.crashes)
         raise
+    except Exception:
+        ledger.note("failed", ctx.job_id, attempt=ctx.attempt, crashes=ctx.crashes)
+        raise
     ledger.note("end", ctx.job_id, attempt=ctx.attempt, crashes=ctx.crashes)
 
 

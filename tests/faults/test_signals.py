@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
 import tempfile
 import time
@@ -19,45 +18,10 @@ from runtime.adapters import embedded
 from tests.faults import campaign, jobs
 from tests.faults.ledger import Ledger, Line
 from tests.processes import Worker, enqueue, status, wait_until, workers
-from tests.servers import Server
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 AT_ONCE_S = 2.0
 """Far below a lease, and long enough for a busy machine."""
-
-
-def test_a_stopped_worker_finishes_short_jobs_and_gives_long_ones_back(redis_url: str, ledger: Ledger) -> None:
-    with workers(campaign.worker(redis_url, ledger, slots=10, GRACEFUL_SHUTDOWN_TIMEOUT_MS=3000) for _ in range(2)) as (
-        old,
-        new,
-    ):
-        old.up()
-        short = enqueue(redis_url, *(jobs.work.request(1.0) for _ in range(5)))
-        long = enqueue(redis_url, *(jobs.work.request(60) for _ in range(5)))
-        wait_until(lambda: len(ledger.starts()) == 10)
-        old.send(TERM)
-        began = time.monotonic()
-        new.up()
-        assert old.wait(10) == 0
-        took = time.monotonic() - began
-        wait_until(lambda: len([line for line in ledger.starts() if line.pid == new.pid]) == 5)
-        again = [line for line in ledger.starts() if line.job in long and line.pid == new.pid]
-        given_back = {line.job: line.at for line in ledger.lines() if line.what == "cancelled"}
-        waits = sorted(line.at - given_back[line.job] for line in again)
-        print(f"\nended {took:.2f} s after SIGTERM; given back and started again: longest {waits[-1]:.2f} s")
-
-        assert {line["job_id"] for line in old.events("JOB_COMPLETED")} == set(short)
-        assert {line["job_id"] for line in old.events("JOB_RELEASED")} == set(long) == {line.job for line in again}
-        assert waits[-1] < AT_ONCE_S
-        assert {(line.attempt, line.crashes) for line in again} == {(1, 0)}
-        assert 3 <= took < 3 + AT_ONCE_S
-        assert_says_farewell(old, "SIGTERM", processed=5, succeeded=5, failed=0, peak=10)
-        new.send(TERM)
-        new.send(INT)
-        new.wait()
-        assert campaign.attempts_kept(redis_url) == {}
-        assert campaign.stranded(redis_url) == []
-        assert campaign.waiting(redis_url) == 5
 
 
 def assert_says_farewell(
@@ -102,21 +66,6 @@ def assert_nothing_is_held(url: str, given: list[str]) -> None:
     assert {status(url, job, "arq:queue") for job in given} == {"waiting"}
 
 
-@pytest.mark.parametrize("pause_ms", [0, 10, 20, 30, 40, 50])
-def test_two_signals_soon_after_another_strand_nothing(redis_url: str, ledger: Ledger, pause_ms: int) -> None:
-    # Two of a kind may become one before the process sees them: hence one of each.
-    first, second = (TERM, INT) if pause_ms % 20 else (INT, TERM)
-    with campaign.worker(redis_url, ledger, slots=10).up() as worker:
-        given = enqueue(redis_url, *(jobs.work.request(60) for _ in range(20)))
-        wait_until(lambda: len(ledger.starts()) >= 10)
-        worker.send(first)
-        time.sleep(pause_ms / 1000)
-        worker.send(second)
-        assert worker.wait(AT_ONCE_S + 1) in (130, 143)
-        assert_nothing_is_held(redis_url, given)
-        assert worker.errors() == ""
-
-
 def test_a_third_signal_ends_the_worker_whatever_its_handlers_do(redis_url: str, ledger: Ledger) -> None:
     with campaign.worker(redis_url, ledger).up() as worker:
         enqueue(redis_url, jobs.refuse_to_stop.request())
@@ -159,44 +108,6 @@ def test_sigterm_while_the_handlers_are_imported_ends_at_once(redis_url: str, sl
         assert worker.errors() == ""
 
 
-def test_sigterm_while_redis_is_down_ends_at_once(ledger: Ledger) -> None:
-    with campaign.worker("redis://127.0.0.1:1", ledger).up() as worker:
-        worker.wait_for("REDIS_AWAY")
-        began = time.monotonic()
-        assert worker.stop() == 0
-        assert time.monotonic() - began < 1
-        assert_says_farewell(worker, "SIGTERM", processed=0, succeeded=0, failed=0, peak=0)
-
-
-def test_sigterm_while_redis_does_not_answer_ends_at_once(redis_url: str, server: Server, ledger: Ledger) -> None:
-    server.pause()
-    with campaign.worker(redis_url, ledger).up() as worker:
-        time.sleep(0.2)  # its first claim is on its way, and stays there
-        began = time.monotonic()
-        assert worker.stop() == 0
-        took = time.monotonic() - began
-        print(f"\nended {took:.2f} s after SIGTERM")
-        assert took < 1
-
-
-def test_sigterm_at_any_moment_of_the_start_claims_nothing_that_it_does_not_give_back(
-    redis_url: str, ledger: Ledger
-) -> None:
-    (job,) = enqueue(redis_url, jobs.work.request(60))
-    chance = random.Random(2)
-    codes = []
-    for _ in range(10):
-        with campaign.worker(redis_url, ledger, GRACEFUL_SHUTDOWN_TIMEOUT_MS=0).start() as worker:
-            time.sleep(chance.uniform(0.02, 0.6))
-            codes.append(worker.stop())
-            assert worker.errors() == ""
-        assert_nothing_is_held(redis_url, [job])
-    print(f"\nexit codes: {codes}")
-    # Before Python has begun to run the command, the system ends the process.
-    assert set(codes) <= {0, -TERM}
-    assert 0 in codes
-
-
 @pytest.fixture
 def data() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="rt-") as folder:  # not tmp_path: a socket's path ends at 107 bytes
@@ -228,52 +139,6 @@ def _answers(url: str) -> bool:
             return bool(redis.ping())
         except RedisError:
             return False
-
-
-def _stop_in_its_tracks(worker: Worker, for_s: float) -> None:
-    worker.send(signal.SIGSTOP)
-    time.sleep(for_s)  # this is what is tried: to be away for so long
-
-
-def test_a_worker_that_was_away_for_two_leases_does_not_overrule_the_one_that_took_over(
-    redis_url: str, ledger: Ledger
-) -> None:
-    with workers(campaign.worker(redis_url, ledger, slots=1, lease="2s") for _ in range(2)) as (sleeper, other):
-        sleeper.up()
-        (job,) = enqueue(redis_url, jobs.work.request(1))
-        wait_until(ledger.starts)
-        other.up()
-        _stop_in_its_tracks(sleeper, 4)
-        other.wait_for("JOB_COMPLETED", job_id=job)
-        wait_until(lambda: campaign.ended(redis_url) == 1)
-        sleeper.send(signal.SIGCONT)
-        wait_until(lambda: sleeper.events("JOB_REFUSED") or sleeper.events("LEASE_LOST"))
-        # It takes part again.
-        other.stop()
-        (next_job,) = enqueue(redis_url, jobs.work.request(0))
-        sleeper.wait_for("JOB_COMPLETED", job_id=next_job)
-        wait_until(lambda: campaign.ended(redis_url) == 2)
-        assert campaign.results(redis_url)[job].value == other.pid
-        assert [(line.pid, line.crashes) for line in ledger.starts(job)] == [(sleeper.pid, 0), (other.pid, 1)]
-        assert sleeper.stop() == 0
-
-
-@pytest.mark.parametrize("rest_s", [0.5, 6.0], ids=["due at the thaw", "due later"])
-def test_a_worker_that_was_away_for_two_leases_alone_goes_on_with_its_job(
-    redis_url: str, ledger: Ledger, rest_s: float
-) -> None:
-    with campaign.worker(redis_url, ledger, slots=2, lease="2s").up() as worker:
-        (job,) = enqueue(redis_url, jobs.work.request(rest_s))
-        wait_until(ledger.starts)
-        _stop_in_its_tracks(worker, 4)
-        worker.send(signal.SIGCONT)
-        worker.wait_for("JOB_COMPLETED", job_id=job)
-        wait_until(lambda: campaign.ended(redis_url) == 1)
-        assert len(ledger.starts(job)) == 1
-        assert campaign.results(redis_url)[job].ok
-        assert worker.events("JOB_REFUSED") + worker.events("LEASE_LOST") == []
-        assert worker.stop() == 0
-        assert campaign.look(redis_url, [worker]).left == []
 
 
 def test_a_handler_that_blocks_the_event_loop_for_longer_than_its_lease_runs_once(
@@ -364,15 +229,6 @@ def test_a_failure_that_cannot_be_judged_is_an_outcome_all_the_same(
         assert worker.stop() == 0
         assert campaign.stranded(redis_url) == []
         assert worker.errors() == ""
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that cannot be written to")
-def test_a_worker_whose_output_cannot_be_written_goes_on(redis_url: str, ledger: Ledger) -> None:
-    with campaign.worker(redis_url, ledger, out="/dev/full").start() as worker:
-        enqueue(redis_url, *(jobs.work.request(0.05) for _ in range(10)))
-        wait_until(lambda: campaign.ended(redis_url) == 10 or not worker.running, 5)
-        assert campaign.ended(redis_url) == 10
-        assert worker.stop() == 0
 
 
 def test_swallowed_cancellations_cost_a_slot_at_most(redis_url: str, ledger: Ledger) -> None:

@@ -212,28 +212,6 @@ def test_being_stopped_for_a_while_is_not_standing_still(redis_url: str, ledger:
         assert worker.stop() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT])
-def test_a_signal_shows_what_every_task_waits_for(redis_url: str, ledger: Ledger, number: signal.Signals) -> None:
-    with campaign.worker(redis_url, ledger, slots=1).up() as worker:
-        (job,) = enqueue(redis_url, jobs.work.request(2))
-        wait_until(ledger.starts)
-        worker.send(number)
-        (dump,) = worker.wait_for("TASK_DUMP")
-        (mine,) = [task for task in dump["data"]["tasks"] if task.get("job_id") == job]
-        assert "jobs.py" in mine["at"] or "sleep" in mine["at"]
-        worker.wait_for("JOB_COMPLETED")
-        assert worker.stop() == 0
-
-
-def test_a_closed_terminal_stops_the_worker_in_good_order(redis_url: str, ledger: Ledger) -> None:
-    with campaign.worker(redis_url, ledger, slots=1).up() as worker:
-        enqueue(redis_url, jobs.work.request(1))
-        wait_until(ledger.starts)
-        worker.send(signal.SIGHUP)
-        assert worker.wait(20) == 0
-        assert len(worker.events("JOB_COMPLETED")) == 1
-
-
 def test_under_nohup_a_closed_terminal_is_no_reason_to_stop(redis_url: str, ledger: Ledger) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as a worker inherits it there
     try:
@@ -242,15 +220,6 @@ def test_under_nohup_a_closed_terminal_is_no_reason_to_stop(redis_url: str, ledg
         signal.signal(signal.SIGHUP, before)
     with worker:
         worker.send(signal.SIGHUP)
-        enqueue(redis_url, jobs.work.request(0))
-        worker.wait_for("JOB_COMPLETED")
-        assert worker.stop() == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGWINCH, signal.SIGPIPE])
-def test_other_signals_are_no_reason_to_end(redis_url: str, ledger: Ledger, number: signal.Signals) -> None:
-    with campaign.worker(redis_url, ledger, slots=1).up() as worker:
-        worker.send(number)
         enqueue(redis_url, jobs.work.request(0))
         worker.wait_for("JOB_COMPLETED")
         assert worker.stop() == 0

@@ -1,4 +1,5 @@
-"""A stand-in for any API: `GET /things/…` answers, and its log has the trace context that came with the request.
+"""A stand-in for any API: `GET` and `POST /things/…` answer, and its log has the trace context and the idempotency key
+that came with the request.
 
     python -m tests.standins.web --limit 10 --window 1
 
@@ -22,10 +23,11 @@ class Web(StandIn[Fault]):
         self.forget()
 
     def routes(self) -> list[tuple[str, str, Callable[[Call], Answer]]]:
-        return [("GET", "/things/{name}", self._answer)]
+        return [(method, "/things/{name}", self._answer) for method in ("GET", "POST")]
 
     def _answer(self, call: Call) -> Answer:
         call.facts["traceparent"] = call.headers.get("traceparent")
+        call.facts["key"] = call.headers.get("Idempotency-Key")
         call.facts["query"] = dict(call.query)
         fault = self.meet_fault(call)
         if fault and fault.status:
