@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar, Token
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -146,6 +146,7 @@ class _Pen:
         self.debug = self.info = self.warning = self.error = self.critical = write
 
 
+@cache
 def _name_of(level: int) -> str:
     return next((name for name, least in _BY_LEVEL if level >= least), "debug")
 

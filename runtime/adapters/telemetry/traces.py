@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
@@ -86,7 +86,13 @@ def ids() -> Mapping[str, str]:
     context = current().get_span_context()
     if not context.is_valid:
         return {}
-    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+    return _ids(context.trace_id, context.span_id)
+
+
+@lru_cache(maxsize=1024)
+def _ids(trace_id: int, span_id: int) -> Mapping[str, str]:
+    """A run's are asked for with each of its lines."""
+    return {"trace_id": f"{trace_id:032x}", "span_id": f"{span_id:016x}"}
 
 
 @contextmanager
@@ -512,7 +518,8 @@ class Traces(Journal):
             [api.Link(linked.get_span_context())] if linked is not None else None,
         )
         ours = span.get_span_context()
-        return _Run(span, _under(span), f"00-{ours.trace_id:032x}-{ours.span_id:016x}-{ours.trace_flags:02x}")
+        said = _ids(ours.trace_id, ours.span_id)
+        return _Run(span, _under(span), f"00-{said['trace_id']}-{said['span_id']}-{ours.trace_flags:02x}")
 
     def _about(self, claim: Claim) -> dict[str, Any]:
         where = place(claim.place)
