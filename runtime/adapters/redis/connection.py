@@ -52,9 +52,9 @@ KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
 """An idle connection whose other end is gone is found dead in 11 s. The kernel asks, so it costs no command."""
 
 
-def _options(url: str, reply_s: float) -> dict[str, Any]:
+def _options(url: str, reply_s: float | None) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "socket_connect_timeout": min(CONNECT_S, reply_s),
+        "socket_connect_timeout": CONNECT_S if reply_s is None else min(CONNECT_S, reply_s),
         "socket_timeout": reply_s,
         "protocol": 2,  # what the scripts' readers are written for
         "health_check_interval": 0,  # no PING before a command: it would double what an idle worker sends
@@ -183,7 +183,7 @@ class _Pool(redis.asyncio.ConnectionPool):
     redis-py's pool that waits takes a lock and sets a timer also where a connection is free.
     """
 
-    def __init__(self, *, max_connections: int, timeout: float, **options: Any) -> None:
+    def __init__(self, *, max_connections: int, timeout: float | None, **options: Any) -> None:
         super().__init__(max_connections=max_connections, **options)  # pyright: ignore[reportUnknownMemberType]
         self.timeout = timeout
         self._free = asyncio.Semaphore(max_connections)
@@ -279,10 +279,12 @@ _BLOCKING: dict[type[BlockingAbstractConnection], type[BlockingAbstractConnectio
 }
 
 
-def connect(url: str, *, connections: int = CONNECTIONS, reply_s: float = REPLY_S, row: Row | None = None) -> Any:
+def connect(
+    url: str, *, connections: int = CONNECTIONS, reply_s: float | None = REPLY_S, row: Row | None = None
+) -> Any:
     """A client of at most `connections` connections; a further caller waits for a free one.
 
-    What it sends is entered in `row`.
+    What it sends is entered in `row`. With `reply_s` None who asks sets his own deadline.
     """
     row = row or Row()
     pool = _Pool.from_url(  # pyright: ignore[reportUnknownMemberType]  # in redis-py

@@ -80,7 +80,7 @@ class RedisSource:
         waiting = egress.of("waiting")
         self.redis = connect(url, row=egress.of("jobs"))
         self._looking = lent(self.redis, waiting)
-        self._bell = connect(url, connections=waiters, reply_s=LONGEST_WAIT_S + WAIT_REPLY_S, row=waiting)
+        self._bell = connect(url, connections=waiters, reply_s=None, row=waiting)
         self._ear = Ear(url, self.redis, egress.of("ear"))
         self._lease_ms = round(lease_s * 1000)
         self._keeper = keeper
@@ -225,6 +225,7 @@ class RedisSource:
                     popped, *replies = await self._wait_and_claim(("BZPOPMIN", *names, timeout_s), call)
                     if call:
                         claimed = self._taken(call, replies[0], take)
+                        await asyncio.sleep(0)  # what was taken begins before all that is to be put away here
         finally:
             let_in.cancel()
             del self._waits[group]
