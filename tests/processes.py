@@ -25,7 +25,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 START_S = 30.0
 """The longest start that is waited for, on a machine that is busy with other things."""
-_FROM_US = ("PATH", "HOME", "LANG", "TMPDIR", "RUNTIME_TEST_SERVER")
+_FROM_US = ("PATH", "HOME", "LANG", "TMPDIR", "RUNTIME_TEST_SERVER", "RUNTIME_LOOP")
 
 
 def environment(**settings: object) -> dict[str, str]:
