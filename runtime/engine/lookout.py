@@ -130,10 +130,10 @@ class Lookout:
             queue.look_at = min(queue.look_at, at)
 
     async def _look(self) -> None:
-        """At the queues for which it is time."""
+        """At the queues for which it is time. What was due may be a lease that has been extended since."""
         now = anyio.current_time()
         for queue in self._queues:
-            if queue.look_at <= now:
+            if min(queue.look_at, queue.due_at) <= now:
                 queue.look_at = now + self._look_every_s(queue, now)
                 known = (queue.asked_at, queue.due_at)
                 due_in_s = await self._source.due_in(queue.name)

@@ -16,6 +16,8 @@ MOST_AT_ONCE = 50
 the server leases the others."""
 LEAST_WAIT_S = 0.05
 """After a claim that found nothing although something is due: others were quicker, or a clock is at its edge."""
+LISTEN_S = 180.0
+"""The longest wait for an announcement. What is due before is found by the lookout, for a command and not four."""
 UNHEARD_S = 0.25
 """While a backlog elsewhere keeps the puller from listening to announcements, a queue is asked this often."""
 LOST_RETRY_S = (0.1, 1.0)
@@ -199,7 +201,10 @@ class Puller:
 
     async def _idle(self) -> None:
         """Rest until there is something to do, or until woken."""
-        if not self._woken:
+        soon_s = min(queue.due_at for queue in self._queues) - anyio.current_time()
+        if soon_s <= LEAST_WAIT_S:
+            await anyio.sleep(soon_s)
+        elif not self._woken:
             await self._lookout.beside(self._listen)
         if self._woken:
             self._woken = False
@@ -210,13 +215,11 @@ class Puller:
             queue.due_at = -math.inf
 
     async def _listen(self) -> None:
-        """Wait for an announcement, or for the next due time, and claim."""
-        until = min(queue.due_at for queue in self._queues)
+        """Wait for an announcement, or to be roused, and claim."""
         names = [queue.name for queue in self._queues]  # in their order
         heard = False
         try:
-            timeout_s = max(until - anyio.current_time(), LEAST_WAIT_S)
-            announced = await self._source.wait(names, timeout_s, self._room_for_any(), self._take)
+            announced = await self._source.wait(names, LISTEN_S, self._room_for_any(), self._take)
             heard = True
         finally:
             if not heard:  # an announcement may be on its way to nobody

@@ -11,6 +11,7 @@ import trio
 from runtime.core.errors import RetryLater
 from runtime.core.job import Done
 from runtime.core.retry import Retry
+from runtime.engine import puller
 from runtime.engine.context import Context
 from runtime.engine.puller import MOST_AT_ONCE
 from tests.engine.world import EPOCH_S, LEASE_S, Asked, World
@@ -89,6 +90,7 @@ async def test_an_announced_job_is_claimed_at_once(world: World) -> None:
     assert row.starts_at == [HOUR_S + 0.123]
 
 
+@pytest.mark.usefixtures("one_wait")
 async def test_only_the_announced_queue_is_asked(world: World) -> None:
     world.handle_taking(1)
     world.serve(world.actor("a", "b", "c"))
@@ -117,12 +119,25 @@ async def test_a_job_that_is_due_in_half_a_day_takes_no_time_to_wait_for(world: 
     assert row.starts_at == [12 * HOUR_S + 0.5]
 
 
+@pytest.fixture
+def one_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits does so for all of the test: each new wait would begin with a claim, which is a look too."""
+    monkeypatch.setattr(puller, "LISTEN_S", 2 * HOUR_S)
+
+
+async def test_a_wait_in_which_nothing_is_announced_claims_at_its_end(world: World) -> None:
+    world.serve(world.actor("a"))
+    await world.at(HOUR_S - 1)
+    assert world.store.times("claim", "a") == [when * puller.LISTEN_S for when in range(20)]
+
+
 def gaps(world: World, since: float = 0.0) -> dict[float, float]:
     """The time of each look, and what passed until the next."""
     looks = [when for when in world.store.times("look") if when >= since]
     return {first: round(second - first, 6) for first, second in pairwise(looks)}
 
 
+@pytest.mark.usefixtures("one_wait")
 async def test_a_young_worker_looks_often_and_soon_ever_less(world: World) -> None:
     world.serve(world.actor(lease_s=100))
     await world.at(HOUR_S)
@@ -132,12 +147,14 @@ async def test_a_young_worker_looks_often_and_soon_ever_less(world: World) -> No
     assert len(gaps(world, HOUR_S - 61)) <= 4
 
 
+@pytest.mark.usefixtures("one_wait")
 async def test_a_look_never_comes_later_than_eleven_tenths_of_a_lease_after_another(world: World) -> None:
     world.serve(world.actor(lease_s=4))
     await world.at(HOUR_S)
     assert max(gaps(world).values()) == pytest.approx(4.4)
 
 
+@pytest.mark.usefixtures("one_wait")
 async def test_where_the_store_tells_what_is_written_looks_are_for_leases(world: World) -> None:
     world.store.tells = True
     world.serve(world.actor())
@@ -145,6 +162,7 @@ async def test_where_the_store_tells_what_is_written_looks_are_for_leases(world:
     assert set(gaps(world).values()) == {11}
 
 
+@pytest.mark.usefixtures("one_wait")
 async def test_looks_do_not_interrupt_the_wait_for_an_announcement(world: World) -> None:
     world.serve(world.actor("a", "b"))
     await world.at(HOUR_S)
@@ -202,6 +220,7 @@ async def test_what_is_to_run_again_is_claimed_when_it_is_due(world: World) -> N
     assert row.starts_at == [HOUR_S, HOUR_S + 100, HOUR_S + 200]
 
 
+@pytest.mark.usefixtures("one_wait")
 async def test_a_look_asks_for_no_jobs(world: World) -> None:
     world.serve(world.actor())
     await world.at(HOUR_S)

@@ -39,7 +39,6 @@ from runtime.core.policy import attempt_after
 from runtime.core.values import record
 from runtime.ports import Away, Pulled
 
-LONGEST_WAIT_S = 60.0
 WAIT_REPLY_S = 3.0
 """For so much longer than was asked a blocking wait may take, a new connection included; then it is taken for lost."""
 ROUSE_S = 1.0
@@ -219,7 +218,6 @@ class RedisSource:
         claimed: str | None = None
         try:
             with self._asking("wait", group):
-                timeout_s = min(timeout_s, LONGEST_WAIT_S)
                 async with self._weather.waiting(timeout_s + WAIT_REPLY_S) as wait.deadline:
                     names = [*map(keys.mark, queues), wait.key]
                     popped, *replies = await self._wait_and_claim(("BZPOPMIN", *names, timeout_s), call)
