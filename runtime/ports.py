@@ -60,13 +60,12 @@ class Source(Protocol):
         which something is due, or else what is known of the last. The queue in which something was announced, unless
         it is that one. Nothing is claimed without room, nor where an earlier claim's answer was lost.
 
-        May be cancelled: what was claimed then comes with the next `claim`. To end it without a loss: `rouse`.
+        May be cancelled. Where `take` was not called, what may have been claimed comes with the next `claim`.
         """
         ...
 
     def rouse(self, queues: Sequence[str]) -> None:
-        """Let the `wait` for these queues, if one is under way, end as if its time were over. That takes a second at
-        most, or it raises `Away`."""
+        """Let the `wait` for these queues, if one is under way, end as if its time were over: in a second at most."""
 
     async def announce(self, queue: str) -> None:
         """Wake one idle worker of `queue`."""

@@ -51,6 +51,8 @@ class Puller:
         self._backlog = backlog
         self._drought = drought
         self._heard_at = -math.inf
+        self._strays = False
+        """The wait that is or was under way may have claimed what we have not heard of."""
         self._retry_s = LOST_RETRY_S[0]
         self._rest = anyio.CancelScope()
         self._woken = False
@@ -105,8 +107,19 @@ class Puller:
                     await self._turn()
                 except Away as cause:
                     await self._ride_out(cause)
+            if self._strays:
+                await self._collect_strays()
         finally:
             self._resting.set()  # for whoever waits for a pause
+
+    async def _collect_strays(self) -> None:
+        """What the last wait may have claimed, which did not end as it should, is given back."""
+        with anyio.move_on_after(FIRST_CLAIM_S):
+            for name in self._names:
+                try:
+                    self._take(await self._source.claim(name, 0))
+                except Away:
+                    return
 
     async def look_out(self) -> None:
         """Until cancelled."""
@@ -183,9 +196,10 @@ class Puller:
 
     def _take(self, pulled: Pulled) -> None:
         # A claim whose reply was lost brings its jobs again, when another queue may have taken the slots.
-        free = self._slots.free
+        self._strays = False
+        free = 0 if self._draining else self._slots.free
         self._slots.start(pulled.claims[:free])
-        self._slots.decline(pulled.claims[free:])
+        self._slots.decline(pulled.claims[free:], "shutdown" if self._draining else "no-slot")
         (queue,) = (queue for queue in self._queues if queue.name == pulled.queue)
         self._goes_last(queue)
         self._learn(queue, pulled)
@@ -217,17 +231,12 @@ class Puller:
     async def _listen(self) -> None:
         """Wait for an announcement, or to be roused, and claim."""
         names = [queue.name for queue in self._queues]  # in their order
-        heard = False
-        try:
-            announced = await self._source.wait(names, LISTEN_S, self._room_for_any(), self._take)
-            heard = True
-        finally:
-            if not heard:  # an announcement may be on its way to nobody
-                for queue in self._queues:
-                    queue.look_at = -math.inf
+        room = self._room_for_any()
+        self._strays = room > 0
+        announced = await self._source.wait(names, LISTEN_S, room, self._take)
         self._heard_at = anyio.current_time()
         for queue in self._queues:
-            if queue.name == announced:
+            if queue.name == announced or self._strays:
                 queue.due_at = self._heard_at
 
     def _room_for_any(self) -> int:
@@ -250,7 +259,7 @@ class Puller:
                     break
                 except Away as still:
                     cause = still
-            if anyio.current_time() - lost_at > self._lease_s / 2:
+            if anyio.current_time() - lost_at > self._lease_s / 2 and not self._stopped:
                 # Their keepers extend within a quarter of a lease; whoever claims before that runs their jobs twice.
                 await anyio.sleep(self._lease_s / 4)
         self._forget_due_times()

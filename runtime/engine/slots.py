@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import anyio
 
@@ -110,10 +111,10 @@ class Slots:
         finally:  # whatever a bug of ours kept from starting is not to be kept from lapsing
             self._ports.keeper.drop([claim.token for claim in waiting])
 
-    def decline(self, claims: Sequence[Claim]) -> None:
-        """Give these back: there is no slot for them."""
+    def decline(self, claims: Sequence[Claim], why: Literal["no-slot", "shutdown"]) -> None:
+        """Give these back unstarted."""
         for claim in claims:
-            self._settle(claim, Released("no-slot"), _wall_ms(), None)
+            self._settle(claim, Released(why), _wall_ms(), None)
 
     def _start(self, claim: Claim) -> None:
         call = claim.call

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from runtime.core.errors import RetryLater
-from runtime.core.job import Done
+from runtime.core.job import Released
 from runtime.core.retry import Retry
 from runtime.engine import puller
 from runtime.engine.context import Context
@@ -356,7 +356,7 @@ async def test_a_claim_that_finds_nothing_although_something_is_due_is_not_repea
     assert 10 <= len(world.store.times("claim")) <= 45
 
 
-async def test_a_claim_that_was_sent_is_waited_for_when_draining(world: World) -> None:
+async def test_what_a_claim_that_was_sent_brings_is_given_back_when_draining(world: World) -> None:
     world.handle_taking(1)
     serving = world.serve(world.actor())
     await world.at(10)
@@ -364,9 +364,20 @@ async def test_a_claim_that_was_sent_is_waited_for_when_draining(world: World) -
     row = world.store.add()
     await world.at(11)
     serving.drain()
-    assert await serving.end() == 14
+    assert await serving.end() == 13
     assert "claim" not in world.store.interrupted
-    assert row.outcome == Done(row.id)
+    assert world.store.outcomes(row.id) == [Released("shutdown")]
+
+
+async def test_what_a_wait_may_have_claimed_that_did_not_end_is_given_back_when_draining(world: World) -> None:
+    world.handle_taking(1)
+    serving = world.serve(world.actor())
+    await world.at(10)
+    world.store.unheard = True  # of the claim behind the wait
+    row = world.store.add()
+    serving.drain()
+    await serving.end()
+    assert world.store.outcomes(row.id) == [Released("shutdown")]
 
 
 async def test_a_drained_puller_claims_from_no_further_queue(world: World) -> None:

@@ -287,6 +287,9 @@ class Store:
         """Calls whose answer was not waited for, although ports.py says that it must be."""
         self._marked = trio.Event()
         self._waiting: set[frozenset[str]] = set()
+        self.unheard = False
+        """The answers of waits that claim are lost; the next claim brings what they did."""
+        self._claimed_unheard: list[Claim] = []
         self._orders = iter(range(1_000_000))
         self._answered: dict[int, tuple[Sequence[Settlement], Sequence[Verdict]]] = {}
 
@@ -342,6 +345,9 @@ class Store:
 
     async def claim(self, queue: str, room: int) -> Pulled:
         await self._answer("claim", queue, room)
+        if self._claimed_unheard:
+            claims, self._claimed_unheard = self._claimed_unheard, []
+            return Pulled(queue, claims)
         now = trio.current_time()
         free = sorted(
             (row for row in self.rows.values() if row.queue == queue and row.is_free),
@@ -423,7 +429,11 @@ class Store:
             return announced
         due = {row.queue for row in self.rows.values() if row.is_free and row.due_at <= trio.current_time()}
         claimed = next((queue for queue in queues if queue in due), queues[-1])
-        take(await self.claim(claimed, room))
+        pulled = await self.claim(claimed, room)
+        if self.unheard:
+            self._claimed_unheard = list(pulled.claims)
+            return None
+        take(pulled)
         return None if announced == claimed else announced
 
     async def _announced(self, queues: Sequence[str], timeout_s: float) -> str | None:

@@ -17,10 +17,10 @@ from runtime.adapters.egress import Egress
 from runtime.adapters.payload import LARGEST, from_json, to_json
 from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
-from runtime.adapters.redis.connection import TROUBLE, away_when_lost, connect, exchange, lent
+from runtime.adapters.redis.connection import TROUBLE, away_of, away_when_lost, connect, exchange, lent
 from runtime.adapters.redis.ear import Ear
 from runtime.adapters.redis.keeper import LeaseKeeper
-from runtime.adapters.redis.weather import Weather
+from runtime.adapters.redis.weather import Wait, Weather
 from runtime.core.job import (
     NEW,
     Call,
@@ -44,6 +44,9 @@ WAIT_REPLY_S = 3.0
 ROUSE_S = 1.0
 """Within so long a wait that is to end has ended, or its connection is given up."""
 ROUSE_KEY_S = 60
+LATE_MS = 250
+PROMPT_AGAIN_S = 600.0
+"""For so long after an answer to a wait was read late, the server claims nothing behind one."""
 LET_IN_S = 1.0
 """A wait that may not be is refused at once: one that is still on after so long has been let in."""
 PING_S = 2.0
@@ -89,6 +92,10 @@ class RedisSource:
         self._claim_seq = 0
         self._waits: dict[str, _Wait] = {}
         self._rousing: set[asyncio.Task[None]] = set()
+        self._late_at = -math.inf
+        """When an answer had lain unread for long: the event loop was blocked, or the process stopped."""
+        self._lost_waits: set[str] = set()
+        """The keys that end waits whose answers are not known, while the server may hold them still."""
         self._settle_seq = 0
         self._unanswered: dict[str, _Sending] = {}
         self._server_ahead_s = 0.0
@@ -121,6 +128,8 @@ class RedisSource:
             state = self._claims[queue] = _ClaimState()
         await self._let_owners_go_first()
         again = state.unanswered
+        if again:
+            await self._end_lost_waits(queue)
         if not again:
             state.seq = self._next_claim()
         call = self._claiming([queue], room, state.seq, again=again, offset=state.offset(), disowned=state.disowned)
@@ -214,78 +223,101 @@ class RedisSource:
         number = self._next_claim()
         wait = self._waits[group] = _Wait(keys.rouse(self.incarnation, number))
         call = self._claiming(queues, room, number) if room and self._may_claim(queues) else None
+        names = [*map(keys.mark, queues), wait.key]
         let_in = asyncio.get_running_loop().call_later(LET_IN_S, self._weather.granted, "wait", group)
-        claimed: str | None = None
         try:
-            with self._asking("wait", group):
-                async with self._weather.waiting(timeout_s + WAIT_REPLY_S) as wait.deadline:
-                    names = [*map(keys.mark, queues), wait.key]
-                    popped, *replies = await self._wait_and_claim(("BZPOPMIN", *names, timeout_s), call)
-                    if call:
-                        claimed = self._taken(call, replies[0], take)
-                        await asyncio.sleep(0)  # what was taken begins before all that is to be put away here
+            async with self._weather.waiting(timeout_s + WAIT_REPLY_S) as wait.limit:
+                popped, *replies = await self._wait_and_claim(wait, ("BZPOPMIN", *names, timeout_s), call)
+        except (*TROUBLE, Away) as error:
+            if wait.roused:
+                return None  # nobody waits for it any more, and what is wrong the next claim will find out
+            away = error if isinstance(error, Away) else away_of(error, "wait")
+            self._weather.failed("wait", away, group)
+            raise away from None
         finally:
             let_in.cancel()
             del self._waits[group]
-        if call and claimed is None:
-            self._refused(call, replies[0])
-        if isinstance(popped, RedisError):
-            with self._asking("wait", group):
+        claimed = await self._taken(call, replies[0], take) if call else None
+        with self._asking("wait", group):
+            if isinstance(popped, RedisError):
                 raise popped
         place = len(queues) if popped is None else names.index(popped[0].decode())
         announced = queues[place] if place < len(queues) else None
         return None if announced == claimed else announced
 
-    async def _wait_and_claim(self, waiting: Sequence[Any], call: scripts.Claiming | None) -> list[Any]:
+    async def _wait_and_claim(self, wait: "_Wait", waiting: Sequence[Any], call: scripts.Claiming | None) -> list[Any]:
         """The second is done by the server as soon as the first is over: no way there and back lies between them."""
         if call is None:
             return await exchange(self._bell, waiting)
         for queue in call.queues:
             state = self._claims[queue]
             state.seq, state.unanswered = call.seq, True
-        return await exchange(self._bell, waiting, call.command())
+        try:
+            return await exchange(self._bell, waiting, call.command())
+        except BaseException:
+            self._lost_waits.add(wait.key)
+            raise
 
     def _may_claim(self, queues: Sequence[str]) -> bool:
-        """Owners are not to go first; and of no queue does an earlier claim leave something for the next one to say."""
+        """Whether the server may claim for us at a moment that it chooses.
+
+        Not after it did, and we stood still: other workers had begun that job at once. Not while owners go first; nor
+        where an earlier claim leaves something for the next one to say.
+        """
+        if time.monotonic() - self._late_at < PROMPT_AGAIN_S:
+            return False
         if self._keeper is not None and self._keeper.owners_first_s() != 0:
             return False
         states = [self._claims.get(queue) for queue in queues]
         return all(state is not None and state.is_plain for state in states)
 
-    def _taken(self, call: scripts.Claiming, reply: Any, take: Callable[[Pulled], None]) -> str | None:
-        """The queue from which was claimed; None: the claim was refused."""
-        if isinstance(reply, RedisError):
+    async def _taken(self, call: scripts.Claiming, reply: Any, take: Callable[[Pulled], None]) -> str | None:
+        """The queue from which was claimed behind a wait, if that is known; else the next claim asks for it again."""
+        if isinstance(reply, NoScriptError):  # a claim by itself brings it
             return None
+        if isinstance(reply, RedisError):
+            with self._asking("claim", call.queues[-1]):
+                raise reply
+        answer = call.read(reply)
+        unread_ms = self.server_ms() - answer.now_ms
+        if unread_ms > LATE_MS:
+            self._late_at = time.monotonic()
+        if unread_ms > self._lease_ms / 2:
+            return None  # others may have these jobs by now
         for queue in call.queues:
             self._claims[queue].unanswered = False
-        answer = call.read(reply)
         self._weather.answered("claim", answer.queue)
         take(self._pulled(answer))
+        await asyncio.sleep(0)  # what was taken begins before all that comes next here
         return answer.queue
-
-    def _refused(self, call: scripts.Claiming, refusal: RedisError) -> None:
-        """Raises `Away`, unless a claim by itself brings the script that was not known."""
-        for queue in call.queues:
-            self._claims[queue].unanswered = False
-        if not isinstance(refusal, NoScriptError):
-            with self._asking("claim", call.queues[-1]):
-                raise refusal
 
     def rouse(self, queues: Sequence[str]) -> None:
         wait = self._waits.get(_group(queues))
         if wait is None or wait.roused:
             return
         wait.roused = True
-        if wait.deadline is not None:
-            wait.deadline.reschedule(asyncio.get_running_loop().time() + ROUSE_S)
-        rousing = asyncio.ensure_future(self._announce_end(wait.key))
+        if wait.limit is not None:
+            wait.limit.no_longer_than(ROUSE_S)
+        rousing = asyncio.ensure_future(self._announce_end_in_time(wait.key))
         self._rousing.add(rousing)
         rousing.add_done_callback(self._rousing.discard)
 
-    async def _announce_end(self, key: str) -> None:
-        with suppress(*TROUBLE, TimeoutError):  # the wait's own deadline ends it then
+    async def _announce_end_in_time(self, key: str) -> None:
+        with suppress(*TROUBLE, TimeoutError):  # the wait's own limit ends it then
             async with asyncio.timeout(ROUSE_S):
-                await exchange(self.redis, ("ZADD", key, 0, 0), ("EXPIRE", key, ROUSE_KEY_S))
+                await self._announce_end(key)
+
+    async def _announce_end(self, key: str) -> None:
+        for reply in await exchange(self.redis, ("ZADD", key, 0, 0), ("EXPIRE", key, ROUSE_KEY_S)):
+            if isinstance(reply, RedisError):
+                raise reply
+
+    async def _end_lost_waits(self, queue: str) -> None:
+        """A server that has not noticed the end of a connection would claim for nobody, after we have asked again."""
+        for key in list(self._lost_waits):
+            with self._asking("claim", queue):
+                await self._announce_end(key)
+            self._lost_waits.discard(key)
 
     async def announce(self, queue: str) -> None:
         with away_when_lost("announce"):
@@ -374,7 +406,7 @@ class _Wait:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.deadline: asyncio.Timeout | None = None
+        self.limit: Wait | None = None
         self.roused = False
 
 

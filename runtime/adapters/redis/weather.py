@@ -25,8 +25,8 @@ class Weather:
         self._refused: dict[tuple[str, str], Away] = {}
         self._since: float | None = None
         self._heard_at = float("-inf")
-        self._waits: dict[asyncio.Timeout, Away | None] = {}
-        """Those under way, and what has ended them."""
+        self._waits: set[Wait] = set()
+        """Those under way."""
 
     @property
     def away(self) -> str | None:
@@ -78,34 +78,60 @@ class Weather:
         if away.refused and what != "ping":
             return
         for wait in self._waits:
-            if not wait.expired():
-                self._waits[wait] = away
-                wait.reschedule(asyncio.get_running_loop().time())
+            wait.end(away)
 
     @asynccontextmanager
-    async def waiting(self, longest_s: float) -> AsyncGenerator[asyncio.Timeout]:
-        """The block raises `Away` when it takes longer, or when others find out meanwhile that nothing can be done.
-
-        Not when it is the event loop that was late: time is given anew, as the question may not have been sent.
-        """
-        loop = asyncio.get_running_loop()
-        ended: Away | None = None
-
-        def expire(due: float) -> None:
-            now = loop.time()
-            if now - due > LATE_S:
-                loop.call_at(now + longest_s, expire, now + longest_s)
-            elif wait in self._waits and not wait.expired():
-                wait.reschedule(now)
-
-        timer = loop.call_later(longest_s, expire, loop.time() + longest_s)
+    async def waiting(self, longest_s: float) -> AsyncGenerator["Wait"]:
+        """The block raises `Away` when it takes longer, or when others find out meanwhile that nothing can be done."""
+        wait = Wait(longest_s)
         try:
-            async with asyncio.timeout(None) as wait:
-                self._waits[wait] = None
+            async with wait.timeout:
+                self._waits.add(wait)
                 try:
                     yield wait
                 finally:
-                    timer.cancel()
-                    ended = self._waits.pop(wait)
+                    self._waits.discard(wait)
+                    wait.is_over()
         except TimeoutError:
-            raise Away(ended.cause if ended else "no answer in time", "wait") from None
+            raise Away(wait.cause.cause if wait.cause else "no answer in time", "wait") from None
+
+
+class Wait:
+    """One that is under way."""
+
+    def __init__(self, longest_s: float) -> None:
+        self.timeout = asyncio.timeout(None)
+        self.cause: Away | None = None
+        """What ended it, if it was not its time."""
+        self._over = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.no_longer_than(longest_s)
+
+    def no_longer_than(self, longest_s: float) -> None:
+        """From now. Not when it is the event loop that is late: time is given anew, as what ends it may not be sent."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + longest_s
+        if self._over or (self._timer is not None and self._timer.when() <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._expire, longest_s)
+
+    def _expire(self, longest_s: float) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and asyncio.get_running_loop().time() - timer.when() > LATE_S:
+            self.no_longer_than(longest_s)
+        else:
+            self.end(None)
+
+    def end(self, cause: Away | None) -> None:
+        """Now."""
+        if not (self._over or self.timeout.expired()):
+            self.cause = cause
+            self.timeout.reschedule(asyncio.get_running_loop().time())
+
+    def is_over(self) -> None:
+        """Nothing ends it any more."""
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()

@@ -288,6 +288,7 @@ class LogJournal(Journal):
         self._log = log
         self._quiet = _LEVELS[level] > logging.INFO
         self._told: dict[str, float] = {}
+        self._told_away = False
 
     def within(self, claim: Claim, part: str | None = None) -> Within:
         return Within(claim)
