@@ -11,6 +11,9 @@ from tests.http.jobs import QUEUE
 from tests.processes import Worker, wait_until
 from tests.servers import Server
 
+EACH = 2
+"""Claims for a ring: one ends the wait, and what was rung for may have been written after it."""
+
 
 def test_a_ring_makes_an_idle_worker_ask_and_many_make_it_ask_twice(server: Server) -> None:
     with (
@@ -28,14 +31,14 @@ def test_a_ring_makes_an_idle_worker_ask_and_many_make_it_ask_twice(server: Serv
         time.sleep(1.5)
         assert claims() == 0, "an idle worker looks, but asks for nothing"
         assert site.ask("POST", "/wake", headers=[]).code == 202
-        wait_until(lambda: claims() == 1)
+        wait_until(lambda: claims() == EACH)
         time.sleep(1.2)
         began = time.monotonic()
         assert {site.ask("POST", "/wake", headers=[]).code for _ in range(20)} == {202}
         rang_for_s = time.monotonic() - began
-        wait_until(lambda: claims() >= 3, what="the last ring is passed on too")
+        wait_until(lambda: claims() >= 3 * EACH, what="the last ring is passed on too")
         time.sleep(1.2)
-        assert claims() <= 3 + rang_for_s
+        assert claims() <= (3 + rang_for_s) * EACH
 
 
 def test_a_job_that_comes_by_http_makes_the_worker_ask(server: Server) -> None:
