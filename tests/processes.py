@@ -104,6 +104,11 @@ class Worker:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def ended(self) -> bool:
+        """It was started, and has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
     def boots(self) -> int:
         """How many of its processes have begun to serve."""
         return len(self.events("WORKER_BOOT"))

@@ -4,10 +4,12 @@
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
+from runtime.adapters import forks
 from runtime.core.policy import Ended, Stop
 from runtime.core.span import spell
 
@@ -26,6 +28,7 @@ class _Deadlines:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self.pid = os.getpid()
         self._runs: dict[float, dict[AsyncioRun, float]] = {}
 
     def add(self, run: "AsyncioRun", timeout_s: float) -> None:
@@ -71,6 +74,7 @@ class AsyncioRunner:
     ) -> "AsyncioRun":
         if self._deadlines is None:
             self._deadlines = _Deadlines()
+            forks.keep_out(asyncio.get_running_loop())
         return AsyncioRun(token, call, timeout_s, ended, stuck, before, self._deadlines)
 
 
@@ -152,6 +156,8 @@ class AsyncioRun:
             self._end(value, None)
 
     def _end(self, value: object, error: BaseException | None) -> None:
+        if os.getpid() != self._deadlines.pid:
+            forks.leave()
         ended, self._ended = self._ended, None
         if ended is None:
             return

@@ -1,9 +1,9 @@
 """All scenarios."""
 
-from tests.campaign import death, killpoints, signals
+from tests.campaign import aborts, actors, death, handlers, killpoints, poison, signals
 from tests.campaign.scenario import Scenario
 
-MODULES = (death, killpoints, signals)
+MODULES = (death, killpoints, signals, handlers, poison, aborts, actors)
 
 
 def _place(scenario: Scenario) -> list[int]:

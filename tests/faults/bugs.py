@@ -9,6 +9,7 @@ from runtime.engine.puller import Puller
 
 FILE = "RUNTIME_TEST_BUG"
 QUEUE = "ill"
+MODULE = "tests.faults.bugs"
 
 _claim = Puller._claim
 

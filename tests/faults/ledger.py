@@ -110,6 +110,8 @@ class Terms:
     """How long after its worker's death a job may take to start again, where it was the job's first crash."""
     slots: int | None = None
     """How many jobs a process may run at once."""
+    letters: Mapping[str, str] = field(default_factory=dict)
+    """By job that is to fail for good: why it is to be a dead letter, where there are such."""
 
 
 PLAIN = Terms()
@@ -197,7 +199,7 @@ def judge(lines: Iterable[Line], found: Found, terms: Terms = PLAIN) -> list[Bre
     runs = executions(facts)
     left = found.left if not found.waiting else ()
     broken = {
-        "I1": _lost(acked, runs, found),
+        "I1": _lost(acked, runs, found, terms.letters),
         "I2": _settled_twice(acked, runs, found),
         "I3": _ran_too_often(runs),
         "I4": _overruled(runs, found),
@@ -209,14 +211,20 @@ def judge(lines: Iterable[Line], found: Found, terms: Terms = PLAIN) -> list[Bre
     return [Breach(invariant, sentence) for invariant, sentences in broken.items() for sentence in sentences]
 
 
-def _lost(acked: set[str], runs: Mapping[str, Sequence[Execution]], found: Found) -> Iterable[str]:
+def _lost(
+    acked: set[str], runs: Mapping[str, Sequence[Execution]], found: Found, letters: Mapping[str, str]
+) -> Iterable[str]:
     for job in sorted(acked):
         letter, well = found.letters.get(job), found.results.get(job) is True
         if letter is not None:
-            if letter.reason != "crashed":
-                yield f"{job}: a dead letter ({letter.reason}) although its handler does not fail"
+            if letter.reason != (wanted := letters.get(job, "crashed")):
+                why = f"it should be one ({wanted})" if job in letters else "its handler does not fail"
+                yield f"{job}: a dead letter ({letter.reason}) although {why}"
             if well:
                 yield f"{job}: done and a dead letter"
+        elif job in letters and job in found.results:
+            if well:  # stock arq has no letters, but a result that says no
+                yield f"{job}: done, although its handler fails"
         elif not well and job not in found.waiting:
             yield f"{job}: lost, neither done nor a dead letter"
         elif well and not any(run.how == "end" for run in runs.get(job, ())):

@@ -221,6 +221,15 @@ def test_a_forged_ledger_is_found_out(lines: list[Line], found: Found, broken: s
     assert any(broken in str(breach) for breach in judge(lines, found, TERMS))
 
 
+def test_a_job_that_is_to_fail_is_a_letter_for_its_own_reason_and_no_other() -> None:
+    terms = replace(TERMS, letters={"pill": "stuck"})
+    stuck = replace(TRUE_FOUND, letters={"pill": Letter("stuck", 0)})
+    assert judge(TRUE_LINES, stuck, terms) == []
+    assert [str(breach) for breach in judge(TRUE_LINES, TRUE_FOUND, terms)] == [
+        "I1: pill: a dead letter (crashed) although it should be one (stuck)"
+    ]
+
+
 def test_a_ledger_reads_back_what_was_noted(ledger: Ledger) -> None:
     assert ledger.lines() == []
     ledger.note("acked", "one")

@@ -90,12 +90,15 @@ class _Prompt(AbstractConnection):
         super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]  # in redis-py
         self._row = self.borrower = row
         self._inlet = select.poll()
+        self._pid = 0
+        """Of the process that has connected."""
         self.astray = False
         """To be closed before anybody uses it again."""
 
     async def _connect(self) -> None:
         self.borrower = self._row
         self._row.stirred()
+        self._pid = os.getpid()
         self.astray = False
         await super()._connect()  # type: ignore[safe-super,no-untyped-call]  # each class below has one
         self._inlet = select.poll()
@@ -134,6 +137,8 @@ class _Prompt(AbstractConnection):
         return [cast(Any, hiredis).pack_command((*args[0].split(), *args[1:]))]
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        if os.getpid() != self._pid:  # no error of redis-py's: it would disconnect, and our parent with us
+            raise RuntimeError("a connection to Redis is of no use in a process that was forked from its own")
         self.borrower.sent()
         reply_s, self.socket_timeout = self.socket_timeout, None
         try:
