@@ -259,7 +259,7 @@ SCENARIOS = (
         "One failed outcome each; the worker lives; the good jobs take no more than twice their time.",
         ("I1", "I2", "I3", "I7", "I8", "I9"),
         raised,
-        deadline_s=200,
+        deadline_s=420,
     ),
     Scenario(
         "K3.4",

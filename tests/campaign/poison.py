@@ -19,7 +19,8 @@ from tests.processes import Worker, wait_until
 
 POISON = 5000
 GOOD = 100
-GOOD_S = 0.2
+GOOD_S = 0.3
+BESIDE = 3
 SLACK_S = 1.0
 """What a busy machine may add to twice the time."""
 
@@ -111,12 +112,12 @@ def _poison(url: str, count: int) -> tuple[list[str], list[str]]:
 def pill(stage: Stage) -> Verdict:
     """In full at the default lease."""
     worker = stage.worker(slots=6, lease="10s" if stage.full else "1s").up()
-    stage.acked(*(jobs.work.request(2.0) for _ in range(4)))
-    wait_until(lambda: len(stage.ledger.starts()) == 4)
+    stage.acked(*(jobs.work.request(1.0) for _ in range(BESIDE)))
+    wait_until(lambda: len(stage.ledger.starts()) == BESIDE)
     (bad,) = stage.acked(jobs.pill.request())
     stage.acked(*(jobs.work.request(0.05) for _ in range(6)))
     began = time.monotonic()
-    attend(stage, lambda: stage.ended() == 11, 120 if stage.ours else PATIENCE_S)
+    attend(stage, lambda: stage.ended() == BESIDE + 7, 120 if stage.ours else PATIENCE_S)
     took_s = time.monotonic() - began
     wrong_exits = exits([worker]) if worker.running else []
     letters = campaign.letters(stage.url) if stage.ours else {}
@@ -147,7 +148,7 @@ SCENARIOS = (
     ),
     Scenario(
         "K3.8",
-        "A handler kills its process with SIGKILL, at each run; the worker is started again. Four jobs run beside it, "
+        "A handler kills its process with SIGKILL, at each run; the worker is started again. Three jobs run beside it, "
         "six wait behind it.",
         "After three crashes it is a dead letter; no other job is one, each of them is done.",
         ("I1", "I2", "I3", "I5", "I7", "I10"),

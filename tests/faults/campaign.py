@@ -80,7 +80,8 @@ def results(url: str) -> dict[str, wire.Result]:
 
 def letters(url: str) -> dict[str, dict[str, Any]]:
     with Redis.from_url(url) as redis:
-        names = [*redis.scan_iter(keys.LETTER + "*", count=1000)]
+        found = redis.scan_iter(keys.LETTER + "*", count=1000)
+        names = [name for name in found if not name.endswith(b":original")]  # a body that could not be read
         return {
             name.decode().removeprefix(keys.LETTER): json.loads(redis.hget(name, "letter") or b"{}") for name in names
         }
