@@ -89,6 +89,9 @@ def blocked_for_ever(stage: Stage) -> Verdict:
         breaches += exits([worker.up()])
         causes = {line["data"]["error_type"] for line in worker.events("WORKER_CRASH")}
         breaches += [Breach("I9", f"the crash is told as {causes}")] if causes != {"Blocked"} else []
+        letter = campaign.letters(stage.url).get(bad, {})
+        if [error["error"] for error in letter.get("errors", [])] != ["Blocked"] * 3 or "jobs.py" not in letter["text"]:
+            breaches.append(Breach("I10", "its letter does not say where it blocked, and how often"))
     return stage.judged(TERMS, *breaches, starts_of_the_worker=worker.boots(), seconds_to_the_last_end=took_s)
 
 

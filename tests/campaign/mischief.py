@@ -16,13 +16,30 @@ from contextlib import suppress
 from typing import Never
 
 from runtime import Context, Pool, RetryLater, handler
-from tests.faults.jobs import ONCE, Abrupt, Broken, Unprintable, noted
+from tests.faults.jobs import ONCE, noted
 
 MODULE = "tests.campaign.mischief"
 
 WAIT_S = 3600.0
 SECRET = "OPENAI_API_KEY"
 """Its variable."""
+
+
+class Abrupt(BaseException):
+    pass
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class Unjudgeable(Exception):
+    @property
+    def status(self) -> Never:
+        raise KeyboardInterrupt
 
 
 class Unpicklable(Exception):
@@ -53,7 +70,7 @@ FAILURES: Mapping[str, Callable[[], object]] = {
     "RecursionError": _recurse,
     "an exception without a text": _raises(Unprintable()),
     "an exception that cannot be pickled": _raises(Unpicklable("it")),
-    "an exception that cannot be looked at": _raises(Broken()),
+    "an exception that cannot be looked at": _raises(Unjudgeable()),
     "a text of 10 MB": _raises(ValueError("x" * 10_000_000)),
     "half a surrogate pair": _raises(ValueError("\ud800, and an end of line\n{}")),
     "a group": _raises(ExceptionGroup("two at once", [ValueError("one"), KeyError("two")])),

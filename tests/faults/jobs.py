@@ -57,14 +57,6 @@ async def work_for_an_hour_at_most(ctx: Context, length_s: float) -> int:
     return os.getpid()
 
 
-@handler(timeout="1h")
-async def work_the_second_time(ctx: Context) -> int:
-    """It takes an hour, but no time at all after a crash."""
-    with noted(ctx):
-        await asyncio.sleep(0 if ctx.crashes else 3600)
-    return os.getpid()
-
-
 @handler
 async def block(ctx: Context, length_s: float) -> int:
     """Nothing else of its process's event loop runs meanwhile."""
@@ -114,126 +106,9 @@ async def pill(ctx: Context) -> Never:
     raise AssertionError("unreachable")
 
 
-@handler(retry=ONCE)
-async def leave_by_system_exit(ctx: Context) -> None:
-    raise SystemExit(3)
-
-
-@handler(retry=ONCE)
-async def leave_from_a_task_of_its_own(ctx: Context) -> None:
-    async def leave() -> Never:
-        raise SystemExit(4)
-
-    async with asyncio.TaskGroup() as group:
-        group.create_task(leave())
-
-
-@handler(retry=ONCE)
-async def interrupt(ctx: Context) -> None:
-    raise KeyboardInterrupt
-
-
-@handler(retry=ONCE)
-async def close_generator(ctx: Context) -> None:
-    raise GeneratorExit
-
-
-class Abrupt(BaseException):
-    pass
-
-
-@handler(retry=ONCE)
-async def raise_base_exception(ctx: Context) -> None:
-    raise Abrupt("no exception of the common kind")
-
-
-@handler(retry=ONCE)
-async def cancel_itself(ctx: Context) -> None:
-    raise asyncio.CancelledError
-
-
-@handler(retry=ONCE)
-async def stop_iteration(ctx: Context) -> None:
-    raise StopIteration
-
-
-@handler(retry=ONCE)
-async def run_out_of_memory(ctx: Context) -> None:
-    raise MemoryError
-
-
-@handler(retry=ONCE)
-async def recurse(ctx: Context) -> int:
-    def deeper(level: int) -> int:
-        return deeper(level + 1) + 1
-
-    return deeper(0)
-
-
-class Unprintable(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("no text")
-
-    __repr__ = __str__
-
-
-@handler(retry=ONCE)
-async def raise_unprintable(ctx: Context) -> None:
-    raise Unprintable
-
-
-@handler(retry=ONCE)
-async def raise_ten_megabytes(ctx: Context) -> None:
-    raise ValueError("x" * 10_000_000)
-
-
-@handler(retry=ONCE)
-async def raise_surrogates(ctx: Context) -> None:
-    raise ValueError("half a pair: \ud800, and an end of line\n{}")
-
-
-@handler(retry=ONCE)
-async def raise_group(ctx: Context) -> None:
-    raise ExceptionGroup("two at once", [ValueError("one"), KeyError("two")])
-
-
-class Broken(Exception):
-    @property
-    def status(self) -> Never:
-        raise KeyboardInterrupt
-
-
-@handler(retry=ONCE)
-async def raise_what_cannot_be_looked_at(ctx: Context) -> None:
-    raise Broken
-
-
-@handler
-async def return_what_cannot_be_kept(ctx: Context) -> object:
-    return lambda: None
-
-
-@handler(retry=ONCE, timeout="0.3s")
-async def swallow_cancellation_once(ctx: Context) -> str:
-    try:
-        await asyncio.sleep(3600)
-    except asyncio.CancelledError:
-        await asyncio.sleep(0.2)
-    return "went on to its end"
-
-
-@handler(retry=ONCE, timeout="0.3s")
-async def swallow_cancellation_for_ever(ctx: Context) -> None:
-    while True:
-        try:
-            await asyncio.sleep(3600)
-        except asyncio.CancelledError:
-            continue
-
-
 @handler
 async def refuse_to_stop(ctx: Context) -> None:
-    """As the last, and without a timeout of its own."""
+    """It swallows every cancellation."""
     with noted(ctx):
         while True:
             try:

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from runtime import connect
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.source import RedisSource
@@ -25,40 +23,6 @@ def worker_with_bug(redis: str, ledger: Ledger, bug: Path) -> Worker:
     queues = ("-Q", bugs.QUEUE, "-Q", f"{DEFAULT_QUEUE}=3")
     settings: dict[str, Any] = {jobs.LEDGER: ledger.path, bugs.FILE: bug}
     return Worker(campaign.MODULE, "tests.faults.bugs", redis=redis, arguments=queues, **settings)
-
-
-def test_an_actor_that_crashes_is_started_again_alone(redis_url: str, ledger: Ledger, tmp_path: Path) -> None:
-    bug = tmp_path / "bug"
-    with worker_with_bug(redis_url, ledger, bug).up() as worker:
-        enqueue(redis_url, jobs.work.request(3.0))
-        wait_until(ledger.starts)
-        bug.touch()
-        enqueue(redis_url, jobs.work.options(queue=bugs.QUEUE).request(0.01))
-        worker.wait_for("ACTOR_CRASH", 2)
-        bug.unlink()
-        worker.wait_for("JOB_COMPLETED", 2)
-        assert worker.boots() == 1
-        assert len(ledger.starts()) == 2
-        assert worker.stop() == 0
-
-
-def test_too_many_crashes_give_everything_back_and_end_the_worker(
-    redis_url: str, ledger: Ledger, tmp_path: Path
-) -> None:
-    bug = tmp_path / "bug"
-    with worker_with_bug(redis_url, ledger, bug).up() as worker:
-        (long,) = enqueue(redis_url, jobs.work.request(60))
-        wait_until(ledger.starts)
-        bug.touch()
-        enqueue(redis_url, jobs.work.options(queue=bugs.QUEUE).request(0.01))
-        assert worker.wait(20) == 1
-        assert len(worker.events("ACTOR_CRASH")) == 5
-        (crash,) = worker.events("WORKER_CRASH")
-        assert crash["data"] == {"error": "of ours", "error_type": "tests.faults.bugs.Bug"}
-        assert crash["level"] == "error"
-        assert [line["job_id"] for line in worker.events("JOB_RELEASED")] == [long]
-        assert campaign.stranded(redis_url) == []
-        assert campaign.attempts_kept(redis_url) == {}
 
 
 def test_what_fails_beside_the_actors_ends_no_worker(redis_url: str, ledger: Ledger) -> None:
@@ -101,56 +65,6 @@ def test_a_handler_that_closes_the_stream_costs_the_lines_and_no_job(redis_url: 
         wait_until(lambda: {closing, after} <= campaign.results(redis_url).keys())
         assert len(ledger.starts(after)) == 1
         assert worker.stop() == 0
-
-
-def test_a_blocked_event_loop_is_told_with_its_stack_while_its_leases_are_kept(redis_url: str, ledger: Ledger) -> None:
-    with campaign.worker(redis_url, ledger, slots=2, lease="2s").up() as worker:
-        (job,) = enqueue(redis_url, jobs.block.request(5))
-        wait_until(lambda: ledger.starts(job))
-        began = time.monotonic()
-        (told,) = worker.wait_for("LOOP_BLOCKED")
-        assert time.monotonic() - began < 3
-        assert (told["job_id"], told["handler"], told["level"]) == (job, "block", "warn")
-        assert "time.sleep(length_s)" in told["stack"]
-        assert "length_s=" not in told["stack"]
-        assert "run_until_complete" not in told["stack"]
-        worker.wait_for("LOOP_GOES_ON")
-        worker.wait_for("JOB_COMPLETED")
-        assert len(worker.events("LOOP_BLOCKED")) == 1
-        assert worker.events("REDIS_AWAY") == []  # it was not Redis that kept us waiting
-        assert len(ledger.starts()) == 1
-        assert worker.stop() == 0
-
-
-def test_a_process_that_stands_still_for_too_long_gives_the_others_back_and_ends(
-    redis_url: str, ledger: Ledger
-) -> None:
-    """And the job that does it is a dead letter after the third time, with the line where it stood."""
-    with campaign.worker(redis_url, ledger, slots=3, RUNTIME_BLOCK_LIMIT="2s").up() as worker:
-        (beside,) = enqueue(redis_url, jobs.work_the_second_time.request())
-        wait_until(ledger.starts)
-        (job,) = enqueue(redis_url, jobs.block.request(3600))
-        assert worker.wait(20) == 1
-        (crash,) = worker.events("WORKER_CRASH")
-        assert (crash["job_id"], crash["handler"]) == (job, "block")
-        assert crash["data"]["error_type"] == "Blocked"
-        assert "time.sleep" in crash["stack"]
-        assert campaign.stranded(redis_url) == []
-        assert campaign.attempts_kept(redis_url) == {job: 1}  # the other one's is given back
-
-        ended_at = time.monotonic()
-        worker.start()
-        assert worker.wait(20) == 1
-        worker.start()
-        assert worker.wait(30) == 1
-        wait_until(lambda: job in campaign.letters(redis_url))
-        print(f"\nthree times in {time.monotonic() - ended_at:.1f} s after the first")
-        letter = campaign.letters(redis_url)[job]
-        assert (letter["reason"], letter["crashes"], letter["category"]) == ("crashed", 3, "resource")
-        assert [error["error"] for error in letter["errors"]] == ["Blocked"] * 3
-        assert "jobs.py" in letter["text"]
-        assert {line.crashes for line in ledger.starts(beside)} == {0}
-        assert [line.crashes for line in ledger.starts(job)] == [0, 1, 2]
 
 
 def test_what_was_finished_before_the_process_stood_still_is_not_lost(redis_url: str, ledger: Ledger) -> None:
@@ -241,20 +155,3 @@ def test_parts_may_be_started_and_stopped_out_of_turn(redis_url: str) -> None:
         await source.close()
 
     asyncio.run(misuse())
-
-
-@pytest.mark.timeout(120)
-def test_jobs_beside_one_that_kills_its_workers_are_not_taken_for_it(redis_url: str, ledger: Ledger) -> None:
-    with campaign.worker(redis_url, ledger, slots=6, lease="1s").up() as worker:
-        beside = enqueue(redis_url, *(jobs.work.request(2.0) for _ in range(4)))
-        wait_until(lambda: len(ledger.starts()) == 4)
-        (pill,) = enqueue(redis_url, jobs.pill.request())
-        until = time.monotonic() + 100
-        while campaign.ended(redis_url) < 5:
-            assert time.monotonic() < until
-            if not worker.running:
-                worker.start()  # as a platform does
-            time.sleep(0.05)
-        assert set(campaign.letters(redis_url)) == {pill}
-        assert all(campaign.results(redis_url)[job].ok for job in beside)
-        assert max(line.crashes for job in beside for line in ledger.starts(job)) == 2
