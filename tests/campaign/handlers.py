@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -207,7 +208,7 @@ def returned(stage: Stage) -> Verdict:
 
 
 def forked(stage: Stage) -> Verdict:
-    children = ("returns", "raises", "awaits", "ends")
+    children = ("returns", "raises", "awaits", "asks", "ends")
     worker = stage.worker(modules=MODULES, slots=8).up()
     company = Company(stage)
     breaches: list[Breach] = []
@@ -223,6 +224,8 @@ def forked(stage: Stage) -> Verdict:
         for child, job in zip(children, forks, strict=True)
         if job in kept and kept[job].value != worker.pid
     ]
+    went_on = {line.job for line in stage.ledger.lines() if line.pid not in (0, worker.pid, os.getpid())} - set(forks)
+    breaches += [Breach("I3", f"{job}: goes on in a child of its worker, too") for job in went_on]
     breaches += [Breach("I9", f"the worker was started {worker.boots()} times")] if worker.boots() > 1 else []
     breaches += exits([worker])
     return stage.judged(TERMS, *breaches, **company.figures)
@@ -290,7 +293,7 @@ SCENARIOS = (
     ),
     Scenario(
         "K3.10",
-        "Handlers fork. The child returns, raises, waits in the event loop, or ends.",
+        "Handlers fork. The child returns, raises, waits in the event loop, asks Redis for something, or ends.",
         "The child settles nothing and claims nothing; each job ends once, as its parent's run does.",
         ("I1", "I2", "I3", "I4", "I7", "I8", "I9"),
         forked,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Never
 
-from runtime import Context, Pool, RetryLater, handler
+from runtime import Checked, Context, Pool, RetryLater, handler
 from tests.faults.jobs import ONCE, noted
 
 MODULE = "tests.campaign.mischief"
@@ -251,16 +251,32 @@ LOCKS: Mapping[str, Callable[[float], None]] = {"a call into C": _sleep, "a patt
 
 @handler(retry=ONCE)
 async def fork(ctx: Context, child: str) -> int:
-    """The child that it makes comes back from here, or goes on in the event loop; the parent waits for its end."""
+    """The child that it makes comes back from here, or goes on in the event loop. The parent waits for its end."""
     with noted(ctx):
+        begun = asyncio.create_task(asyncio.sleep(1))  # the child can wait for nothing that is not begun yet
+        await asyncio.sleep(0.2)  # others run, too
         pid = os.fork()
         if pid == 0:
             if child == "raises":
                 raise ValueError("in the child")
             if child == "awaits":
-                await asyncio.sleep(0.3)
+                await begun
+            if child == "asks":
+                await ctx.once("step", _step)
             if child == "ends":
                 os._exit(0)
         else:
             await asyncio.to_thread(os.waitpid, pid, 0)
+            await ctx.once("step", _step)
     return os.getpid()
+
+
+async def _take() -> None:
+    pass
+
+
+async def _begun() -> Never:
+    raise AssertionError("the child has begun the step")
+
+
+_step = Checked(_take, check=_begun)
