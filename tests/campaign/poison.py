@@ -19,7 +19,7 @@ from tests.processes import Worker, wait_until
 
 POISON = 5000
 GOOD = 100
-GOOD_S = 0.3
+GOOD_S = 0.6
 BESIDE = 3
 SLACK_S = 1.0
 """What a busy machine may add to twice the time."""
