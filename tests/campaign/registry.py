@@ -1,9 +1,9 @@
 """All scenarios."""
 
-from tests.campaign import death, killpoints, signals
+from tests.campaign import death, inputs, killpoints, moments, signals
 from tests.campaign.scenario import Scenario
 
-MODULES = (death, killpoints, signals)
+MODULES = (death, killpoints, signals, inputs, moments)
 
 
 def _place(scenario: Scenario) -> list[int]:

@@ -150,10 +150,11 @@ class Stage:
     def judged(self, terms: Terms, *others: Breach, **figures: float | str) -> Verdict:
         """What the ledger, Redis and the logs say, and what the scenario has found itself."""
         found = self.subject.look(self.url, self.workers)
-        breaches = [*judge(self.ledger.lines(), found, terms), *others, *self._tracebacks()]
+        breaches = [*judge(self.ledger.lines(), found, terms), *others, *self.tracebacks()]
         return Broken(breaches, figures) if breaches else Held(figures)
 
-    def _tracebacks(self) -> Iterator[Breach]:
+    def tracebacks(self) -> Iterator[Breach]:
+        """What ours should not have said on stderr."""
         for worker in self.workers:
             if self.ours and "Traceback" in (errors := worker.errors()):
                 yield Breach("I9", f"a traceback on stderr: {errors.strip().splitlines()[-1]}")
