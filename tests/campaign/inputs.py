@@ -20,10 +20,11 @@ from runtime.core.errors import OptionInvalid
 from runtime.core.spec import DEFAULT_QUEUE
 from tests.arq_compat.test_hostile import IDS, SCORES
 from tests.campaign import audited
+from tests.campaign.canaries import PLANTED
 from tests.campaign.scenario import Broken, Held, Scenario, Stage, Verdict, figure, in_stages, merged
 from tests.faults import campaign, jobs
 from tests.faults.ledger import Breach, Found, judge
-from tests.http.asking import TOKEN, Site, site_of
+from tests.http.asking import Site, site_of
 from tests.processes import Worker, wait_until
 from tests.unit.test_codecs import NO_BODIES, all_samples
 from tests.unit.test_pickles import BOMBS, HOSTILE, mutations
@@ -130,6 +131,8 @@ def feed(stage: Stage, *batches: Bodies, calls: bool = False, most_mb: int = MOS
     With `calls` some may be calls; else each is to be a dead letter.
     """
     bodies = {name: data for batch in batches for name, data in batch.items()}
+    with Redis.from_url(stage.url) as redis:
+        redis.config_set("notify-keyspace-events", "K$")  # so that nobody has to look for what strangers enqueue
     events = stage.folder / "events"
     settings: dict[str, Any] = {audited.EVENTS: events, "inside": [] if stage.ours else SPARED}
     worker = stage.worker(modules=(campaign.MODULE, audited.MODULE), **settings).up()
@@ -276,12 +279,20 @@ def oversized(stage: Stage) -> Verdict:
 # Ids
 
 MARKUP = [b"<script>alert(1)</script>", b"<img src=x onerror=alert(1)>", b"a\r\n\r\n<html>", b"\x9b31m"]
+BEARER = [("Authorization", f"Bearer {PLANTED['RUNTIME_TOKEN']}")]
 BAD_SIGNS = ("<script", "<img", "<html")
 
 
 def ugly_ids(stage: Stage) -> Verdict:
     ids = [*IDS, *MARKUP]
-    settings: dict[str, Any] = {"RUNTIME_HTTP": "on", "PORT": 0, "RUNTIME_TOKEN": TOKEN} if stage.ours else {}
+    settings: dict[str, Any] = (
+        {
+            "RUNTIME_HTTP": "on",
+            "PORT": 0,
+        }
+        if stage.ours
+        else {}
+    )
     worker = stage.worker(**settings).up()
     beside = Beside(stage)
     beside.good()
@@ -313,7 +324,7 @@ def _ended_ids(stage: Stage, ids: Sequence[bytes]) -> dict[bytes, bool]:
 def _shown(site: Site, ids: Sequence[bytes]) -> Iterator[Breach]:
     """Each id over HTTP: it is told in JSON that nobody takes for anything else, and no header comes out of it."""
     for raw in [*ids, *(b"fails " + job_id for job_id in ids)]:
-        answer = site.ask("GET", f"/jobs/{quote(raw[:1024], safe='')}")
+        answer = site.ask("GET", f"/jobs/{quote(raw[:1024], safe='')}", headers=BEARER)
         wanted = _as_text(raw)
         if wanted is None or not 1 <= len(wanted) <= 512:
             if answer.code not in (400, 404, 422):
@@ -327,7 +338,7 @@ def _shown(site: Site, ids: Sequence[bytes]) -> Iterator[Breach]:
         if answer.headers["X-Content-Type-Options"] != "nosniff":
             yield Breach("I16", f"the id {raw[:40]!a}: a browser may take the answer for HTML")
     for path in ("/", "/ui", "/health", "/queues", "/metrics"):
-        answer = site.ask("GET", path)
+        answer = site.ask("GET", path, headers=BEARER)
         text = answer.body.decode(errors="replace")
         if "json" not in answer.headers.get("Content-Type", "") and any(sign in text for sign in BAD_SIGNS):
             yield Breach("I16", f"{path} shows an id as HTML")

@@ -140,7 +140,7 @@ def ids_again(stage: Stage) -> Verdict:
     return merged(cases, verdicts, tried=len(cases), seconds_away=_AWAY_S[stage.subject.name])
 
 
-_AWAY_S = {"runtime": 2.5, "arq": 13.0}
+_AWAY_S = {"runtime": 1.6, "arq": 13.0}
 Then = Callable[[Stage], None]
 
 

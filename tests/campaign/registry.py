@@ -1,9 +1,9 @@
 """All scenarios."""
 
-from tests.campaign import death, inputs, killpoints, moments, signals
+from tests.campaign import death, inputs, killpoints, moments, secrecy, signals
 from tests.campaign.scenario import Scenario
 
-MODULES = (death, killpoints, signals, inputs, moments)
+MODULES = (death, killpoints, signals, inputs, moments, secrecy)
 
 
 def _place(scenario: Scenario) -> list[int]:
