@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 
 from runtime import Context, handler
 from tests.faults.jobs import LEDGER, noted
@@ -15,6 +16,8 @@ MODULE = "tests.campaign.audited"
 EVENTS = "RUNTIME_TEST_EVENTS"
 QUIET = ("builtins.id", "object.", "sys._", "gc.", "cpython.", "socket.", "signal.", "_thread.", "time.sleep")
 """They reach nothing."""
+WATCHDOG = "watchdog"
+"""The thread that tells where the event loop stands still, and reads the source for that. No body is met there."""
 
 _watching = False
 
@@ -24,7 +27,9 @@ def _hook() -> None:
     ledger = os.environ[LEDGER]
 
     def note(event: str, args: tuple[object, ...]) -> None:
-        if not _watching or event.startswith(QUIET) or (event == "open" and str(args[0]) == ledger):
+        if not _watching or threading.current_thread().name == WATCHDOG:
+            return
+        if event.startswith(QUIET) or (event == "open" and str(args[0]) == ledger):
             return
         os.write(file, f"{event} {args!a:.100}\n".encode())
 

@@ -135,8 +135,15 @@ def _odd_lengths(stage: Stage, job: str) -> Iterator[Breach]:
 
 def ids_again(stage: Stage) -> Verdict:
     """arq is given a timeout of a second, so that its claim lapses after eleven, and not after 310."""
-    cases = {"while it waits": _waits, "while it runs": _runs, "when it is done": _done}
-    verdicts = in_stages(stage, cases.values(), lambda own, then: _id_again(own, then))
+    cases = {
+        "while it waits": (_waits, 1),
+        "while it runs": (_runs, 1),
+        "when it is done": (_done, 1),
+        "while it runs, and a slot was free": (_runs, 2),
+    }
+    if not stage.ours:
+        del cases["while it runs, and a slot was free"]  # arq claims for nobody who is stopped
+    verdicts = in_stages(stage, cases.values(), lambda own, case: _id_again(own, *case))
     return merged(cases, verdicts, tried=len(cases), seconds_away=_AWAY_S[stage.subject.name])
 
 
@@ -159,12 +166,13 @@ def _done(stage: Stage) -> None:
     settle_down(stage, 2 if stage.ours else 1)
 
 
-def _id_again(stage: Stage, then: Then) -> Verdict:
+def _id_again(stage: Stage, then: Then, slots: int) -> Verdict:
     """The first run of the first job is stopped, the second ends it; its result expires, and its id comes again.
 
-    One slot each: an idle hand of the stopped worker would take the second job, and lose it after a lease.
+    Of a stopped worker with a free slot the server holds a claim: it takes the second job, and loses it after a lease.
+    What it is told of it when it goes on comes too late for it to begin.
     """
-    settings: dict[str, Any] = {"slots": 1, "lease": "1s", **({} if stage.ours else {"JOB_TIMEOUT_SECONDS": 1})}
+    settings: dict[str, Any] = {"slots": slots, "lease": "1s", **({} if stage.ours else {"JOB_TIMEOUT_SECONDS": 1})}
     zombie, other = (stage.worker(**settings) for _ in range(2))
     zombie.up()
     (job,) = stage.acked(jobs.work.options(key="again").request(0.8))
