@@ -270,10 +270,9 @@ def oversized(stage: Stage) -> Verdict:
         "all at once": lambda own: feed(own, bodies, most_mb=MOST_GROWN_TOGETHER_MB),
     }
     verdicts = in_stages(stage, cases.values(), lambda own, run: run(own))
-    one_mb, all_mb = figure(verdicts, "most_memory_more_mb")
-    return merged(
-        cases, verdicts, bodies=len(bodies), most_memory_more_for_one_mb=one_mb, most_memory_more_for_all_mb=all_mb
-    )
+    most_mb = figure(verdicts, "most_memory_more_mb")
+    names = ("most_memory_more_for_one_mb", "most_memory_more_for_all_mb")
+    return merged(cases, verdicts, bodies=len(bodies), **dict(zip(names, most_mb, strict=False)))
 
 
 # Ids

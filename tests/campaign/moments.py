@@ -60,7 +60,7 @@ def wrong_clocks(stage: Stage) -> Verdict:
     }
     verdicts = in_stages(stage, cases.values(), lambda own, run: run(own))
     late = figure(verdicts, "late_s")
-    return merged(cases, verdicts, tried=len(cases), seconds_from_due_to_start_longest=max(late))
+    return merged(cases, verdicts, tried=len(cases), seconds_from_due_to_start_longest=max(late, default="none began"))
 
 
 def _worker_ahead(stage: Stage, skew_s: float) -> Verdict:
