@@ -266,9 +266,7 @@ class Slots:
                 if claim.token == blamed
                 else (Released("shutdown"), claim.history)
             )
-            settlements.append(
-                Settlement(claim, outcome, claim.now_ms, now_ms, history, slot.entry.spec.keep_result_s)
-            )
+            settlements.append(Settlement(claim, outcome, claim.now_ms, now_ms, history, slot.entry.spec.keep_result_s))
         return settlements
 
     async def idle(self) -> None:
