@@ -169,6 +169,7 @@ class Settlement:
     claim: Claim
     outcome: Outcome
     started_ms: int
+    """By the server's clock, as its claim told it; the other is so much later as it took."""
     finished_ms: int
     history: History = field(default=NEW)
     """What the job is to remember, where it runs again or becomes a letter."""

@@ -37,11 +37,15 @@ class _Slot:
 
     claim: Claim
     entry: Entry
-    started_ms: int
     limiter: Limiter
+    began: float
     run: Run | None = None
     stop: Stop | None = None
     trace: str | None = None
+
+    def now_ms(self) -> int:
+        """The server's time at its claim, and how long it has been here: no clock of this machine that may be set."""
+        return self.claim.now_ms + round(1000 * (time.monotonic() - self.began))
 
 
 class Slots:
@@ -114,23 +118,22 @@ class Slots:
     def decline(self, claims: Sequence[Claim], why: Literal["no-slot", "shutdown"]) -> None:
         """Give these back unstarted."""
         for claim in claims:
-            self._settle(claim, Released(why), _wall_ms(), None)
+            self._settle(claim, Released(why), claim.now_ms, None)
 
     def _start(self, claim: Claim) -> None:
         call = claim.call
         entry = self._entries.get(call.handler) if isinstance(call, Call) else None
         spec: Spec | None = entry.spec if entry else None
-        now_ms = _wall_ms()
         beside_suspect = self._statistics.suspect is not None
         outcome = before_run(claim, spec, beside_suspect=beside_suspect, chance=random.random())
         if outcome is not None:
-            self._settle(claim, outcome, now_ms, spec)
+            self._settle(claim, outcome, claim.now_ms, spec)
             return
         assert isinstance(call, Call)
         assert entry is not None
         ports, limit = self._ports, entry.spec.limit
         limiter = Limiter(claim, call.handler, ports, self._drought, lambda more_s: self._allow(claim.token, more_s))
-        slot = self._busy[claim.token] = _Slot(claim, entry, now_ms, limiter)
+        slot = self._busy[claim.token] = _Slot(claim, entry, limiter, time.monotonic())
         self._statistics.entered()
         if suspect(claim):
             self._statistics.suspect = claim.token
@@ -167,9 +170,8 @@ class Slots:
         if slot is None:  # it has its outcome: what it brings now comes too late
             self._stuck.discard(token)
             return
-        now_ms = _wall_ms()
         try:
-            outcome = after_run(ended, slot.claim, slot.entry.spec.retry, now_ms, random.random())
+            outcome = after_run(ended, slot.claim, slot.entry.spec.retry, slot.now_ms(), random.random())
         except BaseException as error:  # an exception of the handler's that cannot even be looked at
             outcome = Dead("permanent", describe(error))
         if outcome is not None:
@@ -185,23 +187,22 @@ class Slots:
             self._statistics.suspect = None
 
     def _settle_run(self, slot: _Slot, outcome: Outcome) -> None:
-        self._settle(slot.claim, outcome, slot.started_ms, slot.entry.spec, slot.trace, slot.limiter.waited_s)
+        self._settle(slot.claim, outcome, slot.now_ms(), slot.entry.spec, slot.trace, slot.limiter.waited_s)
 
     def _settle(
         self,
         claim: Claim,
         outcome: Outcome,
-        started_ms: int,
+        now_ms: int,
         spec: Spec | None,
         trace: str | None = None,
         waited_s: float = 0.0,
     ) -> None:
         # The one way to the journal, the history, the letter and the result.
         outcome = redacted(outcome, self._ports.redact)
-        now_ms = _wall_ms()
         keep_s = spec.keep_result_s if spec else 3600.0
         history = remember(claim, outcome, now_ms, trace)
-        settlement = Settlement(claim, outcome, started_ms, now_ms, history, keep_s, waited_s)
+        settlement = Settlement(claim, outcome, claim.now_ms, now_ms, history, keep_s, waited_s)
         self._put(settlement)  # first: whatever comes of telling it, a job without an outcome is held for ever
         self._ports.journal.ended(settlement, len(self._busy))
 
@@ -210,7 +211,7 @@ class Slots:
         if slot is None:
             return
         if notice == "abort":
-            slot.claim = replace(slot.claim, abort_ms=_wall_ms())  # the flag goes with the job, however that ends
+            slot.claim = replace(slot.claim, abort_ms=slot.now_ms())  # the flag goes with the job, however that ends
         self._stop(slot, notice)
         if notice == "lost":
             self._ports.journal.lost(slot.claim)
@@ -257,25 +258,18 @@ class Slots:
 
         Changes nothing; may be called from another thread, as the event loop stands still.
         """
-        now_ms = _wall_ms()
         settlements: list[Settlement] = []
         for slot in list(self._busy.values()):
-            claim = slot.claim
+            claim, now_ms = slot.claim, slot.now_ms()
             outcome, history = (
                 after_standstill(claim, where, for_s, now_ms)
                 if claim.token == blamed
                 else (Released("shutdown"), claim.history)
             )
-            settlements.append(
-                Settlement(claim, outcome, slot.started_ms, now_ms, history, slot.entry.spec.keep_result_s)
-            )
+            settlements.append(Settlement(claim, outcome, claim.now_ms, now_ms, history, slot.entry.spec.keep_result_s))
         return settlements
 
     async def idle(self) -> None:
         """Return when nothing runs."""
         while self._busy:
             await self.changed()
-
-
-def _wall_ms() -> int:
-    return time.time_ns() // 1_000_000

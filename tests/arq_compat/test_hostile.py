@@ -1,4 +1,7 @@
-"""A queue that strangers have written to: what they put there runs or becomes a dead letter, and the rest goes on."""
+"""A queue that strangers have written to: what they put there runs or becomes a dead letter, and the rest goes on.
+
+Ids and scores that are odd, and bodies that are none, are the campaign's too (`tests/campaign/inputs.py`).
+"""
 
 from __future__ import annotations
 
@@ -93,16 +96,6 @@ IDS = [
 ]  # fmt: skip
 
 
-def test_k4_4_a17_jobs_of_hostile_ids_run(queue: Queue) -> None:
-    for job_id in IDS:
-        queue.put(job_id)
-    queue.put_good()
-    with working(queue):
-        wait_until(queue.all_ran(*IDS, *GOOD))
-    assert len(queue.notes.read_text().splitlines()) == len(IDS) + len(GOOD)
-    assert not queue.redis.exists(QUEUE, keys.later(QUEUE))
-
-
 def test_k4_4_hostile_ids_can_become_letters_and_be_replayed(queue: Queue) -> None:
     for job_id in IDS:
         queue.put(job_id, body=stock_body(a=("not a number",)))
@@ -127,19 +120,6 @@ def test_k4_4_the_commands_take_hostile_ids(queue: Queue, job_id: bytes) -> None
 
 
 SCORES = [0.0, float("-inf"), -1e300, -1.0, 1e-300, 0.1, 1.5, 1_700_000_000_000.7, -(2.0**33), 2.0**53]
-
-
-def test_k4_5_a23_jobs_with_odd_scores_run(queue: Queue) -> None:
-    due = [score for score in SCORES if score < queue.now_ms()]
-    for n, score in enumerate(SCORES):
-        queue.put(f"odd-{n}", score)
-    never = {"never": float("inf"), "hardly": 1e300}
-    for job_id, score in never.items():
-        queue.put(job_id, score)
-    queue.put_good()
-    with working(queue):
-        wait_until(queue.all_ran(*(f"odd-{n}" for n, score in enumerate(SCORES) if score in due), *GOOD))
-    assert {job_id.decode() for job_id in queue.redis.zrange(QUEUE, 0, -1)} >= never.keys()
 
 
 @pytest.mark.parametrize("score", [score for score in SCORES if score < 2.0**53])

@@ -16,4 +16,6 @@ INVARIANTS = {
     "I13": "Rates: never more calls in any window than the limit.",
     "I14": "Sleep: quiet means no packet, no job due, no lease; enqueue and wake mean a start.",
     "I15": "Memory: no slope over many jobs, descriptors and tasks back to where they were.",
+    "I16": "Inputs are data: nothing that a body names is imported, opened or run, no id is more than a text.",
+    "I17": "Clocks: when a job is due is decided by the server's alone, how long it took by none that can be set.",
 }

@@ -1,9 +1,20 @@
 """All scenarios."""
 
-from tests.campaign import aborts, actors, death, handlers, killpoints, poison, signals
+from tests.campaign import (
+    aborts,
+    actors,
+    death,
+    handlers,
+    inputs,
+    killpoints,
+    moments,
+    poison,
+    secrecy,
+    signals,
+)
 from tests.campaign.scenario import Scenario
 
-MODULES = (death, killpoints, signals, handlers, poison, aborts, actors)
+MODULES = (death, killpoints, signals, handlers, poison, aborts, actors, inputs, moments, secrecy)
 
 
 def _place(scenario: Scenario) -> list[int]:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Never, TypeVar
 
 from runtime import Request
+from tests.campaign.canaries import leaks
 from tests.campaign.invariants import INVARIANTS
 from tests.campaign.subjects import SUBJECTS, Subject, SubjectName
 from tests.faults.ledger import Breach, Ledger, Terms, judge
@@ -150,10 +151,19 @@ class Stage:
     def judged(self, terms: Terms, *others: Breach, **figures: float | str) -> Verdict:
         """What the ledger, Redis and the logs say, and what the scenario has found itself."""
         found = self.subject.look(self.url, self.workers)
-        breaches = [*judge(self.ledger.lines(), found, terms), *others, *self._tracebacks()]
+        breaches = [*judge(self.ledger.lines(), found, terms), *others, *self.tracebacks()]
         return Broken(breaches, figures) if breaches else Held(figures)
 
-    def _tracebacks(self) -> Iterator[Breach]:
+    def concluded(self, verdict: Verdict) -> Verdict:
+        """With the secrets that its workers have let out, which no scenario asks for and all look for."""
+        said = (worker.output() + worker.errors() for worker in self.workers)
+        leaked = [leak for text in said for leak in leaks("a worker's output", text)]
+        if not leaked or not isinstance(verdict, Held | Broken):
+            return verdict
+        return Broken([*(verdict.breaches if isinstance(verdict, Broken) else ()), *leaked], verdict.figures)
+
+    def tracebacks(self) -> Iterator[Breach]:
+        """What ours should not have said on stderr."""
         for worker in self.workers:
             if self.ours and "Traceback" in (errors := worker.errors()):
                 yield Breach("I9", f"a traceback on stderr: {errors.strip().splitlines()[-1]}")
@@ -174,7 +184,7 @@ def perform(scenario: Scenario, subject: SubjectName, *, seed: int = 1, full: bo
             return NotRun(f"needs {need.name}: {why}")
     try:
         with _deadline(scenario.deadline_s), Stage(SUBJECTS[subject], seed=seed, full=full) as stage:
-            return scenario.run(stage)
+            return stage.concluded(scenario.run(stage))
     except AssertionError as failure:
         return in_vain(failure)
     except DeadlinePassed:
@@ -187,7 +197,7 @@ def in_stages(stage: Stage, cases: Iterable[C], run: Callable[[Stage, C], Verdic
     def one(case: C) -> Verdict:
         with Stage(stage.subject, seed=stage.seed, full=stage.full) as own:
             try:
-                return run(own, case)
+                return own.concluded(run(own, case))
             except AssertionError as failure:
                 return in_vain(failure)
 

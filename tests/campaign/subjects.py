@@ -15,6 +15,7 @@ from runtime import Request
 from runtime.adapters.redis import keys
 from runtime.core.span import seconds
 from runtime.core.spec import DEFAULT_QUEUE
+from tests.campaign.canaries import PLANTED
 from tests.faults import campaign, jobs
 from tests.faults.ledger import Found, Ledger, count_by
 from tests.processes import Worker, enqueue
@@ -45,7 +46,7 @@ class Ours:
         return f"runtime {metadata.version('runtime-worker')}"
 
     def worker(self, redis: str, ledger: Ledger, **settings: Any) -> Worker:
-        return campaign.worker(redis, ledger, **settings)
+        return campaign.worker(redis, ledger, **{**PLANTED, **settings})
 
     def enqueue(self, url: str, *requests: Request[Any]) -> list[str]:
         return enqueue(url, *requests)
@@ -81,7 +82,7 @@ class Stock:
         lease: str = "",
         **settings: Any,
     ) -> Worker:
-        settings[jobs.LEDGER] = ledger.path
+        settings = {**PLANTED, **settings, jobs.LEDGER: ledger.path}
         return StockWorker(*modules, redis=redis, WORKER_CONCURRENCY=slots, **settings)
 
     def enqueue(self, url: str, *requests: Request[Any]) -> list[str]:

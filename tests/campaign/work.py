@@ -25,6 +25,15 @@ async def fail_once(ctx: Context) -> int:
     return os.getpid()
 
 
+@handler
+async def fail_for(ctx: Context, delay_s: float) -> int:
+    """Its first run asks for another one after so long."""
+    with noted(ctx) as ledger:
+        if len(ledger.starts(ctx.job_id)) == 1:
+            raise RetryLater(delay_s)
+    return os.getpid()
+
+
 @handler(timeout="1h")
 async def wait_once(ctx: Context) -> int:
     """Its first run takes an hour, any other no time."""

@@ -1,0 +1,50 @@
+"""A handler module whose process notes what it does once `watch` has run: Python's audit events, one a line.
+
+What a body makes its worker import, open or run is seen here, whoever does it and in whatever thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+from runtime import Context, handler
+from tests.faults.jobs import LEDGER, noted
+
+MODULE = "tests.campaign.audited"
+EVENTS = "RUNTIME_TEST_EVENTS"
+QUIET = ("builtins.id", "object.", "sys._", "gc.", "cpython.", "socket.", "signal.", "_thread.", "time.sleep")
+"""They reach nothing."""
+WATCHDOG = "watchdog"
+"""The thread that tells where the event loop stands still, and reads the source for that. No body is met there."""
+
+_watching = False
+
+
+def _hook() -> None:
+    file = os.open(os.environ[EVENTS], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    ledger = os.environ[LEDGER]
+
+    def note(event: str, args: tuple[object, ...]) -> None:
+        if not _watching or threading.current_thread().name == WATCHDOG:
+            return
+        if event.startswith(QUIET) or (event == "open" and str(args[0]) == ledger):
+            return
+        os.write(file, f"{event} {args!a:.100}\n".encode())
+
+    sys.addaudithook(note)
+
+
+if EVENTS in os.environ:
+    _hook()
+
+
+@handler
+async def watch(ctx: Context) -> int:
+    """From its end on."""
+    global _watching
+    with noted(ctx):
+        pass
+    _watching = True
+    return os.getpid()
