@@ -12,13 +12,13 @@ from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
 from runtime.adapters.runner import AsyncioRunner
-from runtime.core.job import Claim, Settlement, Verdict
+from runtime.core.job import Call, Claim, Settlement, Verdict
 from runtime.engine.actor import Actor
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor
 from runtime.ports import Away, Ports
 from tests.simulation.clock import Clock, Loop, Strand
-from tests.simulation.jobs import Ending, entries
+from tests.simulation.jobs import TIMEOUT_S, Ending, entries
 
 LEASE_S = 10.0
 URL = "redis://simulated"
@@ -73,6 +73,8 @@ class Worker:
         """It is told to claim nothing."""
         self.bug_in: int | None = None
         """After so many further runs one begins with a bug of ours."""
+        self._due_at: dict[str, float] = {}
+        """When each run reaches its timeout."""
         self._busy_until = -math.inf
         self._asides: list[asyncio.Task[None]] = []
         self._main = self.loop.create_task(self._run())
@@ -193,12 +195,16 @@ class Worker:
     def ended(self, settlement_or_token: Any, how: Any) -> None:
         # The floor's and the journal's: both are told of an end.
         if isinstance(settlement_or_token, str) and self.alive:
+            if how == "cancelled" and self.loop.time() >= self._due_at[settlement_or_token]:
+                how = "failed"  # it was its timeout
             self._observer.ended(self, settlement_or_token, how)
 
     def block(self, length_s: float) -> None:
         if self.alive:
             self._observer.trouble(f"{self.name} is blocked for {length_s} s")
-            self._busy_until = self._clock.now + length_s
+            self._due_at: dict[str, float] = {}
+        """When each run reaches its timeout."""
+        self._busy_until = self._clock.now + length_s
 
     # -- `ports.Journal`
 
@@ -207,6 +213,8 @@ class Worker:
         yield
 
     def started(self, claim: Claim, running: int) -> None:
+        assert isinstance(claim.call, Call)
+        self._due_at[claim.token] = self.loop.time() + TIMEOUT_S[claim.call.handler]
         if self.bug_in is not None and self.alive:
             self.bug_in -= 1
             if self.bug_in < 0:
