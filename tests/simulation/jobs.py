@@ -43,7 +43,7 @@ class Floor(Protocol):
         """How many runs of the job there were before."""
         ...
 
-    def ended(self, token: str, how: Ending) -> None: ...
+    def over(self, token: str, how: Ending) -> None: ...
 
     def block(self, length_s: float) -> None:
         """Keep the event loop from doing anything else."""
@@ -76,7 +76,7 @@ class Work:
             how = "cancelled"
             raise
         finally:
-            self.floor.ended(token, how)
+            self.floor.over(token, how)
         return number
 
     async def _perform(self, what: What, length_s: float) -> None:

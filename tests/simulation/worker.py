@@ -47,7 +47,7 @@ class Observer(Protocol):
 
 
 class Worker:
-    """One process, from its start to its death. `run_in` says what surrounds whatever it does."""
+    """One process, from its start to its death. It is also its own `ports.Journal`, and the floor of its jobs."""
 
     def __init__(
         self, clock: Clock, name: str, queues: Sequence[str], size: int, observer: Observer, *, patience_s: float
@@ -192,19 +192,15 @@ class Worker:
     def begun(self, job_id: str, token: str) -> int:
         return self._observer.begun(self, job_id, token)
 
-    def ended(self, settlement_or_token: Any, how: Any) -> None:
-        # The floor's and the journal's: both are told of an end.
-        if isinstance(settlement_or_token, str) and self.alive:
-            if how == "cancelled" and self.loop.time() >= self._due_at[settlement_or_token]:
-                how = "failed"  # it was its timeout
-            self._observer.ended(self, settlement_or_token, how)
+    def over(self, token: str, how: Ending) -> None:
+        if self.alive:
+            timed_out = how == "cancelled" and self.loop.time() >= self._due_at[token]
+            self._observer.ended(self, token, "failed" if timed_out else how)
 
     def block(self, length_s: float) -> None:
         if self.alive:
             self._observer.trouble(f"{self.name} is blocked for {length_s} s")
-            self._due_at: dict[str, float] = {}
-        """When each run reaches its timeout."""
-        self._busy_until = self._clock.now + length_s
+            self._busy_until = self._clock.now + length_s
 
     # -- `ports.Journal`
 
@@ -221,6 +217,9 @@ class Worker:
                 self.bug_in = None
                 self._observer.trouble(f"{self.name} has a bug as {claim.id} starts")
                 raise Bug
+
+    def ended(self, settlement: Settlement, running: int) -> None:
+        pass
 
     def settled(self, settlement: Settlement, verdict: Verdict) -> None:
         pass
