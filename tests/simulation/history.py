@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from runtime.adapters.redis import keeper, source, weather, wire
+from runtime.adapters.redis.connection import REPLY_S
 from runtime.engine import slots, supervisor
 from tests.redis.model import DAY_MS
 from tests.simulation.clock import Agenda, Clock, Strand, Threads
@@ -104,9 +105,9 @@ class History:
                 stack.enter_context(patch.object(module, name, value))
             yield
 
-    def _connect(self, url: str, *, reply_s: float | None = None, **options: Any) -> Client:
+    def _connect(self, url: str, *, reply_s: float | None = REPLY_S, **options: Any) -> Client:
         assert self._turn is not None
-        client = Client(self._network, self._turn.name, **({} if reply_s is None else {"reply_s": reply_s}))
+        client = Client(self._network, self._turn.name, reply_s)
         self._turn.clients.append(client)
         return client
 

@@ -14,7 +14,8 @@ from runtime.core.retry import Retry
 from runtime.core.spec import Spec
 
 What = Literal["return", "fail", "later", "snooze", "never", "stubborn", "block"]
-Ending = Literal["returned", "failed", "snoozed", "cancelled"]
+Ending = Literal["returned", "failed", "snoozed", "cancelled", "overdue"]
+"""`overdue`: cancelled so long after its timeout that it may be for that, or because its worker was told to stop."""
 STEPS: tuple[What, ...] = ("return", "return", "fail", "later", "snooze", "never", "stubborn", "block")
 LENGTHS_S: Mapping[What, tuple[float, float]] = {"stubborn": (12.0, 25.0), "block": (0.5, 6.0)}
 SHORT_S, LONG_S = (0.01, 2.0), (8.0, 30.0)

@@ -37,7 +37,9 @@ class Tenure:
     @property
     def burns_a_try(self) -> bool:
         """It failed, or lapsed. Being stopped, snoozed or never run is neither."""
-        return self.settled is None or self.ending == "failed"
+        if self.settled is None or self.ending == "failed":
+            return True
+        return self.ending == "overdue" and self.settled.what == "again"
 
 
 @dataclass

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import redis
 
-from runtime.adapters.redis.connection import REPLY_S
 from tests.simulation.clock import Agenda, Clock, Threads
 from tests.simulation.server import Answered, Command, Server, Waiter
 
@@ -145,7 +144,7 @@ def named(commands: Sequence[Command]) -> str:
 class Client:
     """What a worker's event loop has instead of redis-py's client."""
 
-    def __init__(self, network: Network, name: str, reply_s: float = REPLY_S) -> None:
+    def __init__(self, network: Network, name: str, reply_s: float | None) -> None:
         self._network = network
         self._name = name
         self._reply_s = reply_s

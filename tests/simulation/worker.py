@@ -22,6 +22,8 @@ from tests.simulation.jobs import TIMEOUT_S, Ending, entries
 
 LEASE_S = 10.0
 URL = "redis://simulated"
+AT_ONCE_S = 0.01
+"""A timeout strikes within so long, where the loop is not blocked."""
 
 
 class Bug(Exception):
@@ -194,8 +196,10 @@ class Worker:
 
     def over(self, token: str, how: Ending) -> None:
         if self.alive:
-            timed_out = how == "cancelled" and self.loop.time() >= self._due_at[token]
-            self._observer.ended(self, token, "failed" if timed_out else how)
+            late_s = self.loop.time() - self._due_at[token]
+            if how == "cancelled" and late_s >= 0:
+                how = "failed" if late_s < AT_ONCE_S else "overdue"
+            self._observer.ended(self, token, how)
 
     def block(self, length_s: float) -> None:
         if self.alive:
