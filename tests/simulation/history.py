@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import asyncio
 import random
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 from runtime.adapters.redis import keeper, source, weather, wire
 from runtime.adapters.redis.connection import REPLY_S
+from runtime.core.job import Verdict
 from runtime.engine import slots, supervisor
 from tests.redis.model import DAY_MS
 from tests.simulation.clock import Agenda, Clock, Strand, Threads
@@ -351,6 +352,12 @@ class History:
     def crashed(self, worker: Worker) -> None:
         self._judge.crashed(worker.name)
 
+    def heard(self, token: str) -> None:
+        self._judge.heard(token)
+
+    def told(self, worker: Worker, token: str, verdict: Verdict) -> None:
+        self._judge.told(worker.name, token, settled=verdict == "settled")
+
     def begun(self, worker: Worker, job_id: str, token: str) -> int:
         self.said(f"{worker.name} runs {job_id} under {token}")
         return self._judge.begun(worker.name, worker.size, job_id, token)
@@ -359,12 +366,12 @@ class History:
         self.said(f"{worker.name}: {token} has {how}")
         self._judge.ended(worker.name, token, how)
 
-    def claimed(self, queue: str, incarnation: str, claimed: Any, lease_until: float) -> None:
+    def claimed(self, queue: str, worker: str, number: int, claimed: Any, lease_until: float) -> None:
         for job in claimed.jobs:
-            self.said(f"server: {incarnation} claims {job.id}, attempt {job.starts}, under {job.token}")
+            self.said(f"server: {worker} claims {job.id}, attempt {job.starts}, under {job.token}")
         if claimed.lapsed:
-            self.said(f"server: {incarnation} is told that it has let lapse {', '.join(claimed.lapsed)}")
-        self._judge.claimed(queue, incarnation, claimed, lease_until)
+            self.said(f"server: {worker} is told that it has let lapse {', '.join(claimed.lapsed)}")
+        self._judge.claimed(queue, worker, number, claimed, lease_until)
 
     def extended(self, held: Any, lease_until: float) -> None:
         self.said(f"server: {held.id} is extended to {lease_until:.4f} under {held.token}")
@@ -385,6 +392,5 @@ class _Deaf:
         pass
 
     async def news(self, after: int) -> int:
-        import asyncio
-
-        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+        await asyncio.get_running_loop().create_future()
+        return after

@@ -23,12 +23,18 @@ class Tenure:
     """A claim on a job, from the server's answer to its end."""
 
     job_id: str
+    queue: str
     worker: str
-    starts: int
     at: float
     until: float
     """The end of its lease."""
     granted_at: float
+    number: int
+    """Of the claim."""
+    late: bool
+    """That claim came to the server again, or after a later one: nobody has to ask for it."""
+    heard: bool = False
+    """Its worker knows of it."""
     ran: bool = False
     ending: Ending | None = None
     settled: Outcome | None = None
@@ -39,7 +45,7 @@ class Tenure:
         """It failed, or lapsed. Being stopped, snoozed or never run is neither."""
         if self.settled is None or self.ending == "failed":
             return True
-        return self.ending == "overdue" and self.settled.what == "again"
+        return self.ending == "overdue" and self.settled.what != "back"
 
 
 @dataclass
@@ -61,6 +67,7 @@ class Judge:
         """Tokens of the runs of each worker."""
         self.troubled_until = 0.0
         self._tenures: dict[str, Tenure] = {}
+        self._last_claims: dict[tuple[str, str], int] = {}
         self._unseen_since: dict[str, float] = {}
         self.lapses = self.runs = self.slowest = self.slowest_recovery = 0.0
 
@@ -81,17 +88,31 @@ class Judge:
 
     # -- the server
 
-    def claimed(self, queue: str, incarnation: str, claimed: Claimed, lease_until: float) -> None:
+    def claimed(self, queue: str, worker: str, number: int, claimed: Claimed, lease_until: float) -> None:
+        last = self._last_claims.get((queue, worker), 0)
+        self._last_claims[queue, worker] = max(last, number)
+        if number > last:
+            self._check_heard(queue, worker)
+        late = number < last or (number == last and not any(job.token in self._tenures for job in claimed.jobs))
         for handed in claimed.jobs:
             tenure = self._tenures.get(handed.token)
             if tenure is None:
-                self._begin(handed, incarnation, lease_until)
+                self._begin(handed, Tenure(
+                    handed.id, queue, worker, self._clock.now, lease_until, self._clock.now, number, late
+                ))  # fmt: skip
             else:  # again
                 tenure.until, tenure.granted_at = lease_until, self._clock.now
                 self._check_fence(handed, "claimed again")
 
-    def _begin(self, handed: Handed, worker: str, lease_until: float) -> None:
-        job, now = self.jobs[handed.id], self._clock.now
+    def _check_heard(self, queue: str, worker: str) -> None:
+        for tenure in self._tenures.values():
+            if (tenure.queue, tenure.worker, tenure.heard, tenure.late) == (queue, worker, False, False):
+                tenure.heard = True
+                if tenure.until > self._clock.now:
+                    self.breach(f"I3: {worker} claims anew, and has not asked again for {tenure.job_id}, of which it never heard")
+
+    def _begin(self, handed: Handed, tenure: Tenure) -> None:
+        job = self.jobs[handed.id]
         if job.ends:
             self.breach(f"I2: {job.id} is claimed after its end")
         if job.tenures:
@@ -99,7 +120,6 @@ class Judge:
         tries = sum(tenure.burns_a_try for tenure in job.tenures)
         if handed.starts != tries + 1:
             self.breach(f"I10: {job.id} begins attempt {handed.starts}, not {tries + 1}")
-        tenure = Tenure(job.id, worker, handed.starts, now, lease_until, now)
         job.tenures.append(tenure)
         self._tenures[handed.token] = tenure
 
@@ -153,6 +173,16 @@ class Judge:
 
     # -- workers
 
+    def heard(self, token: str) -> None:
+        """Its worker has the claim."""
+        self._tenures[token].heard = True
+
+    def told(self, worker: str, token: str, *, settled: bool) -> None:
+        """A worker has the server's verdict."""
+        if settled != (self._tenures[token].settled is not None):
+            job_id, said = self._tenures[token].job_id, "settled" if settled else "refused"
+            self.breach(f"I2: {worker} takes its outcome of {job_id} for {said}")
+
     def begun(self, worker: str, size: int, job_id: str, token: str) -> int:
         """How many runs of the job there were before."""
         job, tenure = self.jobs[job_id], self._tenures[token]
@@ -180,6 +210,8 @@ class Judge:
     def crashed(self, worker: str) -> None:
         """Its actor died. The next one does not know of runs that would not stop, and has slots for as many jobs."""
         self.running.pop(worker, None)
+        for tenure in self._tenures.values():
+            tenure.heard |= tenure.worker == worker
 
     # -- while it goes on, and at its end
 

@@ -18,7 +18,7 @@ Answered = Callable[[list[Any]], None]
 class Witness(Protocol):
     """Told of what the server has accepted."""
 
-    def claimed(self, queue: str, incarnation: str, claimed: Claimed, lease_until: float) -> None: ...
+    def claimed(self, queue: str, worker: str, number: int, claimed: Claimed, lease_until: float) -> None: ...
 
     def extended(self, held: Held, lease_until: float) -> None: ...
 
@@ -131,7 +131,7 @@ class Server:
             incarnation, seq, room, now, lease_ms=lease_ms, fence=self._fence, again=again == "again",
             disowned=disowned,
         )  # fmt: skip
-        self._witness.claimed(queue, incarnation, claimed, self._clock.now + lease_ms / 1000)
+        self._witness.claimed(queue, incarnation, seq, claimed, self._clock.now + lease_ms / 1000)
         flat: list[Any] = []
         for job in claimed.jobs:
             own = None if job.own is None else job.own.encode()

@@ -37,6 +37,10 @@ class Observer(Protocol):
 
     def ended(self, worker: Worker, token: str, how: Ending) -> None: ...
 
+    def heard(self, token: str) -> None: ...
+
+    def told(self, worker: Worker, token: str, verdict: Verdict) -> None: ...
+
     def crashed(self, worker: Worker) -> None: ...
 
     def broken(self, worker: Worker, what: str) -> None:
@@ -214,6 +218,7 @@ class Worker:
 
     def started(self, claim: Claim, running: int) -> None:
         assert isinstance(claim.call, Call)
+        self._heard(claim)
         self._due_at[claim.token] = self.loop.time() + TIMEOUT_S[claim.call.handler]
         if self.bug_in is not None and self.alive:
             self.bug_in -= 1
@@ -222,11 +227,16 @@ class Worker:
                 self._observer.trouble(f"{self.name} has a bug as {claim.id} starts")
                 raise Bug
 
+    def _heard(self, claim: Claim) -> None:
+        if self.alive:
+            self._observer.heard(claim.token)
+
     def ended(self, settlement: Settlement, running: int) -> None:
-        pass
+        self._heard(settlement.claim)
 
     def settled(self, settlement: Settlement, verdict: Verdict) -> None:
-        pass
+        if self.alive:
+            self._observer.told(self, settlement.claim.token, verdict)
 
     def lost(self, claim: Claim) -> None:
         if self.alive:
