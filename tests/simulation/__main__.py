@@ -34,8 +34,8 @@ def _play_all(seeds: range, end_at_first: bool) -> int:
             if end_at_first:
                 break
     print(
-        f"{len(seeds)} seeds, {len(failed)} failed; {runs} runs, {lapses} lapses, in calm times due for {slowest_s:.2f} s "
-        f"at most; {time.monotonic() - since:.1f} s"
+        f"{len(seeds)} seeds, {len(failed)} failed; {runs} runs, {lapses} lapses, in calm times due for "
+        f"{slowest_s:.2f} s at most; {time.monotonic() - since:.1f} s"
     )
     return 1 if failed else 0
 

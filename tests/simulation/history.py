@@ -30,13 +30,14 @@ LOOK_EVERY_S = 0.1
 STEPS = 200_000
 """More than that is a loop that goes on for ever at one moment."""
 TROUBLES = (
-    "slow", "lost", "twice", "cut", "partition", "away", "restart", "kill", "stop", "bug", "drain", "quiet", "cancel", "storm",
+    "slow", "lost", "twice", "cut", "partition", "away", "restart", "kill", "stop", "bug", "drain", "quiet", "cancel",
+    "storm",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Told:
-    """What came of a history. `runs`, `lapses`: of all jobs; `slowest_s`: the longest that one was due in calm times."""
+    """What came of a history. `runs`, `lapses`: of all jobs; `slowest_s`: the longest that one was due in calm."""
 
     seed: int
     breaches: list[str]
@@ -177,8 +178,8 @@ class History:
         )
         acts: dict[str, Callable[[], None]] = {
             "cut": self._cut, "partition": self._partition, "away": self._away, "restart": self._restart,
-            "kill": self._kill, "stop": self._stop, "bug": self._bug, "drain": self._drain, "quiet": self._quiet, "cancel": self._cancel,
-            "storm": self._storm,
+            "kill": self._kill, "stop": self._stop, "bug": self._bug, "drain": self._drain, "quiet": self._quiet,
+            "cancel": self._cancel, "storm": self._storm,
         }  # fmt: skip
         for name in self._troubles:
             for _ in range(rng.randint(1, 3) if name in acts else 0):
@@ -265,11 +266,13 @@ class History:
 
     def _stop(self) -> None:
         if (worker := self._someone()) is not None:
-            length_s = self._rng.choice([1.0, 8.0, 2 * LEASE_S])
+            length_s = self._rng.choice([1.0, 8.0, 2.2 * LEASE_S])
             clock_stood = self._rng.random() < 0.5
-            self.trouble(f"{worker.name} stands still for {length_s} s{', its clock too' if clock_stood else ''}", length_s)
+            self.trouble(
+                f"{worker.name} stands still for {length_s} s{', its clock too' if clock_stood else ''}", length_s
+            )
             worker.stopped = True
-            self._agenda.after(length_s, lambda: worker.alive and worker.go_on(length_s, clock_stood=clock_stood))
+            self._agenda.after(length_s, lambda: worker.go_on(length_s, clock_stood=clock_stood))
 
     def _bug(self) -> None:
         if (worker := self._someone()) is not None:
@@ -379,7 +382,9 @@ class History:
 
     def settled(self, outcome: Any, by: tuple[str, int]) -> None:
         letter = f", letter {outcome.letter[:60]}" if outcome.letter else ""
-        self.said(f"server: {outcome.held.id} is settled ({outcome.what}{letter}) under {outcome.held.token}, batch {by[1]}")
+        self.said(
+            f"server: {outcome.held.id} is settled ({outcome.what}{letter}) under {outcome.held.token}, batch {by[1]}"
+        )
         self._judge.settled(outcome, by)
 
 

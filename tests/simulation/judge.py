@@ -1,4 +1,4 @@
-"""Says what must not have happened. It knows what was acknowledged, what ran and what the server accepted, and no more."""
+"""Says what must not have happened. It knows what was acknowledged, what ran and what the server accepted."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Judge:
             if (tenure.queue, tenure.worker, tenure.heard, tenure.late) == (queue, worker, False, False):
                 tenure.heard = True
                 if tenure.until > self._clock.now:
-                    self.breach(f"I3: {worker} claims anew, and has not asked again for {tenure.job_id}, of which it never heard")
+                    self.breach(f"I3: {worker} claims anew, and was never told of its claim on {tenure.job_id}")
 
     def _begin(self, handed: Handed, tenure: Tenure) -> None:
         job = self.jobs[handed.id]
@@ -221,7 +221,9 @@ class Judge:
         due = set[str]()
         if calm and free:
             for model in models:
-                due |= {job_id for job_id, at in model.queue.items() if at <= now_ms and not _leased(model, job_id, now_ms)}
+                due |= {
+                    job_id for job_id, at in model.queue.items() if at <= now_ms and not _leased(model, job_id, now_ms)
+                }
         self._unseen_since = {job_id: self._unseen_since.get(job_id, self._clock.now) for job_id in due}
         for job_id, since in self._unseen_since.items():
             self.slowest = max(self.slowest, self._clock.now - since)
@@ -235,7 +237,10 @@ class Judge:
                 queued = any(job.id in model.queue for model in models)
                 self.breach(f"I1: {job.id} has ended {job.ends} times, and is {'still' if queued else 'not'} queued")
         for model in models:
-            left = {*model.queue, *(key for kept in (model.bodies, model.starts, model.own) for key, *_ in kept.items())}
+            left = {
+                *model.queue,
+                *(key for kept in (model.bodies, model.starts, model.own) for key, *_ in kept.items()),
+            }
             if left:
                 self.breach(f"I7: of {', '.join(sorted(left))} something is left")
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import redis
 
 from tests.simulation.clock import Agenda, Clock, Threads
-from tests.simulation.server import Answered, Command, Server, Waiter
+from tests.simulation.server import Command, Server, Waiter
 
 QUICK_S = (0.0002, 0.01)
 SLOW_S = (0.05, 7.0)
@@ -45,9 +45,7 @@ class Request:
 class Network:
     """`said` is told of every trouble; `rng` decides on it."""
 
-    def __init__(
-        self, clock: Clock, agenda: Agenda, server: Server, rng: Random, said: Callable[[str], None]
-    ) -> None:
+    def __init__(self, clock: Clock, agenda: Agenda, server: Server, rng: Random, said: Callable[[str], None]) -> None:
         self._clock = clock
         self._agenda = agenda
         self._server = server
@@ -152,13 +150,17 @@ class Client:
         self.dead = False
         """The worker was killed: nothing is sent."""
 
-    async def ask(self, *commands: Command) -> Answered | Any:
+    async def ask(self, *commands: Command) -> Any:
         """As `connection.exchange`."""
         loop = asyncio.get_running_loop()
         heard: asyncio.Future[Any] = loop.create_future()
 
+        def take(reply: Any) -> None:
+            if not heard.done():
+                heard.set_result(reply)
+
         def hear(reply: Any) -> None:
-            loop.call_soon_threadsafe(lambda: heard.done() or heard.set_result(reply))
+            loop.call_soon_threadsafe(take, reply)
 
         if self.dead:
             await heard

@@ -171,6 +171,4 @@ def _held(args: Sequence[Any]) -> Held:
 
 def _outcome(args: Sequence[Any]) -> Outcome:
     what, keep, delay_ms, own, result, result_ms, letter, body, flags = args[4:]
-    return Outcome(
-        _held(args[:4]), what, keep, delay_ms, own.decode(), result, result_ms, letter.decode(), body, flags
-    )
+    return Outcome(_held(args[:4]), what, keep, delay_ms, own.decode(), result, result_ms, letter.decode(), body, flags)

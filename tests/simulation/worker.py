@@ -153,6 +153,9 @@ class Worker:
             client.dead = True
 
     def go_on(self, after_s: float, *, clock_stood: bool) -> None:
+        """After it was stopped for so long, unless it was killed meanwhile."""
+        if not self.alive:
+            return
         self.stopped = False
         if clock_stood:
             self.loop.behind_s += after_s
@@ -255,4 +258,3 @@ class Worker:
             self._observer.crashed(self)
             if not isinstance(error, Bug):
                 self._observer.broken(self, f"its actor died: {error!r}")
-
