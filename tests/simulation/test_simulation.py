@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.simulation.history import play
 
-SEEDS = int(os.environ.get("SIMULATION_SEEDS", 500))
+SEEDS = 500
 AT_ONCE = 50
 
 
