@@ -16,7 +16,7 @@ from runtime.core.job import Verdict
 from runtime.engine import slots, supervisor
 from tests.redis.model import DAY_MS
 from tests.simulation.clock import Agenda, Clock, Strand, Threads
-from tests.simulation.jobs import Ending, handler_of, plan_of
+from tests.simulation.jobs import Ending, Plan, handler_of, plan_of
 from tests.simulation.judge import CALM_AFTER_S, Judge
 from tests.simulation.network import GOOD, BlockingClient, Client, Manners, Network
 from tests.simulation.server import Server
@@ -185,6 +185,7 @@ class History:
             for _ in range(rng.randint(1, 3) if name in acts else 0):
                 after(rng.uniform(0.5, ROUGH_S), acts[name])
         after(ROUGH_S, self._calm)
+        after(LAST_KILL_S - 2.0, self._crowd)
         if rng.random() < 0.5:
             after(LAST_KILL_S, self._last_kill)
         after(LOOK_EVERY_S, self._look)
@@ -206,8 +207,18 @@ class History:
         self._agenda.after(in_s, lambda: self._start(int(place), int(generation) + 1))
 
     def _enqueue(self, job_id: str) -> None:
+        self._add(job_id, plan_of(self._rng))
+        self._server.announce()
+
+    def _crowd(self) -> None:
+        """In calm times: long jobs, several for one claim, whose leases are not to lapse unless a worker is killed."""
+        for n in range(self._rng.randint(0, 4)):
+            self._add(f"c{n}", [("return", 1.5 * LEASE_S)])
+        self._server.announce()
+
+    def _add(self, job_id: str, plan: Plan) -> None:
         rng = self._rng
-        plan, queue = plan_of(rng), rng.choice(self._queues)
+        queue = rng.choice(self._queues)
         delay_s = rng.choice([0.0, 0.0, 0.0, rng.uniform(0.1, 12.0)])
         priority = rng.choice([0, 0, 5])
         body = wire.encode_call(handler_of(plan), (plan,), {}, expires_ms=None, priority=priority)
@@ -217,7 +228,6 @@ class History:
             priority=priority, fresh=True,
         )  # fmt: skip
         self.said(f"{job_id} is enqueued to {queue} for in {delay_s:.3f} s, priority {priority}: {plan}")
-        self._server.announce()
 
     def _someone(self) -> Worker | None:
         standing = [worker for worker in self._workers if worker.alive and not worker.stopped]

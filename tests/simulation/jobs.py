@@ -14,6 +14,7 @@ from runtime.core.retry import Retry
 from runtime.core.spec import Spec
 
 What = Literal["return", "fail", "later", "snooze", "never", "stubborn", "block"]
+Plan = Sequence[tuple[What, float]]
 Ending = Literal["returned", "failed", "snoozed", "cancelled", "overdue"]
 """`overdue`: cancelled so long after its timeout that it may be for that, or because its worker was told to stop."""
 STEPS: tuple[What, ...] = ("return", "return", "fail", "later", "snooze", "never", "stubborn", "block")
@@ -33,7 +34,7 @@ def plan_of(rng: Random) -> list[tuple[What, float]]:
     return plan
 
 
-def handler_of(plan: Sequence[tuple[What, float]]) -> str:
+def handler_of(plan: Plan) -> str:
     return "brief" if any(what in ("never", "stubborn") for what, _ in plan) else "work"
 
 
@@ -63,7 +64,7 @@ class Work:
         assert task is not None
         token = token_of(task)
         assert token is not None
-        plan: Sequence[tuple[What, float]] = args[0]
+        plan: Plan = args[0]
         number = self.floor.begun(context.job_id, token)
         what, length_s = plan[number] if number < len(plan) else ("return", 0.0)
         how: Ending = "failed"
