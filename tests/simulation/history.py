@@ -207,19 +207,20 @@ class History:
         self._agenda.after(in_s, lambda: self._start(int(place), int(generation) + 1))
 
     def _enqueue(self, job_id: str) -> None:
-        self._add(job_id, plan_of(self._rng))
+        self._add(job_id, plan_of(self._rng), self._rng.choice([0.0, 0.0, 0.0, self._rng.uniform(0.1, 12.0)]))
         self._server.announce()
 
     def _crowd(self) -> None:
         """In calm times: long jobs, several for one claim, whose leases are not to lapse unless a worker is killed."""
         for n in range(self._rng.randint(0, 4)):
-            self._add(f"c{n}", [("return", 1.5 * LEASE_S)])
+            # None of them deferred: an idle worker that was not told when one is due learns it from its next look only,
+            # which may be 11 s away, if the one that was told has no slot for it by then.
+            self._add(f"c{n}", [("return", 1.5 * LEASE_S)], 0.0)
         self._server.announce()
 
-    def _add(self, job_id: str, plan: Plan) -> None:
+    def _add(self, job_id: str, plan: Plan, delay_s: float) -> None:
         rng = self._rng
         queue = rng.choice(self._queues)
-        delay_s = rng.choice([0.0, 0.0, 0.0, rng.uniform(0.1, 12.0)])
         priority = rng.choice([0, 0, 5])
         body = wire.encode_call(handler_of(plan), (plan,), {}, expires_ms=None, priority=priority)
         self._judge.acked(job_id)
