@@ -67,6 +67,7 @@ class Judge:
         """Tokens of the runs of each worker."""
         self.troubled_until = 0.0
         self._tenures: dict[str, Tenure] = {}
+        self._killed = set[str]()
         self._last_claims: dict[tuple[str, str], int] = {}
         self._unseen_since: dict[str, float] = {}
         self.lapses = self.runs = self.slowest = self.slowest_recovery = 0.0
@@ -131,7 +132,7 @@ class Judge:
             self.slowest_recovery = max(self.slowest_recovery, self._clock.now - last.until)
         if self._clock.now < last.until - SHARP_S:
             self.breach(f"I3: {job.id} is claimed while {last.worker} has a lease on it until {last.until:.3f}")
-        if last.granted_at > self.troubled_until + CALM_AFTER_S:
+        if last.granted_at > self.troubled_until + CALM_AFTER_S and last.worker not in self._killed:
             self.breach(f"I3: the lease of {last.worker} on {job.id} lapsed without a cause")
 
     def extended(self, held: Held, lease_until: float) -> None:
@@ -203,9 +204,7 @@ class Judge:
 
     def killed(self, worker: str) -> None:
         """In calm times: only its own leases may lapse for that."""
-        for tenure in self._tenures.values():
-            if tenure.worker == worker:
-                tenure.granted_at = -1.0
+        self._killed.add(worker)
 
     def crashed(self, worker: str) -> None:
         """Its actor died. The next one does not know of runs that would not stop, and has slots for as many jobs."""
