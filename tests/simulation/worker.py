@@ -191,7 +191,9 @@ class Worker:
 
     @property
     def free(self) -> int:
-        """Slots that wait for a job."""
+        """Slots that wait for a job. One whose clock stood takes what is due for not due yet, until its next claim."""
+        if self.loop.behind_s:
+            return 0
         if self.stopped or not self.alive or self.draining or self.quiet or self.supervisor is None:
             return 0
         return sum(actor.slots.free for actor in self.supervisor.actors)
