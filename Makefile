@@ -47,10 +47,12 @@ bench-limits: $(VENV)/dev.stamp
 image: $(VENV)/dev.stamp
 	RUNTIME_TEST_IMAGE=1 $(BIN)/python -m pytest -q tests/image
 
-# The queue's and the buckets' scripts against their models, over other histories at each run.
+# The queue's and the buckets' scripts against their models, over other histories at each run; and whole workers over the
+# queue's model, in virtual time.
 EXAMPLES ?= 5000
 model: $(VENV)/dev.stamp
 	MODEL_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q --timeout=0 tests/redis/test_model.py tests/redis/test_bucket_model.py
+	$(BIN)/python -m tests.simulation --seeds 0-$(EXAMPLES)
 
 # Each guard of the scripts taken away: a test must fail.
 mutants: $(VENV)/dev.stamp

@@ -12,6 +12,7 @@ import pytest
 from runtime.adapters.redis import keys, scripts
 from runtime.adapters.redis.scripts import NewJob
 from runtime.adapters.redis.source import RedisSource
+from runtime.adapters.redis.weather import Weather
 from runtime.core.job import Done
 from runtime.ports import Away, Pulled
 from tests.redis.store import DAY_MS, body
@@ -187,6 +188,27 @@ def test_roused_while_the_server_hangs_it_is_given_up_after_a_second(server: Ser
             server.resume()
         await enqueue(it, QUEUE, "a")
         assert [claim.id for claim in (await it.source.claim(QUEUE, 1)).claims] == ["a"]
+
+    run(redis_url, main)
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_roused_while_it_is_being_given_up_it_is_weather_like_any_other(redis_url: str, turns: int) -> None:
+    """However many turns of the event loop lie between the two."""
+
+    async def main(it: Bench, waiter: Waiter) -> None:
+        weather = Weather()
+        waiter.source = RedisSource(redis_url, lease_s=10, weather=weather)
+        try:
+            waiting = await waiter.begin()
+            weather.failed("claim", Away("connection refused"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            waiter.source.rouse([OTHER, THIRD, QUEUE])
+            ended = (await asyncio.gather(waiting, return_exceptions=True))[0]
+            assert ended is None or isinstance(ended, Away)  # roused before that, it may be answered in time
+        finally:
+            await waiter.source.close()
 
     run(redis_url, main)
 
