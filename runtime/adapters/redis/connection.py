@@ -126,7 +126,7 @@ class _Prompt(AbstractConnection):
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         try:
-            return await super().read_response(*args, **options)
+            return await cast(Any, super()).read_response(*args, **options)
         except redis.ResponseError as error:
             cause = _known(error)
             self.astray |= cause is not None and cause.effect == "leave"

@@ -191,7 +191,7 @@ class Claiming:
         ]
         wait = float(due_in)
         return ClaimReply(
-            queue=self.queues[which],
+            queue=self.queues[int(which)],
             now_ms=int(now),
             more=more == 1,
             due_in_ms=None if wait < 0 else wait,
