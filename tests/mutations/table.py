@@ -406,6 +406,8 @@ SETTLE = _of(
     ("L8 what it remembered goes", "      drop[#drop + 1] = OWN .. job.id\n", ""),
     ("only who is done forgets its steps", "      if flagged(job, 'c') then\n", "      if true then\n"),
     ("who is done forgets its steps", "      if flagged(job, 'c') then\n", "      if false then\n"),
+    ("what is too large to be sent is kept from where it is", "if flagged(job, 'b') then", "if false then"),
+    ("R19 if it is there, and of no wrong type", "try('GET', JOB .. job.id) or ''", "redis.call('GET', JOB .. job.id)"),
     ("R14 only a letter moves a body", "job.letter ~= '' and job.body == '' and redis.call('TYPE'", "job.body == '' and redis.call('TYPE'"),
     ("R14 only if it has none of its own", "job.letter ~= '' and job.body == '' and redis.call('TYPE'", "job.letter ~= '' and redis.call('TYPE'"),
     ("R14 only if there is one", "job.body == '' and redis.call('TYPE', JOB .. job.id).ok ~= 'none'", "job.body == ''"),

@@ -365,6 +365,11 @@ def away_of(error: BaseException, what: str) -> Away:
     return Away(cause_of(error), what, refused=isinstance(error, redis.ResponseError))
 
 
+def is_too_large(error: BaseException) -> bool:
+    """This request is refused for its size, and nothing of it was done."""
+    return _known(error) is _TOO_LARGE
+
+
 def concerns_the_server(error: BaseException) -> bool:
     """Nobody is served, or nobody may write: not just a key of a wrong type, or a request that is too large."""
     cause = _known(error)
@@ -402,6 +407,11 @@ class _Cause:
     effect: Effect = "wait"
 
 
+# Upstash (its pages of troubleshooting): a body, a result or an id.
+_TOO_LARGE = _Cause(
+    None, "max (?:request|single record|key|member) size exceeded", "it is larger than the plan allows", "refuse"
+)
+
 # The first row that fits. redis-py takes the code off the text of an error for which it has a class, and not every
 # version has the same classes. A script's error may have its code further in (before Redis 7), one of a pipeline too.
 _CAUSES: tuple[_Cause, ...] = (
@@ -426,10 +436,7 @@ _CAUSES: tuple[_Cause, ...] = (
     _Cause(None, "max concurrent connections exceeded", "the plan's limit of connections is reached"),
     _Cause(None, "max (?:daily request|requests) limit exceeded", "the plan's quota of requests is used up"),
     _Cause(None, "DB capacity quota exceeded", "the plan's quota of memory is used up"),
-    # Upstash (its pages of troubleshooting): a body, a result or an id is too large.
-    _Cause(
-        None, "max (?:request|single record|key|member) size exceeded", "it is larger than the plan allows", "refuse"
-    ),
+    _TOO_LARGE,
     _Cause(BusyLoadingError, "LOADING ", "the server is still loading its data (LOADING)"),
     _Cause(None, "MASTERDOWN ", "the server is a replica that has lost its primary (MASTERDOWN)", "leave"),
     _Cause(None, "BUSY ", "the server is busy with a long script (BUSY)"),
