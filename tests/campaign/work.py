@@ -67,3 +67,14 @@ async def take(ctx: Context) -> int:
     with noted(ctx):
         await asyncio.sleep(0.05)
     return os.getpid()
+
+
+rare = Bucket("rare", "2/d", burst=2)
+
+
+@handler(limit=rare)
+async def take_rare(ctx: Context) -> int:
+    """Two of them may run in a day: not both, if one takes two tokens."""
+    with noted(ctx):
+        await asyncio.sleep(0)
+    return os.getpid()
