@@ -17,7 +17,16 @@ from runtime.adapters.egress import Egress
 from runtime.adapters.payload import LARGEST, from_json, to_json
 from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
-from runtime.adapters.redis.connection import TROUBLE, away_of, away_when_lost, connect, exchange, is_too_large, lent
+from runtime.adapters.redis.connection import (
+    REPLY_S,
+    TROUBLE,
+    away_of,
+    away_when_lost,
+    connect,
+    exchange,
+    is_too_large,
+    lent,
+)
 from runtime.adapters.redis.ear import Ear
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.weather import Wait, Weather
@@ -132,11 +141,16 @@ class RedisSource:
             await self._end_lost_waits(queue)
         if not again:
             state.seq = self._next_claim()
-        call = self._claiming([queue], room, state.seq, again=again, offset=state.offset(), disowned=state.disowned)
+        more = {"again": again, "offset": state.offset(), "disowned": state.disowned, "until_ms": self._until_ms()}
+        call = self._claiming([queue], room, state.seq, **more)
         state.unanswered = True
         with self._asking("claim", queue):
             reply = await call(self.redis)
         return self._pulled(reply)
+
+    def _until_ms(self) -> int:
+        """How long a claim that is sent now is waited for."""
+        return self.server_ms() + round(1000 * REPLY_S) if self.claimed.is_set() else 0
 
     def _next_claim(self) -> int:
         self._claim_seq += 1
@@ -233,7 +247,7 @@ class RedisSource:
         group = _group(queues)
         number = self._next_claim()
         wait = self._waits[group] = _Wait(keys.rouse(self.incarnation, number))
-        call = self._claiming(queues, room, number) if room and self._may_claim(queues) else None
+        call = self._claiming(queues, room, number, only_new=True) if room and self._may_claim(queues) else None
         names = [*map(keys.mark, queues), wait.key]
         let_in = asyncio.get_running_loop().call_later(LET_IN_S, self._weather.granted, "wait", group)
         try:
