@@ -71,32 +71,30 @@ def killed_and_durable(stage: Stage) -> Verdict:
     count = 400 if stage.full else 120
     again_s = []
     with producing(stage, count) as producer:
-        for _ in range(kills):
+        for number in range(kills):
             time.sleep(stage.chance.uniform(0.8, 1.6))
             on.server.kill()
             time.sleep(stage.chance.uniform(0.1, 1.0))
             on.server.start()
             breaches += _start_again(crew)
-            again_s.append(_next_end(stage))
+            again_s.append(_next_end(stage, number))
         producer.join(60)
-    settle_down(stage, count)
+    settle_down(stage, count + kills)
     breaches += exits(crew) + (quiet_enough(crew) if stage.ours else [])
+    late = [seconds for seconds in again_s if seconds > TOLD_S + SLACK_S]
+    breaches += [Breach("I9", f"no progress {seconds:.1f} s after its return") for seconds in late]
     return stage.judged(
         PLAIN, *breaches, kills=kills, jobs=count, ended=stage.ended(), seconds_to_the_next_end_longest=max(again_s)
     )
 
 
-def _next_end(stage: Stage, longest_s: float = 15.0) -> float:
-    """Seconds until a job ends that begins after now."""
-    now = time.monotonic()
-
-    def some() -> bool:
-        began = {line.job for line in stage.ledger.starts() if line.at > now}
-        return bool(began & ended(stage.ledger))
-
+def _next_end(stage: Stage, number: int) -> float:
+    """Seconds until a job that comes now has ended."""
+    began = time.monotonic()
+    (job,) = stage.acked(jobs.work.options(key=f"after {number}", priority=9).request(0.0))
     with suppress(AssertionError):
-        wait_until(some, longest_s)
-    return time.monotonic() - now
+        wait_until(lambda: job in ended(stage.ledger), 15)
+    return time.monotonic() - began
 
 
 def killed_and_forgetful(stage: Stage) -> Verdict:

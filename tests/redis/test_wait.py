@@ -236,9 +236,11 @@ def test_a_lease_that_this_worker_has_lost_unknowingly_is_no_matter_for_a_wait(r
         (pulled,) = waiter.pulled
         assert pulled.more
         assert waiter.jobs == []
+        await waiter(timeout_s=0.01)
+        assert waiter.pulled == [pulled]
         assert (await it.source.claim(QUEUE, 1)).more
         await waiter(timeout_s=0.01)
-        assert waiter.pulled == [pulled]  # what is to be said of it is said by a claim
+        assert waiter.pulled == [pulled]  # that it is nobody's is also said by a claim
         assert [claim.id for claim in (await it.source.claim(QUEUE, 1)).claims] == ["a"]
 
     async def with_bench() -> None:

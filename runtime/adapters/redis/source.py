@@ -146,6 +146,7 @@ class RedisSource:
         state.unanswered = True
         with self._asking("claim", queue):
             reply = await call(self.redis)
+        state.has_old = False
         return self._pulled(reply)
 
     def _until_ms(self) -> int:
@@ -311,6 +312,7 @@ class RedisSource:
             return None  # others may have these jobs by now
         for queue in call.queues:
             self._claims[queue].unanswered = False
+        self._claims[answer.queue].has_old = answer.more and not answer.jobs
         self._weather.answered("claim", answer.queue)
         take(self._pulled(answer))
         await asyncio.sleep(0)  # what was taken begins before all that comes next here
@@ -447,13 +449,15 @@ class _ClaimState:
         self.unanswered = False
         """The claim of this number was sent and its reply is not known."""
         self.disowned: Sequence[str] = ()
+        self.has_old = False
+        """A wait has left jobs that were started before: only a claim by itself may take them."""
         self._offset = 0
         self._from_head_at = 0.0
 
     @property
     def is_plain(self) -> bool:
         """The next claim begins at the head of the queue, and says nothing of earlier ones."""
-        return not (self.unanswered or self.disowned or self.offset())
+        return not (self.unanswered or self.disowned or self.has_old or self.offset())
 
     def offset(self) -> int:
         now = time.monotonic()
