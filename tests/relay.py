@@ -149,6 +149,8 @@ class Relay:
         self._links.add(link)
         try:
             await link.run(self._path)
+        except asyncio.CancelledError:
+            pass  # the relay ends; asyncio's own callback would complain of it
         finally:
             self._links.discard(link)
 

@@ -42,7 +42,7 @@ def killed_again_and_again(stage: Stage) -> Verdict:
     crew = [stage.worker(on.server.tcp_url, slots=5).up() for _ in range(3)]
     count, kills = 300 if stage.full else 90, 0
     with producing(stage, count) as producer:
-        until = time.monotonic() + (10 if stage.full else 3)
+        until = time.monotonic() + (10 if stage.full else 1.5)
         while time.monotonic() < until:
             kills += int(on.admin.client_kill_filter(_type="normal", skipme=True))
             time.sleep(0.05)
@@ -319,6 +319,7 @@ SCENARIOS = (
         "Work goes on within 6 s: an idle one that nobody asks for its health may take the minute of its wait.",
         ("I1", "I2", "I3", "I7", "I9"),
         breaks,
+        quick=False,
         deadline_s=200,
     ),
     Scenario(

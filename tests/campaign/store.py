@@ -64,7 +64,7 @@ def _start_again(crew: Sequence[Worker]) -> list[Breach]:
 
 
 def killed_and_durable(stage: Stage) -> Verdict:
-    kills = 6 if stage.full else 2
+    kills = 6 if stage.full else 1
     on = scene(stage)
     crew = _crew(stage, redis=stage.server.tcp_url)
     breaches: list[Breach] = []
