@@ -196,9 +196,15 @@ def _cut_off(stage: Stage, lasts_s: float) -> Verdict:
 # K2.12
 
 
-def of_script(name: str, shared: str = "common") -> Callable[[Command], bool]:
+SCRIPTS = (
+    *(("claim", "common"), ("extend", "common"), ("settle", "common"), ("enqueue", "common")),
+    *(("take", "schedule"), ("acquire", "permits")),
+)
+
+
+def of_script(name: str) -> Callable[[Command], bool]:
     """A command that runs this script."""
-    its = script(name, shared)
+    its = script(name, dict(SCRIPTS)[name])
     return lambda command: (
         (command[0], command[1]) in ((b"EVALSHA", its.sha.encode()), (b"EVAL", its.source)) if command[1:] else False
     )
@@ -229,8 +235,8 @@ ASKINGS: dict[str, Asking] = {
     "settle": Asking(of_script("settle"), _works(0.1, 12)),
     "settle for a retry": Asking(of_script("settle"), [work.fail_once.request()]),
     "enqueue": Asking(of_script("enqueue"), _works(0.1, 3), by_client=True),
-    "take": Asking(of_script("take", "schedule"), [work.take_rare.request(), work.take_rare.request()]),
-    "acquire": Asking(of_script("acquire", "permits"), [work.take.request() for _ in range(4)]),
+    "take": Asking(of_script("take"), [work.take_rare.request(), work.take_rare.request()]),
+    "acquire": Asking(of_script("acquire"), [work.take.request() for _ in range(4)]),
 }
 OF_ARQ: dict[str, Asking] = {
     "claim and settle": Asking(of_kind(b"EXEC"), _works(0.1, 3)),
@@ -261,6 +267,8 @@ def _cut_replies(stage: Stage, cases: Sequence[tuple[str, int, int]]) -> Verdict
 def _cut_reply(stage: Stage, name: str, number: int, after: int) -> Verdict:
     asking = (ASKINGS if stage.ours else OF_ARQ)[name]
     on = scene(stage)
+    for known in SCRIPTS:  # else the first reply is that it is not known
+        on.admin.script_load(script(*known).source.decode())
     worker = stage.worker(on.relay.url, modules=MODULES, slots=4, lease=asking.lease).up()
     time.sleep(0.7)  # it is idle, and waits
     cut = on.relay.cut_reply(asking.concerned, after=after, number=number)
