@@ -235,6 +235,7 @@ ASKINGS: dict[str, Asking] = {
     "settle": Asking(of_script("settle"), _works(0.1, 12)),
     "settle for a retry": Asking(of_script("settle"), [work.fail_once.request()]),
     "enqueue": Asking(of_script("enqueue"), _works(0.1, 3), by_client=True),
+    # One token goes with the reply: whoever takes again cannot know. Of three, two jobs need two.
     "take": Asking(of_script("take"), [work.take_rare.request(), work.take_rare.request()]),
     "acquire": Asking(of_script("acquire"), [work.take.request() for _ in range(4)]),
 }
@@ -344,7 +345,8 @@ SCENARIOS = (
         "K2.12",
         "The n-th reply to a claim, a wait that claims, an extension, a settlement, an enqueue, a taking of tokens or "
         "of a permit is lost, and the connection with it; n = 1 to 4. What was enqueued without an answer is again.",
-        "Nothing is done twice: no run, no outcome, no job, no token; and nothing that was done is told as refused.",
+        "Nothing is done twice: no run, no outcome, no job; one token at most is lost with a reply; nothing that was "
+        "done is told as refused.",
         ("I1", "I2", "I3", "I4", "I7", "I9"),
         lost_replies,
         deadline_s=240,
