@@ -171,9 +171,9 @@ def _cut_off(stage: Stage, lasts_s: float) -> Verdict:
         wait_until(stage.ledger.starts)
         place.cut_off()
         began = time.monotonic()
-        near = stage.worker(stage.server.tcp_url, **settings).up()
         if lasts_s > 10:
             stage.ledger.note("lapsed", pid=far.pid)
+        near = stage.worker(stage.server.tcp_url, **settings).up()
         time.sleep(max(0.0, began + lasts_s - time.monotonic()))
         taken_over = stage.ended()
         place.join()
