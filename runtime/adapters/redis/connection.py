@@ -5,6 +5,7 @@ import os
 import re
 import select
 import socket
+import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast
@@ -329,6 +330,19 @@ async def _reply(connection: Any) -> Any:
         return await connection.read_response()
     except redis.ResponseError as refusal:
         return refusal
+
+
+async def next_message(channel: Any, longest_s: float) -> dict[str, Any] | None:
+    """What a subscription hears next; None: nothing within `longest_s`. Raises `TROUBLE` when its connection is lost.
+
+    A connection that the system has given up (ETIMEDOUT) is a `TimeoutError` to redis-py, which takes it for the end of
+    the wait: it would hear nothing at once, again and again, and leave the event loop to nobody.
+    """
+    began = time.monotonic()
+    message: dict[str, Any] | None = await channel.get_message(timeout=longest_s)
+    if message is None and time.monotonic() - began < longest_s / 2:
+        raise redis.ConnectionError("Connection lost")
+    return message
 
 
 def connect_blocking(url: str, *, reply_s: float, row: Row | None = None) -> Any:
