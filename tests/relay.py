@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 Command = Sequence[bytes]
@@ -18,22 +19,28 @@ SAY = b"return redis.error_reply(ARGV[1])"
 
 
 class Relay:
-    """Listens on a loopback port for the server behind the unix socket `path`, which may come and go."""
+    """Listens on a loopback address for the server behind the unix socket `path`, which may come and go."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, host: str = "127.0.0.1", port: int = 0) -> None:
         self._path = path
-        self._port = 0
+        self._host = host
+        self._port = port
         self._links: set[_Link] = set()
         self._swallows = False
         self._error = b""
         self._concerned: Callable[[Command], bool] = lambda command: False
         self._held: Held | None = None
+        self._cut_off: CutOff | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self._port}"
+        return f"redis://{self._host}:{self._port}"
+
+    @property
+    def port(self) -> int:
+        return self._port
 
     def lead_to(self, path: str) -> None:
         """New connections go to this server; those that are there stay where they are, as behind a name or a proxy."""
@@ -42,6 +49,10 @@ class Relay:
     def cut(self) -> None:
         """Reset every connection."""
         self._do(self._cut())
+
+    def finish(self) -> None:
+        """Of each connection that is there, end the way to the client (FIN): what it sends is still read."""
+        self._do(self._finish())
 
     def swallow(self) -> None:
         """From now on nothing comes through, in either direction; new connections are accepted all the same."""
@@ -64,6 +75,24 @@ class Relay:
         """Stop the next command that is `concerned`, or the reply to it, until it is let go; nothing else waits."""
         self._held = Held(self._loop, concerned, reply)
         return self._held
+
+    def cut_reply(self, concerned: Callable[[Command], bool], *, after: int = 0, number: int = 1) -> CutOff:
+        """The reply to the `number`-th command from now on that is `concerned` ends after so many bytes, with a reset.
+
+        The server has done what was asked. Replies to what was sent before it, on the same connection, count too.
+        """
+        self._cut_off = CutOff(concerned, after, number)
+        return self._cut_off
+
+    def cuts(self, command: Command) -> CutOff | None:
+        """What cuts the reply to this command off."""
+        if self._cut_off is None or not self._cut_off.concerned(command):
+            return None
+        self._cut_off.number -= 1
+        if self._cut_off.number:
+            return None
+        cut_off, self._cut_off = self._cut_off, None
+        return cut_off
 
     def held(self, command: Command) -> Held | None:
         """What holds this command, or its reply: only the first one."""
@@ -90,7 +119,7 @@ class Relay:
         asyncio.run_coroutine_threadsafe(what, self._loop).result(10)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, self._host, self._port)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
@@ -105,6 +134,10 @@ class Relay:
         for link in self._links:
             link.cut()
 
+    async def _finish(self) -> None:
+        for link in self._links:
+            link.finish()
+
     async def _set(self, *, swallows: bool, old: bool) -> None:
         self._swallows = swallows
         for link in self._links if old else ():
@@ -116,6 +149,8 @@ class Relay:
         self._links.add(link)
         try:
             await link.run(self._path)
+        except asyncio.CancelledError:
+            pass  # the relay ends; asyncio's own callback would complain of it
         finally:
             self._links.discard(link)
 
@@ -139,6 +174,17 @@ class Held:
         await self._goes_on.wait()
 
 
+@dataclass
+class CutOff:
+    """One reply that is cut short."""
+
+    concerned: Callable[[Command], bool]
+    after: int
+    number: int
+    done: threading.Event = field(default_factory=threading.Event)
+    """Set when it is."""
+
+
 class _Link:
     """One connection of a client, and the one to the server that belongs to it."""
 
@@ -148,6 +194,7 @@ class _Link:
         self._writer = writer
         self._open = asyncio.Event()
         self._held: Held | None = None
+        self._cut_off: CutOff | None = None
 
     def set(self, *, swallows: bool) -> None:
         if swallows:
@@ -158,6 +205,10 @@ class _Link:
     def cut(self) -> None:
         self._writer.transport.abort()
         self._open.set()
+
+    def finish(self) -> None:
+        with suppress(OSError):
+            self._writer.write_eof()
 
     async def run(self, path: str) -> None:
         server: asyncio.StreamWriter | None = None
@@ -185,6 +236,7 @@ class _Link:
                     await held.stop()
                 elif held is not None:
                     self._held = held
+                self._cut_off = self._relay.cuts(command) or self._cut_off
                 command = self._relay.said_instead(command)
                 await self._open.wait()
                 server.write(b"*%d\r\n" % len(command) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in command))
@@ -199,11 +251,18 @@ class _Link:
         return words
 
     async def _back(self, reader: asyncio.StreamReader) -> None:
-        with suppress(OSError):
+        with suppress(OSError, RuntimeError):  # the second: its way was ended
             while data := await reader.read(65536):
                 await self._open.wait()
                 if self._held is not None:
                     held, self._held = self._held, None
                     await held.stop()
+                if self._cut_off is not None:
+                    data, whole = data[: self._cut_off.after], len(data)
+                    self._cut_off.after -= whole
                 self._writer.write(data)
                 await self._writer.drain()
+                if self._cut_off is not None and self._cut_off.after <= 0:
+                    self._cut_off.done.set()
+                    self.cut()
+                    return

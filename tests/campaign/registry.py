@@ -8,13 +8,15 @@ from tests.campaign import (
     inputs,
     killpoints,
     moments,
+    network,
     poison,
     secrecy,
     signals,
+    store,
 )
 from tests.campaign.scenario import Scenario
 
-MODULES = (death, killpoints, signals, handlers, poison, aborts, actors, inputs, moments, secrecy)
+MODULES = (death, killpoints, signals, store, network, handlers, poison, aborts, actors, inputs, moments, secrecy)
 
 
 def _place(scenario: Scenario) -> list[int]:

@@ -76,3 +76,14 @@ async def take(ctx: Context) -> int:
     with noted(ctx):
         await asyncio.sleep(0.05)
     return os.getpid()
+
+
+rare = Bucket("rare", "3/d", burst=3)
+
+
+@handler(limit=rare)
+async def take_rare(ctx: Context) -> int:
+    """Three of them may run in a day."""
+    with noted(ctx):
+        await asyncio.sleep(0)
+    return os.getpid()

@@ -1,6 +1,7 @@
 """Whatever Redis does, it is weather: the worker lives, says so, says it to who asks, and goes on when it is over.
 
-Each weather meets an idle worker and a busy one. `make weather` tries them all, the default suite the `QUICK` ones.
+Each weather meets an idle worker and a busy one. `make weather` tries them all, the default suite the `QUICK` ones. The
+campaign (`tests/campaign/store.py`, `network.py`) goes through the same with more workers, for longer, and beside arq.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from runtime.adapters.redis import keys
 from runtime.adapters.redis.scripts import script
 from tests.faults import campaign, jobs
 from tests.faults.ledger import Ledger, executions
@@ -161,7 +161,7 @@ CASES: dict[str, Case] = {
     "quota of memory": said("ERR DB capacity quota exceeded", "quota of memory"),
     "quota": said("ERR max requests limit exceeded. Limit: 500000, Usage: 500000.", "quota of requests"),
 }
-QUICK = ("restart", "stopped", "out of memory")
+QUICK = ("restart", "out of memory")
 ALL = os.environ.get("RUNTIME_TEST_WEATHER") == "all"
 CHOSEN = CASES if ALL else QUICK
 
@@ -329,30 +329,6 @@ def test_outcomes_that_are_refused_are_kept_and_health_does_not_flap(scene: Scen
         assert len(busy.events("REDIS_BACK")) == 1
 
 
-def test_scripts_that_are_flushed_under_load_are_not_noticed(scene: Scene, ledger: Ledger) -> None:
-    with crew(scene, ledger, "busy", slots=20) as (busy,):
-        given = enqueue(scene.server.url, *(jobs.work.options(queue="busy").request(0.1) for _ in range(300)))
-        while not done(ledger) >= set(given):
-            scene.admin.script_flush()
-            time.sleep(0.01)
-            assert busy.running
-        assert_nothing_lost(ledger, scene.server.url, given)
-        assert busy.events("REDIS_AWAY") == []
-
-
-def test_connections_that_are_cut_again_and_again_cost_nothing(scene: Scene, ledger: Ledger) -> None:
-    with crew(scene, ledger, "busy", slots=20) as (busy,):
-        given = enqueue(scene.server.url, *(jobs.work.options(queue="busy").request(0.2) for _ in range(200)))
-        until = time.monotonic() + 3
-        while time.monotonic() < until:
-            scene.relay.cut()
-            time.sleep(0.05)
-        wait_until(lambda: done(ledger) >= set(given))
-        assert_nothing_lost(ledger, scene.server.url, given)
-        assert_one_line_for_each_cause(busy)
-        assert len(busy.events("REDIS_BACK")) <= len(busy.events("REDIS_AWAY"))
-
-
 def test_a_wrong_password_at_the_start_is_waited_for(scene: Scene, ledger: Ledger) -> None:
     scene.admin.config_set("requirepass", "another-one")
     url = scene.relay.url.replace("redis://", "redis://:secret-one@")
@@ -378,67 +354,3 @@ def test_health_asks_redis_seldom_and_nobody_else_does(scene: Scene, ledger: Led
         first = asked()
         time.sleep(3.5)
         assert asked() == first
-
-
-def _of_a_job(job: str) -> tuple[str, ...]:
-    """Every key of a job that runs, and of its queue."""
-    queue = (keys.later("busy"), keys.mark("busy"), keys.count("busy"), keys.unknown("busy"))
-    of_it = (keys.JOB, keys.IN_PROGRESS, keys.RETRY, keys.OWN, keys.AWAITED, keys.RESULT)
-    return ("busy", *queue, keys.ABORT, keys.WORKERS, *(prefix + job for prefix in of_it))
-
-
-def _delete(admin: Any, key: str) -> None:
-    admin.delete(key)
-
-
-def _spoil(admin: Any, key: str) -> None:
-    """Make it a key of a type that nobody expects."""
-    admin.delete(key)
-    if key in ("busy", keys.IN_PROGRESS):
-        admin.set(key, "spoiled")
-    else:
-        admin.rpush(key, "spoiled")
-
-
-@pytest.mark.skipif(not ALL, reason="only with RUNTIME_TEST_WEATHER=all")
-@pytest.mark.parametrize("how", ["deleted", "spoiled"])
-def test_keys_that_vanish_or_change_their_type_under_running_jobs_end_nothing_but_those(
-    scene: Scene, ledger: Ledger, how: str
-) -> None:
-    """One key after the other; the worker serves on once the spoiled ones are gone."""
-    harm = _delete if how == "deleted" else _spoil
-    with crew(scene, ledger, "busy", slots=30) as (busy,):
-        given = enqueue(scene.server.url, *(jobs.work.options(queue="busy").request(3.0) for _ in range(13)))
-        wait_until(lambda: len(ledger.starts()) >= len(given))
-        harmed = [name for at, job in enumerate(given) if (name := _of_a_job(job)[at])]
-        for key in harmed:
-            harm(scene.admin, key)
-            time.sleep(0.05)
-        wait_until(lambda: len(done(ledger)) >= len(given), what="all have come to their ends")
-        time.sleep(0.5)
-        for key in harmed:
-            if scene.admin.type(key) != "none" and (scene.admin.type(key) == "list" or key == "busy"):
-                scene.admin.delete(key)
-        last = work(scene.server.url, 0.0, "busy")
-        wait_until(lambda: last in results(scene.server.url), what="it serves on")
-        wait_until(lambda: works(busy))
-        assert busy.events("ACTOR_CRASH") == busy.events("PART_FAILED") == []
-        runs = executions(ledger.lines())
-        assert max(len(of_it) for of_it in runs.values()) <= 2
-        assert busy.stop() == 0
-        assert busy.errors() == ""
-
-
-def test_a_store_that_is_emptied_under_ten_jobs_costs_them_their_results_alone(scene: Scene, ledger: Ledger) -> None:
-    with crew(scene, ledger, "busy", slots=10) as (busy,):
-        given = enqueue(scene.server.url, *(jobs.work.options(queue="busy").request(1.5) for _ in range(10)))
-        wait_until(lambda: len(ledger.starts()) >= 10)
-        scene.admin.flushall()
-        refused = busy.wait_for("JOB_REFUSED", 10)
-        assert {line["job_id"] for line in refused} == set(given)
-        last = work(scene.server.url, 0.0, "busy")
-        wait_until(lambda: last in results(scene.server.url))
-        assert results(scene.server.url) == {last}
-        wait_until(lambda: works(busy))
-        assert busy.events("ACTOR_CRASH") == busy.events("PART_FAILED") == []
-        assert busy.stop() == 0

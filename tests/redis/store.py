@@ -201,7 +201,7 @@ class Worker:
         self.claims = 0
         self.batches = 0
 
-    def claim(self, room: int = 1, *, again: bool = False, offset: int = 0, disowned: Sequence[str] = ()) -> ClaimReply:
+    def claim(self, room: int = 1, *, again: bool = False, **more: Any) -> ClaimReply:
         self.claims += not again
         return self.store.run(
             scripts.Claiming(
@@ -211,8 +211,7 @@ class Worker:
                 incarnation=self.incarnation,
                 seq=self.claims,
                 again=again,
-                offset=offset,
-                disowned=disowned,
+                **more,
             )(self.store.scripts)
         )
 

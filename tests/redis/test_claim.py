@@ -906,3 +906,30 @@ def test_the_result_of_a_stock_abort_of_a_waiting_job_is_a_flagged_claim(store: 
     job = store.worker().one("a")
     assert job.abort_ms is not None
     assert float(job.place) == 1
+
+
+# -- claims that are read late
+
+
+def test_b1_a_claim_that_nobody_waits_for_any_more_takes_nothing_and_says_that_there_is_more(store: Store) -> None:
+    store.enqueue("a")
+    worker = store.worker()
+    late = worker.claim(until_ms=round(store.now_ms()) - 1)
+    assert (names(late.jobs), late.more) == ([], True)
+    assert names(worker.claim(again=True, until_ms=round(store.now_ms()) + 5000).jobs) == ["a"]
+
+
+def test_b1_a_claim_for_new_jobs_leaves_those_of_lapsed_leases_to_others(store: Store) -> None:
+    store.enqueue("a")
+    store.lapse(store.worker(lease_ms=1).one("a"))
+    other = store.worker("another")
+    seen = other.claim(2, only_new=True)
+    assert (names(seen.jobs), seen.more) == ([], True)
+    assert not store.redis.exists(keys.OWN + "a")  # no crash is counted
+    assert names(other.claim(2).jobs) == ["a"]
+
+
+def test_a_claim_for_new_jobs_takes_them_beside_those_that_others_hold(store: Store) -> None:
+    store.enqueue("a", "b")
+    assert Stock(store).claims("a")
+    assert names(store.worker().claim(2, only_new=True).jobs) == ["b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 import struct
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from runtime.adapters.redis import connection
 from runtime.adapters.redis.connection import connect
 
 
@@ -191,3 +193,22 @@ def test_a_server_that_does_not_answer_the_end_of_tls_takes_no_place_away(tmp_pa
         over.set()
         listener.close()
     serving.join()
+
+
+def test_a_subscription_whose_connection_the_system_has_given_up_is_lost_and_not_heard_again_and_again(
+    redis_url: str,
+) -> None:
+    """As after a network that was away for long: K2.6 of the campaign has the real thing."""
+
+    async def main() -> None:
+        client = connection.connect(redis_url)
+        async with client.pubsub() as channel:
+            await channel.subscribe("news")
+            assert (await connection.next_message(channel, 5.0) or {})["type"] == "subscribe"
+            assert await connection.next_message(channel, 0.05) is None
+            channel.connection._reader.set_exception(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
+            with pytest.raises(connection.TROUBLE):
+                await connection.next_message(channel, 5.0)
+        await client.aclose()
+
+    asyncio.run(main())

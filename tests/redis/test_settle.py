@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from arq.jobs import JobStatus, serialize_result
 
@@ -462,6 +464,22 @@ def test_l11_a_dead_job_keeps_its_body_and_reason_and_leaves_the_queue(store: St
     assert store.queued() == []
     assert not store.redis.exists(keys.JOB + "a", keys.RETRY + "a", store.later, keys.LETTER + "a:original")
     assert store.redis.hgetall(keys.count(store.queue)) == {"failed": "1"}
+
+
+@pytest.mark.parametrize("there", ["as it was", "gone", "spoiled"])
+def test_l11_a_body_that_is_not_sent_along_goes_into_the_letter_from_where_it_is(store: Store, there: str) -> None:
+    store.enqueue("a", "b")
+    worker = store.worker()
+    a, b = worker.take("a", "b")
+    if there != "as it was":
+        store.redis.delete(keys.JOB + "a")
+    if there == "spoiled":
+        store.spoil(keys.JOB + "a")
+    large = replace(dead(a), body=b"", flags="fb")
+    assert worker.settle(large, done(b)).verdicts == "11"
+    assert store.raw.hget(keys.LETTER + "a", "body") == (body() if there == "as it was" else b"")
+    assert not store.redis.exists(keys.JOB + "a")
+    assert store.redis.exists(keys.LETTER + "a:original") == (there == "spoiled")
 
 
 def test_l11_a_job_without_a_body_becomes_a_letter_that_says_so(store: Store) -> None:

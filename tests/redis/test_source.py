@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +35,7 @@ from runtime.core.job import (
 )
 from runtime.ports import Away, Step
 from tests.redis.store import DAY_MS, body, no_claim
+from tests.relay import Relay
 from tests.servers import Server
 
 QUEUE = "arq:queue"
@@ -233,6 +234,26 @@ def test_b1_while_leases_cannot_be_extended_nothing_is_claimed_and_then_owners_g
             assert await _seconds_of_a_claim(it) >= 0.25
             owners.wait_s = 0.0
             assert await _seconds_of_a_claim(it) < 0.25
+
+    asyncio.run(main())
+
+
+def test_b1_a_claim_that_lay_before_a_server_that_was_stopped_takes_nothing(server: Server, redis_url: str) -> None:
+    async def main() -> None:
+        async with bench(redis_url) as it:
+            await it.claim()
+            await it.enqueue("a")
+            server.pause()
+            try:
+                with pytest.raises(Away, match=r"^claim: no answer"):
+                    await it.claim()
+                await asyncio.sleep(0.5)
+            finally:
+                server.resume()
+            await until(lambda: it.raw.ping())
+            await asyncio.sleep(0.2)  # it has been read
+            assert not it.raw.exists(keys.IN_PROGRESS + "a")
+            assert [claim.id for claim in await it.claim()] == ["a"]
 
     asyncio.run(main())
 
@@ -471,6 +492,77 @@ def test_a_retry_whose_body_has_expired_is_sent_again_with_it_whichever_reply_is
             assert [(b.body, b.starts), (c.body, c.starts)] == [(body("b"), 2), (body("c"), 1)]
 
     asyncio.run(main())
+
+
+PLAN_BYTES = 2**20
+
+
+@contextmanager
+def small_plan(server: Server) -> Iterator[str]:
+    """The address of a server that refuses requests of a megabyte and more, as hosted ones do."""
+    with Relay(server.url.removeprefix("unix://")) as relay:
+        refusal = f"ERR max request size exceeded. Limit: {PLAN_BYTES} bytes"
+        relay.answer(refusal, lambda command: sum(map(len, command)) >= PLAN_BYTES)
+        yield relay.url
+
+
+@pytest.mark.parametrize("lost", [(), (1,), (2,)], ids=str)
+def test_an_outcome_too_large_for_the_plan_leaves_a_marker_and_the_others_are_settled(
+    server: Server, redis_url: str, monkeypatch: pytest.MonkeyPatch, lost: tuple[int, ...]
+) -> None:
+    async def main(url: str) -> None:
+        async with bench(url) as it:
+            it.raw = Redis.from_url(redis_url)
+            claims = await it.take("a", "b", "c", "d", "e")
+            values = [1, bytes(2 * PLAN_BYTES), 3, bytes(700_000), bytes(700_000)]
+            batch = [ends(claim, Done(value)) for claim, value in zip(claims, values, strict=True)]
+            it.lose_replies(monkeypatch, *lost)
+            for _ in lost:
+                with pytest.raises(Away, match=r"^settle: connection closed$"):
+                    await it.source.settle(QUEUE, batch)
+            assert await it.source.settle(QUEUE, batch) == ["settled"] * 5
+            kept = [it.result(job_id).value for job_id in "abcde"]
+            assert kept == [1, f"{wire.NO_RESULT}: bytes", 3, bytes(700_000), bytes(700_000)]
+            assert it.is_over()
+            assert it.raw.hget(keys.count(QUEUE), "completed") == b"5"
+            assert it.trouble == ["the outcome of job 'b' is larger than the plan allows: a marker is kept"]
+            assert it.source.away is None
+            assert await it.settle(batch[1]) == ["refused"]
+
+    with small_plan(server) as url:
+        asyncio.run(main(url))
+
+
+def test_a_dead_letter_too_large_for_the_plan_keeps_its_body_and_its_reason(server: Server, redis_url: str) -> None:
+    """The arguments would go there twice: in the body, and in the result."""
+    data = wire.encode_call("work", ("x" * 900_000,), {}, expires_ms=None, priority=0)
+    larger = wire.encode_call("work", ("x" * PLAN_BYTES,), {}, expires_ms=None, priority=0)
+
+    async def main(url: str) -> None:
+        async with bench(url) as it:
+            it.raw = Redis.from_url(redis_url)
+            await it.enqueue("a", data=data)
+            it.puts("b", larger)
+            it.puts("c", larger)
+            a, b, c = await it.claim()
+            it.raw.delete(keys.JOB + "c")  # so that its next run wants it to be written again
+            batch = ends(a, Dead("permanent", FAILURE)), ends(b, Done(1)), ends(c, Retried(60.0, FAILURE))
+            assert await it.settle(*batch) == ["settled"] * 3
+            lost = await letters.find(it.source.redis, "c")
+            assert lost is not None
+            assert lost["text"] == "its outcome is larger than the plan allows"
+            letter = await letters.find(it.source.redis, "a")
+            assert letter is not None
+            assert (letter["reason"], letter["args"]) == ("permanent", ("x" * 900_000,))
+            assert not it.result("a").ok
+            assert it.result("b").value == f"{wire.NO_RESULT}: int"  # its arguments are what is too large
+            assert it.is_over()
+            assert not it.raw.exists(keys.JOB + "a", keys.JOB + "b", keys.LETTER + "a:original")
+            assert await letters.replay(it.source.redis, letter) == "done"
+            assert it.raw.get(keys.JOB + "a") == data
+
+    with small_plan(server) as url:
+        asyncio.run(main(url))
 
 
 @pytest.mark.parametrize("value", [object(), {"f": open}, bytes(9 * 2**20)], ids=["object", "function", "too-large"])

@@ -248,7 +248,7 @@ def test_what_it_claimed_when_its_answer_is_lost_comes_with_the_next_claim(
 
 
 def test_a_lease_that_this_worker_has_lost_unknowingly_is_no_matter_for_a_wait(redis_url: str) -> None:
-    """Each claim would be told of it, and none would say that it is nobody's."""
+    """It says that there is more, and leaves it to a claim by itself."""
 
     async def main(it: Bench, waiter: Waiter) -> None:
         await enqueue(it, QUEUE, "a")
@@ -260,6 +260,9 @@ def test_a_lease_that_this_worker_has_lost_unknowingly_is_no_matter_for_a_wait(r
         assert waiter.jobs == []
         await waiter(timeout_s=0.01)
         assert waiter.pulled == [pulled]
+        assert (await it.source.claim(QUEUE, 1)).more
+        await waiter(timeout_s=0.01)
+        assert waiter.pulled == [pulled]  # that it is nobody's is also said by a claim
         assert [claim.id for claim in (await it.source.claim(QUEUE, 1)).claims] == ["a"]
 
     async def with_bench() -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import select
 import socket
+import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast
@@ -336,6 +337,19 @@ async def _reply(connection: Any) -> Any:
         return refusal
 
 
+async def next_message(channel: Any, longest_s: float) -> dict[str, Any] | None:
+    """What a subscription hears next; None: nothing within `longest_s`. Raises `TROUBLE` when its connection is lost.
+
+    A connection that the system has given up (ETIMEDOUT) is a `TimeoutError` to redis-py, which takes it for the end of
+    the wait: it would hear nothing at once, again and again, and leave the event loop to nobody.
+    """
+    began = time.monotonic()
+    message: dict[str, Any] | None = await channel.get_message(timeout=longest_s)
+    if message is None and time.monotonic() - began < longest_s / 2:
+        raise redis.ConnectionError("Connection lost")
+    return message
+
+
 def connect_blocking(url: str, *, reply_s: float, row: Row | None = None) -> Any:
     """A client with one connection, for a thread of its own; no call of it takes longer than about `reply_s`.
 
@@ -368,6 +382,11 @@ def away_when_lost(what: str) -> Generator[None]:
 def away_of(error: BaseException, what: str) -> Away:
     """What `error` means to who asked for `what`."""
     return Away(cause_of(error), what, refused=isinstance(error, redis.ResponseError))
+
+
+def is_too_large(error: BaseException) -> bool:
+    """This request is refused for its size, and nothing of it was done."""
+    return _known(error) is _TOO_LARGE
 
 
 def concerns_the_server(error: BaseException) -> bool:
@@ -407,6 +426,11 @@ class _Cause:
     effect: Effect = "wait"
 
 
+# Upstash (its pages of troubleshooting): a body, a result or an id.
+_TOO_LARGE = _Cause(
+    None, "max (?:request|single record|key|member) size exceeded", "it is larger than the plan allows", "refuse"
+)
+
 # The first row that fits. redis-py takes the code off the text of an error for which it has a class, and not every
 # version has the same classes. A script's error may have its code further in (before Redis 7), one of a pipeline too.
 _CAUSES: tuple[_Cause, ...] = (
@@ -431,10 +455,7 @@ _CAUSES: tuple[_Cause, ...] = (
     _Cause(None, "max concurrent connections exceeded", "the plan's limit of connections is reached"),
     _Cause(None, "max (?:daily request|requests) limit exceeded", "the plan's quota of requests is used up"),
     _Cause(None, "DB capacity quota exceeded", "the plan's quota of memory is used up"),
-    # Upstash (its pages of troubleshooting): a body, a result or an id is too large.
-    _Cause(
-        None, "max (?:request|single record|key|member) size exceeded", "it is larger than the plan allows", "refuse"
-    ),
+    _TOO_LARGE,
     _Cause(BusyLoadingError, "LOADING ", "the server is still loading its data (LOADING)"),
     _Cause(None, "MASTERDOWN ", "the server is a replica that has lost its primary (MASTERDOWN)", "leave"),
     _Cause(None, "BUSY ", "the server is busy with a long script (BUSY)"),

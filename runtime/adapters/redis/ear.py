@@ -14,7 +14,7 @@ import anyio
 
 from runtime.adapters.egress import Row
 from runtime.adapters.redis import keys
-from runtime.adapters.redis.connection import away_when_lost, connect, lent
+from runtime.adapters.redis.connection import away_when_lost, connect, lent, next_message
 from runtime.ports import Away
 
 LISTEN_AGAIN_S = 5.0
@@ -88,7 +88,7 @@ class Ear:
                     self._asked_at = time.monotonic()
                     await self._redis.set(self._proof, "", px=1000)
                     continue
-                message = await channel.get_message(timeout=prove_in_s)
+                message = await next_message(channel, prove_in_s)
                 if message is not None:
                     self._hear(message)
 

@@ -11,7 +11,7 @@ import anyio
 
 from runtime.adapters.egress import Row
 from runtime.adapters.redis import keys
-from runtime.adapters.redis.connection import TROUBLE, away_when_lost, connect
+from runtime.adapters.redis.connection import TROUBLE, away_when_lost, connect, next_message
 from runtime.ports import Away
 
 CONFIRM_S = 4.0
@@ -68,7 +68,7 @@ class Presence:
         confirmed = 0
         while subscription.subscribed:
             # Nothing comes but confirmations, and the end of the connection.
-            message: dict[str, Any] | None = await subscription.get_message(timeout=SILENCE_S)
+            message = await next_message(subscription, SILENCE_S)
             confirmed += message is not None and message["type"] == "subscribe"
             if confirmed == len(self._channels):
                 self.counted.set()

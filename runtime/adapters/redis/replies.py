@@ -18,7 +18,7 @@ from typing import Any
 
 from runtime.adapters.egress import Row
 from runtime.adapters.redis import keys
-from runtime.adapters.redis.connection import TROUBLE, connect
+from runtime.adapters.redis.connection import TROUBLE, connect, next_message
 from runtime.core.values import frozen
 
 IDLE_S = 60.0
@@ -154,7 +154,7 @@ class Replies:
         async with redis.pubsub() as channel:
             await channel.subscribe(keys.reply(self.name))
             while True:
-                message: dict[str, Any] | None = await channel.get_message(timeout=IDLE_S)
+                message = await next_message(channel, IDLE_S)
                 if message is None and not self._waits:
                     return
                 if message is not None and message["type"] == "subscribe":

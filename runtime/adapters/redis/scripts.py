@@ -150,7 +150,8 @@ class ClaimReply:
 class Claiming:
     """Lease up to `room` due jobs of the first of `queues` in which something is due, or else of the last.
 
-    `again`: the claim of this `seq` was made before and its reply was lost.
+    `again`: the claim of this `seq` was made before and its reply was lost. `only_new`: leave what has been started,
+    and say that there is more: read late, as after a stop of the server, it would take jobs from owners on their way.
     """
 
     queues: Sequence[str]
@@ -159,8 +160,11 @@ class Claiming:
     incarnation: str
     seq: int
     again: bool = False
+    only_new: bool = False
     offset: int = 0
     disowned: Sequence[str] = ()
+    until_ms: int = 0
+    """By the server's clock: read later, it takes nothing, and says that there is more. 0: whenever it is read."""
 
     async def __call__(self, redis: Any) -> ClaimReply:
         return self.read(await script("claim")(redis, *self._said()))
@@ -171,8 +175,9 @@ class Claiming:
 
     def _said(self) -> tuple[Sequence[str | bytes], Sequence[Any]]:
         names = [name for queue in self.queues for name in (queue, keys.later(queue), keys.mark(queue), keys.ABORT)]
-        again = "again" if self.again else ""
-        return names, [self.room, self.lease_ms, self.incarnation, self.seq, again, self.offset, *self.disowned]
+        kind = "again" if self.again else "new" if self.only_new else ""
+        how = (self.room, self.lease_ms, self.incarnation, self.seq, kind, self.offset, self.until_ms)
+        return names, [*how, *self.disowned]
 
     def read(self, reply: Any) -> ClaimReply:
         now, more, due_in, go_on, others, flat, lapsed, trouble, which = reply

@@ -11,13 +11,22 @@ from dataclasses import field, fields, replace
 from functools import lru_cache
 from typing import Any
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from runtime.adapters.egress import Egress
 from runtime.adapters.payload import LARGEST, from_json, to_json
 from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
-from runtime.adapters.redis.connection import TROUBLE, away_of, away_when_lost, connect, exchange, lent
+from runtime.adapters.redis.connection import (
+    REPLY_S,
+    TROUBLE,
+    away_of,
+    away_when_lost,
+    connect,
+    exchange,
+    is_too_large,
+    lent,
+)
 from runtime.adapters.redis.ear import Ear
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.weather import Wait, Weather
@@ -132,11 +141,17 @@ class RedisSource:
             await self._end_lost_waits(queue)
         if not again:
             state.seq = self._next_claim()
-        call = self._claiming([queue], room, state.seq, again=again, offset=state.offset(), disowned=state.disowned)
+        more = {"again": again, "offset": state.offset(), "disowned": state.disowned, "until_ms": self._until_ms()}
+        call = self._claiming([queue], room, state.seq, **more)
         state.unanswered = True
         with self._asking("claim", queue):
             reply = await call(self.redis)
+        state.has_old = False
         return self._pulled(reply)
+
+    def _until_ms(self) -> int:
+        """How long a claim that is sent now is waited for."""
+        return self.server_ms() + round(1000 * REPLY_S) if self.claimed.is_set() else 0
 
     def _next_claim(self) -> int:
         self._claim_seq += 1
@@ -206,9 +221,11 @@ class RedisSource:
                 self._settle_seq += 1
                 part.seq = self._settle_seq
             with self._asking("settle", queue):
-                reply = await scripts.settle(
-                    self.redis, queue, part.settlings, incarnation=self.incarnation, seq=part.seq
-                )
+                reply = await self._record(queue, part, part.seq)
+            if reply is None:
+                for job_id in sending.lessen(part):
+                    self._on_trouble(f"the outcome of job {job_id!a} is larger than the plan allows: a marker is kept")
+                continue
             sending.answered(part, reply.verdicts)
             self._tell(reply.trouble)
             for job_id in reply.dropped:
@@ -216,13 +233,22 @@ class RedisSource:
         del self._unanswered[queue]
         return ["settled" if verdict == "1" else "refused" for verdict in sending.verdicts]
 
+    async def _record(self, queue: str, part: "_Part", seq: int) -> scripts.SettleReply | None:
+        """None: nothing was done, for it is larger than the plan allows, and can be made less."""
+        try:
+            return await scripts.settle(self.redis, queue, part.settlings, incarnation=self.incarnation, seq=seq)
+        except ResponseError as refusal:
+            if part.is_least or not is_too_large(refusal):
+                raise
+            return None
+
     async def wait(
         self, queues: Sequence[str], timeout_s: float, room: int, take: Callable[[Pulled], None]
     ) -> str | None:
         group = _group(queues)
         number = self._next_claim()
         wait = self._waits[group] = _Wait(keys.rouse(self.incarnation, number))
-        call = self._claiming(queues, room, number) if room and self._may_claim(queues) else None
+        call = self._claiming(queues, room, number, only_new=True) if room and self._may_claim(queues) else None
         names = [*map(keys.mark, queues), wait.key]
         let_in = asyncio.get_running_loop().call_later(LET_IN_S, self._weather.granted, "wait", group)
         try:
@@ -286,6 +312,7 @@ class RedisSource:
             return None  # others may have these jobs by now
         for queue in call.queues:
             self._claims[queue].unanswered = False
+        self._claims[answer.queue].has_old = answer.more and not answer.jobs
         self._weather.answered("claim", answer.queue)
         take(self._pulled(answer))
         await asyncio.sleep(0)  # what was taken begins before all that comes next here
@@ -422,13 +449,15 @@ class _ClaimState:
         self.unanswered = False
         """The claim of this number was sent and its reply is not known."""
         self.disowned: Sequence[str] = ()
+        self.has_old = False
+        """A wait has left jobs that were started before: only a claim by itself may take them."""
         self._offset = 0
         self._from_head_at = 0.0
 
     @property
     def is_plain(self) -> bool:
         """The next claim begins at the head of the queue, and says nothing of earlier ones."""
-        return not (self.unanswered or self.disowned or self.offset())
+        return not (self.unanswered or self.disowned or self.has_old or self.offset())
 
     def offset(self) -> int:
         now = time.monotonic()
@@ -485,6 +514,8 @@ class _Part:
     settlings: list[scripts.Settling] = field(default_factory=list)
     size: int = 0
     seq: int | None = None
+    is_least: bool = False
+    """One outcome, of which nothing more can be left out."""
 
 
 class _Sending:
@@ -517,15 +548,41 @@ class _Sending:
             if verdict == "2":  # the body expired while it ran: once more, with it
                 self._parts.append(_Part([place], [_settling(self.batch[place], self._serializer, with_body=True)]))
 
+    def lessen(self, part: _Part) -> Sequence[str]:
+        """Instead of a part that is too large, two; of a single outcome, what is left of it: of this job, then."""
+        self._parts.remove(part)
+        half = len(part.places) // 2
+        if half:
+            parts = (part.places[:half], part.settlings[:half]), (part.places[half:], part.settlings[half:])
+            self._parts[:0] = [_Part(places, settlings) for places, settlings in parts]
+            return ()
+        settlement = self.batch[part.places[0]]
+        self._parts.insert(0, _Part(part.places, [_least(settlement, self._serializer)], is_least=True))
+        return (settlement.claim.id,)
 
-def _settling(settlement: Settlement, serializer: Serializer | None, *, with_body: bool = False) -> scripts.Settling:
+
+def _settling(
+    settlement: Settlement, serializer: Serializer | None, *, with_body: bool = False, least: bool = False
+) -> scripts.Settling:
     """An outcome as it is sent. One that cannot be written becomes a dead letter: it must not stop the others."""
     try:
-        return _as_asked(settlement, serializer, with_body)
+        return _as_asked(settlement, serializer, with_body, least)
     except Exception as error:
         failure = Failure("Unwritable", f"its outcome cannot be written ({type(error).__name__})", "permanent")
         claim = replace(settlement.claim, call=Unreadable(failure.text))
-        return _as_asked(replace(settlement, claim=claim, outcome=Dead("undecodable", failure)), serializer, with_body)
+        dead = replace(settlement, claim=claim, outcome=Dead("undecodable", failure))
+        return _as_asked(dead, serializer, with_body, least)
+
+
+def _least(settlement: Settlement, serializer: Serializer | None) -> scripts.Settling:
+    """An outcome without its value and the job's arguments; a dead letter's body goes there from where it is.
+
+    What would run again has no other part than a body that is gone, and cannot be put back: it becomes a dead letter.
+    """
+    if not isinstance(settlement.outcome, Done | Dead | Cancelled):
+        failure = Failure("Unwritable", "its outcome is larger than the plan allows", "permanent")
+        settlement = replace(settlement, outcome=Dead("undecodable", failure))
+    return _settling(settlement, serializer, least=True)
 
 
 @lru_cache(maxsize=256)
@@ -534,7 +591,7 @@ def _ms(length_s: float) -> int:
     return round(1000 * min(max(length_s, 0.0), LONGEST_S))
 
 
-def _as_asked(settlement: Settlement, serializer: Serializer | None, with_body: bool) -> scripts.Settling:
+def _as_asked(settlement: Settlement, serializer: Serializer | None, with_body: bool, least: bool) -> scripts.Settling:
     claim, outcome = settlement.claim, settlement.outcome
     known = "u" if claim.history.unknown_since_ms else ""
     common: dict[str, Any] = {
@@ -548,14 +605,16 @@ def _as_asked(settlement: Settlement, serializer: Serializer | None, with_body: 
         case Done() | Dead() | Cancelled():
             keep_ms = _ms(settlement.keep_result_s)
             letter = to_json(wire.letter_of(claim, settlement)) if isinstance(outcome, Dead) else b""
+            encode = wire.encode_marker if least else wire.encode_result
+            aborted = "a" if claim.abort_ms is not None else ""
             return scripts.Settling(
                 **common,
                 what="end",
-                result=wire.encode_result(settlement, serializer) if keep_ms else b"",
+                result=encode(settlement, serializer) if keep_ms else b"",
                 result_ms=keep_ms,
                 letter=letter,
-                body=claim.body if letter else b"",
-                flags=("c" if isinstance(outcome, Done) else "f") + known + ("a" if claim.abort_ms is not None else ""),
+                body=claim.body if letter and not least else b"",
+                flags=("c" if isinstance(outcome, Done) else "f") + known + aborted + ("b" if least else ""),
             )
         case Released(why="shutdown" | "no-slot"):
             # As it was, but for the trace of the run that was cut short.

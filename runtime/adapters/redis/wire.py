@@ -120,14 +120,21 @@ def encode_result(settlement: Settlement, serializer: Serializer | None = None) 
     """
     outcome = settlement.outcome
     assert isinstance(outcome, Done | Dead | Cancelled)
-    fields = _result_fields(settlement)
     codec = _codec_of(settlement.claim, serializer)
     try:
-        return _encode(fields, outcome, codec, serializer)
+        return _encode(_result_fields(settlement), outcome, codec, serializer)
     except TypeError:  # too large, or it holds what no reader would admit
-        if isinstance(outcome, Done):
-            outcome = Done(f"{NO_RESULT}: {type(outcome.result).__name__}")
-    fields |= {"a": (), "k": {}}
+        return encode_marker(settlement, serializer)
+
+
+def encode_marker(settlement: Settlement, serializer: Serializer | None = None) -> bytes:
+    """The result of an ended job without its arguments, and with a marker instead of its value."""
+    outcome = settlement.outcome
+    assert isinstance(outcome, Done | Dead | Cancelled)
+    if isinstance(outcome, Done):
+        outcome = Done(f"{NO_RESULT}: {type(outcome.result).__name__}")
+    fields = _result_fields(settlement) | {"a": (), "k": {}}
+    codec = _codec_of(settlement.claim, serializer)
     try:
         return _encode(fields, outcome, codec, serializer)
     except TypeError:  # not even the names: half a surrogate pair, say, where text is UTF-8

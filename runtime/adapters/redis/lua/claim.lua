@@ -3,8 +3,10 @@
 -- KEYS  1 queue  2 later  3 mark  4 arq:abort; and so on, four for each further queue: then it is the first of them in
 --       which something is due, or the last
 -- ARGV  1 room  2 lease (ms)  3 incarnation of the worker  4 number of this claim
---       5 'again' if the claim of this number was made before and its reply lost, else ''
+--       5 'again' if the claim of this number was made before and its reply lost; 'new' if it may take nothing that has
+--         been started: where there is such a job it says that there is more; else ''
 --       6 offset in the queue to start from (behind ids that others hold)
+--       7 until when it is waited for (ms, of this clock; 0: unknown): one that is read later takes nothing
 --       then tokens of this worker that it holds no longer
 -- Gives { now (ms), more (0|1), next due (ms from now, -1: none), offset to go on from, seen held by others,
 --         { eight for each job: id, token, place, starts, body or nil, own or nil, abort or nil, kind of the body },
@@ -14,7 +16,7 @@
 -- from other due jobs, and gives them their place back.
 
 local room, lease, incarnation, seq = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local again, start = ARGV[5] == 'again', tonumber(ARGV[6])
+local again, only_new, start = ARGV[5] == 'again', ARGV[5] == 'new', tonumber(ARGV[6])
 
 local SEE, PAGE, SWEEP = 1000, 250, 500
 local MAX_BODY, MAX_REPLY = 8388608, 8388608 -- a larger body is not handed out, a larger reply takes no further job
@@ -37,8 +39,13 @@ end
 local which = chosen()
 local queue, later, mark, abort = unpack(KEYS, 4 * which + 1, 4 * which + 4)
 local disowned, lapsed_of_ours, skip = {}, {}, {}
-for i = 7, #ARGV do
+for i = 8, #ARGV do
   disowned[ARGV[i]] = true
+end
+
+-- It lay about while the server was stopped, or the network: leases may have lapsed, and their owners must come first.
+if tonumber(ARGV[7]) > 0 and now > tonumber(ARGV[7]) then
+  return { exact(now), 1, '-1', 0, 0, {}, {}, trouble, which }
 end
 
 local function incarnation_of(token)
@@ -186,14 +193,27 @@ local function any_started(known)
   return false
 end
 
+local function any_left(known)
+  for n = 1, #known, 4 do
+    if known[n + 2] and not known[n] then
+      return true
+    end
+  end
+  return false
+end
+
 -- What lies before `start` was seen, and is held by others.
 local more, next_due, others, offset = false, -1, start, start
 
 local function scan()
-  local size, seen, swept = math.min(room + 1, PAGE), 0, false
+  local size, seen, swept = math.min(room + 1, PAGE), 0, only_new
   while true do
     local ids, scores, due_in, full = look(offset, size)
     local known = #ids > 0 and facts(ids) or {}
+    if only_new and any_left(known) then
+      more = true
+      return
+    end
     -- A lapsed lease has been started, and hides only behind a full page.
     if not swept and (full or any_started(known)) then
       swept = true

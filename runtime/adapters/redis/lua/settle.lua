@@ -6,7 +6,7 @@
 --         id, token, place, starts, what ('end', 'again' after a delay, 'back' to its place),
 --         starts to keep, delay (ms), own, result, result's ttl (ms), letter, body, flags
 --       own, result, letter and body may be ''. Flags: c completed, f failed, a clear the abort flag,
---       u no longer unknown, n unknown (`letter` is then the handler's name).
+--       u no longer unknown, n unknown (`letter` is then the handler's name), b the letter's body is the one that is there.
 -- Gives { a string with one digit for each outcome, { ids of dead letters dropped for room }, { trouble } }
 --   1 settled, 0 refused (not ours), 2 the body is gone: send again with it
 -- A batch that is sent again under its number gets the answer of the first time.
@@ -83,6 +83,9 @@ for n, job in ipairs(jobs) do
       if held[#jobs + n] then
         drop[#drop + 1] = AWAITED .. job.id
         awaited[job] = held[#jobs + n]
+      end
+      if flagged(job, 'b') then
+        job.body = try('GET', JOB .. job.id) or ''
       end
       -- A body of a wrong type is no string to keep in a letter: it goes there as it is.
       if job.letter ~= '' and job.body == '' and redis.call('TYPE', JOB .. job.id).ok ~= 'none' then
