@@ -41,7 +41,9 @@ class Health(Protocol):
 
     def live(self) -> bool: ...
 
-    def ready(self) -> bool: ...
+    def unready(self) -> str | None:
+        """Why it takes no jobs: nothing secret, as everybody may ask."""
+        ...
 
 
 class HttpServer:
@@ -100,11 +102,13 @@ class HttpServer:
         return answer({**self._health.document(), **more}, 200 if self._health.live() else 503)
 
     async def _get_livez(self, request: web.Request) -> web.Response:
-        return _probe("live", self._health.live())
+        well = self._health.live()
+        return answer({"status": "live" if well else "not live"}, 200 if well else 503)
 
     async def _get_readyz(self, request: web.Request) -> web.Response:
         await self._health.probe()
-        return _probe("ready", self._health.ready())
+        why = self._health.unready()
+        return answer({"status": "ready"}) if why is None else answer({"status": "not ready", "reason": why}, 503)
 
     async def _post_wake(self, request: web.Request) -> web.Response:
         """The doorbell. Open to all, as any request wakes a worker that sleeps; and so it says nothing."""
@@ -136,7 +140,3 @@ class _Bell:
         self._timer = None
         self._rang_at = time.monotonic()
         self._wake()
-
-
-def _probe(word: str, well: bool) -> web.Response:
-    return answer({"status": word if well else f"not {word}"}, 200 if well else 503)
