@@ -1,9 +1,9 @@
 """All scenarios."""
 
-from tests.campaign import death, killpoints, signals
+from tests.campaign import death, killpoints, port, rest, signals
 from tests.campaign.scenario import Scenario
 
-MODULES = (death, killpoints, signals)
+MODULES = (death, killpoints, signals, rest, port)
 
 
 def _place(scenario: Scenario) -> list[int]:

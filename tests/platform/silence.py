@@ -30,7 +30,7 @@ def silence(network: Network | Sockets, within_s: float = 60.0) -> int:
 def sent_after_work(network: Network | Sockets, length_s: float, keepalive_s: int | None) -> int:
     """The bytes that a worker of ours sends in so long, once it is quiet after jobs of all kinds, with tracing on.
 
-    Beside a server with this keep-alive, or its default. At the end a job that comes by HTTP is done by the same process.
+    Beside a server with this keep-alive, or its default. A job that comes by HTTP then is done by the same process.
     """
     with Server() as server, running("otlp") as collector, running("web") as web:
         ports = [urlsplit(standin.url).port or 0 for standin in (collector, web)]
