@@ -2,8 +2,8 @@
 
 A connection is in one of two states. Either its peer waits for us: a request is being served. Or we wait for the peer:
 for a request, the rest of one, or until an answer has been taken. We wait for a bounded time; and of more connections
-than there may be, those that have kept us waiting for longest give way to new ones, a moment later: of many that come
-at once, who has sent a whole request is to be heard. So no number of slow or silent peers keeps anybody out.
+than there may be, the one that has kept us waiting for longest gives way to the new one. So no number of slow or
+silent peers keeps anybody out.
 """
 
 import asyncio
@@ -18,9 +18,6 @@ from runtime.adapters.egress import Row
 from runtime.adapters.http.answers import Refused
 
 MOST = 64
-BURST = 512
-"""So many for `MOMENT_S`: what has come is read only after all have been accepted that were there."""
-MOMENT_S = 0.1
 HEAD_S = 5.0
 """From the first byte of a request, or from the connection's beginning, to the end of its headers."""
 BODY_S = 10.0
@@ -31,6 +28,10 @@ LINGER_S = 2.0
 MOST_HEAD = 8 * 1024
 MOST_BODY = 64 * 1024
 BACKLOG = 1024
+"""So many may come at once; they wait in the kernel."""
+AT_ONCE = 8
+"""So many of them are taken in a turn of the event loop. It takes some turns until what a new one has sent is read; of
+those that come in meanwhile there must be fewer than `MOST`, or who sends its request at once gives way unheard."""
 
 _silent = logging.Logger("http", logging.CRITICAL + 1)
 """aiohttp would write a traceback for every request that cannot be parsed."""
@@ -44,38 +45,19 @@ class Connections:
         self.row = row
         """Of what they send."""
         self._open: set[Connection] = set()
-        self._clearing: asyncio.TimerHandle | None = None
 
     def __call__(self) -> "Connection":
         return Connection(self._server, self)
 
     def admit(self, new: "Connection") -> bool:
-        """Let it in, and see to the room; False if all are being served."""
-        if len(self._open) >= MOST and not self._waiting():
-            return False
-        if len(self._open) >= BURST:
-            self._waiting()[0].drop()
+        """Make room for it; False if all are being served."""
+        if len(self._open) >= MOST:
+            waiting = [each for each in self._open if each.waits_since is not None]
+            if not waiting:
+                return False
+            min(waiting, key=lambda each: each.waits_since or 0.0).drop()
         self._open.add(new)
-        self._clear_soon()
         return True
-
-    def _clear(self) -> None:
-        """Those that have had their moment give way."""
-        self._clearing = None
-        before = asyncio.get_running_loop().time() - MOMENT_S
-        had_it = [each for each in self._waiting() if (each.waits_since or 0.0) <= before]
-        for each in had_it[: max(0, len(self._open) - MOST)]:
-            each.drop()
-        self._clear_soon()
-
-    def _clear_soon(self) -> None:
-        if len(self._open) > MOST and self._clearing is None:
-            self._clearing = asyncio.get_running_loop().call_later(MOMENT_S, self._clear)
-
-    def _waiting(self) -> "list[Connection]":
-        """Those that we wait for, the longest first."""
-        waiting = [each for each in self._open if each.waits_since is not None]
-        return sorted(waiting, key=lambda each: each.waits_since or 0.0)
 
     def forget(self, gone: "Connection") -> None:
         self._open.discard(gone)

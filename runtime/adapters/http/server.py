@@ -14,7 +14,7 @@ from aiohttp import web
 
 from runtime.adapters.egress import Row
 from runtime.adapters.http.answers import Log, Refused, answer, in_json
-from runtime.adapters.http.connections import BACKLOG, Connections, body_of, limited
+from runtime.adapters.http.connections import AT_ONCE, BACKLOG, Connections, body_of, limited
 from runtime.adapters.http.gate import Gate
 from runtime.adapters.http.jobs import Jobs
 from runtime.adapters.http.routes import JobApi
@@ -84,7 +84,8 @@ class HttpServer:
         await self._runner.setup()
         assert self._runner.server is not None
         accept = Connections(self._runner.server, self._row)
-        self._accepting = await asyncio.get_running_loop().create_server(accept, sock=listener, backlog=BACKLOG)
+        self._accepting = await asyncio.get_running_loop().create_server(accept, sock=listener, backlog=AT_ONCE)
+        listener.listen(BACKLOG)
         port: int = listener.getsockname()[1]
         return port
 
