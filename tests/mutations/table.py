@@ -39,7 +39,7 @@ COMMON = _of(
     ("R6 a score tells the priority", "return p == math.floor(p) and p or 0", "return 0"),
     ("R6 a higher priority comes first", "due - p * 8589934592 + p / 1024", "due + p / 1024"),
     ("R6 a place carries the priority", "due - p * 8589934592 + p / 1024", "due - p * 8589934592"),
-    ("R19 a wrong type stops nothing", "redis.pcall(...)", "redis.call(...)"),
+    ("R19 a wrong type stops nothing", "redis.pcall(command, key, ...)", "redis.call(command, key, ...)"),
     ("R19 trouble is told", "trouble[#trouble + 1] = reply.err .. '\\n' .. key", ""),
     ("R19 trouble is nil, for who asked", "    return nil\n", ""),
     ("a reply that is no table is no trouble", "type(reply) == 'table' and reply.err", "reply.err"),

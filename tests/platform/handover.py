@@ -455,7 +455,10 @@ def swept(lanes: Lanes, folder: Path) -> tuple[list[Run], list[str]]:
 
     opened: list[Lane] = []
     with ExitStack() as servers:
-        asyncio.run(all_of_them())
+        try:
+            asyncio.run(all_of_them())
+        except* TimeoutError:
+            raise AssertionError("a worker has neither come nor left in time") from None
         runs = [run for lane in opened for run in lane.runs]
         assert len(runs) == sum(count * jobs for count, jobs in lanes.values())
         return runs, [key for lane in opened for key in _left(lane.server)]

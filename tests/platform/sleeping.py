@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from redis import Redis
 
 from runtime import Client
+from runtime.core.errors import WaitTimedOut
 from tests.platform.edge import First
 from tests.platform.jobs import QUEUE, work
 from tests.platform.network import Network, NoNetwork
@@ -162,7 +163,10 @@ def woken(network: Network | Sockets, address: Address, first: First, ended_by: 
     with sleeper(network, first=first, ended_by=ended_by) as slept:
         slept.asleep()
         began = time.monotonic()
-        enqueued_s, (number, pid) = ask_for(slept.redis_url, 7, f"{getattr(slept.service, address)}/wake")
+        try:
+            enqueued_s, (number, pid) = ask_for(slept.redis_url, 7, f"{getattr(slept.service, address)}/wake")
+        except WaitTimedOut as late:
+            raise AssertionError(late.message) from None
         took_s = time.monotonic() - began
         slept.tell(f"our client, {address} {first.value}", began, time.monotonic())
         assert enqueued_s < 0.5, "the caller waited for the worker"

@@ -346,15 +346,19 @@ class LogJournal(Journal):
                 )
             case Released(why=why):
                 self._log.info(f"Job given back: {job} ({why})", event_name="JOB_RELEASED", reason=why, **fields)
-                if why == "unknown-handler" and self._unknown.is_news(fields["handler"]):
-                    self._log.warning(
-                        f"No handler is named {fields['handler']}: jobs for it wait for a worker that has it",
-                        event_name="HANDLER_UNKNOWN",
-                        handler=fields["handler"],
-                        queue=claim.queue,
-                    )
+                if why == "unknown-handler":
+                    self._miss(str(fields["handler"]), claim.queue)
             case Cancelled():
                 self._log.info(f"Job cancelled: {job}", event_name="JOB_CANCELLED", **fields)
+
+    def _miss(self, handler: str, queue: str) -> None:
+        if self._unknown.is_news(handler):
+            self._log.warning(
+                f"No handler is named {handler}: jobs for it wait for a worker that has it",
+                event_name="HANDLER_UNKNOWN",
+                handler=handler,
+                queue=queue,
+            )
 
     def settled(self, settlement: Settlement, verdict: Verdict) -> None:
         if verdict == "refused":
