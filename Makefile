@@ -29,6 +29,7 @@ weather: $(VENV)/dev.stamp
 
 # Eight processes that want the tokens of one bucket, for 20 s each: calm, kills, restarts, storms; `make test` tries some.
 limits: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.campaign --only K5.5 --against runtime
 	RUNTIME_TEST_LIMITS=all $(BIN)/python -m pytest -q -s tests/limits
 
 # A simulated platform puts workers to sleep, and wakes them; eleven minutes at the server's default keepalive.

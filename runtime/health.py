@@ -62,9 +62,11 @@ class Health:
                 return False
         return True
 
-    def ready(self) -> bool:
-        """Redis answers, and the worker takes jobs."""
-        return self._away() is None and self.turned() and not self.stopping
+    def unready(self) -> str | None:
+        """Why it takes no jobs, in the words of `document`; None: it does, and Redis answers."""
+        if self.stopping:
+            return "stopping"
+        return self._away() or (None if self.turned() else "starting")
 
     def turned(self) -> bool:
         """The first claim has been made."""

@@ -16,15 +16,13 @@ are seconds (`_s`), moments are ISO 8601 in UTC (`_at`).
 """
 
 import argparse
-import contextlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from runtime import settings
 from runtime.cli import pages
 from runtime.cli.display import say, say_json
-from runtime.core.errors import HandlerInvalid, UsageInvalid
+from runtime.core.errors import UsageInvalid
 
 SCHEMA = "runtime.inspect/1"
 WHATS = ("queues", "jobs", "job", "workers", "limits", "sleep", "settings")
@@ -36,7 +34,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", nargs="?", help="the job's id, for `job`")
     parser.add_argument(
         "-Q", "--queue", action="append", default=[], metavar="NAME",
-        help="look at this queue; repeatable [default: the queues of the handlers found and of live workers]",
+        help="look at this queue; repeatable [default: the queues of the handlers found and of workers]",
     )  # fmt: skip
     parser.add_argument("-m", "--module", action="append", default=[], help="handler module, as for serve; repeatable")
     parser.add_argument("-n", "--limit", type=int, default=50, help="jobs of each state and queue [default: 50]")
@@ -56,28 +54,15 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "settings":
         return _settings(as_document=args.json)
     # The store's side is imported for what asks the store.
-    from runtime.cli.session import with_client
+    from runtime.cli.session import queues_of_handlers, with_client
 
-    named = args.queue or _of_handlers(args.module)
+    named = args.queue or queues_of_handlers(args.module)
     document = with_client(lambda client: client.ask(lambda redis: _found(redis, client.url, named, args)))
     if args.json:
         say_json({"schema": SCHEMA, **document})
     else:
         say(*pages.PAGES[args.what](document))
     return 1 if args.what == "job" and document["job"]["state"] == "unknown" else 0
-
-
-def _of_handlers(modules: Sequence[str]) -> list[str]:
-    """The queues of the handlers that are found; none is found where somebody else's are run."""
-    from runtime import registry
-
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # what a module prints is no part of the document
-            return registry.queues(registry.collect(modules))
-    except HandlerInvalid:
-        if modules:
-            raise
-        return []
 
 
 async def _found(redis: Any, url: str, named: Sequence[str], args: argparse.Namespace) -> Document:

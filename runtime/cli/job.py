@@ -2,19 +2,25 @@
 cancel it."""
 
 import argparse
+from collections.abc import Sequence
+from contextlib import suppress
 
+from runtime.adapters.redis import inspector
 from runtime.cli import without_secrets
 from runtime.cli.display import say_json
-from runtime.cli.session import timeout_s, with_client
+from runtime.cli.session import queues_of_handlers, timeout_s, with_client
 from runtime.client import Cancel, Client
-from runtime.core.errors import JobFailed, ResultUnknown
+from runtime.core.errors import JobFailed, RedisRefused, RedisUnreachable, ResultUnknown
 from runtime.core.spec import DEFAULT_QUEUE
 from runtime.core.text import one_line
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", help="the job's id")
-    parser.add_argument("-Q", "--queue", default=DEFAULT_QUEUE, help=f"its queue [default: {DEFAULT_QUEUE}]")
+    parser.add_argument(
+        "-Q", "--queue", metavar="NAME",
+        help="its queue [default: whichever it is in, of those of the handlers found, of workers, and arq:queue]",
+    )  # fmt: skip
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--wait", action="store_true", help="wait until it has ended")
     what.add_argument("--cancel", action="store_true", help="stop it, whether it waits or runs")
@@ -25,12 +31,12 @@ def run(args: argparse.Namespace) -> int:
     longest_s = timeout_s(args.timeout)
 
     async def cancel(client: Client) -> int:
-        said = await client.cancel(args.id, args.queue)
+        said = await client.cancel(args.id, await _place(client, args.id, args.queue))
         print(f"{one_line(args.id)}: {_SAID[said]}")
         return 1 if said == "gone" else 0
 
     async def work(client: Client) -> int:
-        job = client.job(args.id, args.queue)
+        job = client.job(args.id, await _place(client, args.id, args.queue))
         found: dict[str, object] = {"jobId": job.id, "status": await job.status()}
         if args.wait or found["status"] in ("completed", "failed", "cancelled", "dead"):
             try:
@@ -49,5 +55,20 @@ def run(args: argparse.Namespace) -> int:
 _SAID: dict[Cancel, str] = {
     "cancelled": "cancelled; it had not been running",
     "asked": "it is running; its worker has been asked to stop it",
-    "gone": "there is no such job in this queue: it has ended, or never was",
+    "gone": "there is no such job in the queues that are known: it has ended, or never was",
 }
+
+
+async def _place(client: Client, job_id: str, named: str | None) -> str:
+    """The queue that the job is in; any, if it is in none that is known."""
+    place, _ = await client.find(job_id, [named] if named else await _known(client))
+    return place
+
+
+async def _known(client: Client) -> Sequence[str]:
+    """Queues of workers that are gone count too: nobody else may know where their jobs are."""
+    names = {DEFAULT_QUEUE, *queues_of_handlers()}
+    with suppress(RedisRefused, RedisUnreachable):  # a producer may not be allowed to read what workers say
+        _, beats = await client.ask(inspector.workers)
+        names.update(queue for beat in beats for queue in beat.queues)
+    return sorted(names)

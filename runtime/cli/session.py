@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,6 +50,17 @@ def queues(named: Sequence[str]) -> Sequence[str]:
         return registry.queues(registry.collect())
     except HandlerInvalid as problem:
         print(f"no handlers here ({problem.message}): looking at the queues that workers serve", file=sys.stderr)
+        return []
+
+
+def queues_of_handlers(modules: Sequence[str] = ()) -> list[str]:
+    """Those of the handlers that are found; none is found where somebody else's are run."""
+    try:
+        with redirect_stdout(sys.stderr):  # what a module prints is no part of what a command says
+            return registry.queues(registry.collect(modules))
+    except HandlerInvalid:
+        if modules:
+            raise
         return []
 
 

@@ -98,11 +98,14 @@ class Survey:
 
 
 async def begin(redis: Any, named: Sequence[str], *, ask_workers: bool) -> Survey:
-    """A survey of the queues that are named, and of those of live workers if `ask_workers`."""
+    """A survey of the queues that are named, and of those of workers if `ask_workers`.
+
+    Of all that have told of themselves: jobs may wait where the only worker sleeps, or was killed.
+    """
     now_ms, beats = await inspector.workers(redis)
     names = {*named}
     if ask_workers:
-        names.update(queue for beat in beats if beat.live(now_ms) for queue in beat.queues)
+        names.update(queue for beat in beats for queue in beat.queues)
     serializer = codecs.named(settings.serializer())
     return Survey(redis, now_ms, beats, sorted(names) or [DEFAULT_QUEUE], serializer)
 

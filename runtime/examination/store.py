@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from runtime.adapters.redis import keys
 from runtime.adapters.redis.connection import CONNECTIONS, TROUBLE, cause_of
-from runtime.core.diagnosis.store import Store, Trial
+from runtime.core.diagnosis.store import Saves, Store, Trial
 from runtime.core.spec import DEFAULT_QUEUE
 from runtime.examination.deadline import unresolved
 
@@ -100,11 +100,11 @@ class _Look:
             wanted_clients=WANTED,
         )  # fmt: skip
 
-    async def _saves(self, said: dict[str, Any]) -> bool | None:
+    async def _saves(self, said: dict[str, Any]) -> Saves | None:
         if said.get("aof_enabled") == 1:
-            return True
+            return "log"
         points = await self._setting("save")
-        return None if points is None else bool(points)
+        return None if points is None else "snapshots" if points else "nothing"
 
     async def _setting(self, name: str) -> str | None:
         """One of its configuration; None where it does not let us ask, as hosted servers do not."""

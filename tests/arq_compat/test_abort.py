@@ -286,7 +286,7 @@ def test_the_command_says_what_became_of_it(tcp_url: str, notes: Path) -> None:
         assert done.stderr == ""
         return done.returncode, done.stdout
 
-    assert cancel() == (1, f"{ID}: there is no such job in this queue: it has ended, or never was\n")
+    assert cancel() == (1, f"{ID}: there is no such job in the queues that are known: it has ended, or never was\n")
     asyncio.run(enqueue("", _defer_by=60))
     assert cancel() == (0, f"{ID}: cancelled; it had not been running\n")
     asyncio.run(_forget(tcp_url, notes))

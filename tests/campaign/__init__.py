@@ -18,5 +18,5 @@ A scenario is a function of a `Stage` that returns a verdict, and a row that say
 The tuple's module is named in `registry.py`; that is all. What the stage gives (a server of its own, workers, a ledger
 outside Redis) is gone when the function returns. What a test would assert is a `Breach`, or judged from the ledger by
 `judge`; a wait that ends in an AssertionError is a breach too. What a machine cannot do is a `Need`; what means nothing
-for one of the two subjects says so (`not_for`). `test_campaign.py` runs the quick ones against ours, one test each.
+for one of the two subjects says so (`not_for`). `quick.py` makes tests of the quick ones, against ours.
 """

@@ -10,13 +10,17 @@ from tests.campaign import (
     moments,
     network,
     poison,
+    port,
+    rest,
     secrecy,
     signals,
     store,
 )
 from tests.campaign.scenario import Scenario
 
-MODULES = (death, killpoints, signals, store, network, handlers, poison, aborts, actors, inputs, moments, secrecy)
+MODULES = (
+    death, killpoints, signals, store, network, handlers, poison, aborts, actors, inputs, moments, secrecy, rest, port,
+)  # fmt: skip
 
 
 def _place(scenario: Scenario) -> list[int]:

@@ -189,6 +189,8 @@ def perform(scenario: Scenario, subject: SubjectName, *, seed: int = 1, full: bo
         return in_vain(failure)
     except DeadlinePassed:
         return Broken([Breach("procedure", f"not over after {scenario.deadline_s:g} s")])
+    except Exception as error:  # the others are to be run all the same
+        return Broken([Breach("procedure", f"{type(error).__name__}: {error}")])
 
 
 def in_stages(stage: Stage, cases: Iterable[C], run: Callable[[Stage, C], Verdict], abreast: int = 4) -> list[Verdict]:

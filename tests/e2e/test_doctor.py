@@ -162,6 +162,15 @@ def test_a_server_that_evicts() -> None:
     assert "100.0 MB of memory" in report.said("redis.memory")
 
 
+def test_a_server_that_only_takes_snapshots_is_told_from_one_that_keeps_a_log(tmp_path: Path) -> None:
+    with Server(options=("--save", "3600 1")) as server:
+        report = Report(MODULE, REDIS_URL=server.tcp_url, code=0)
+        assert report.verdict("redis.persistence") == "warn"
+        assert "it saves snapshots only" in report.said("redis.persistence")
+    with Server(tmp_path, options=("--save", "3600 1")) as server:
+        assert Report(MODULE, REDIS_URL=server.tcp_url, code=0).verdict("redis.persistence") == "pass"
+
+
 def test_a_server_that_tells_nothing_of_its_configuration(tmp_path: Path) -> None:
     with Server(tmp_path, options=("--rename-command", "CONFIG", "")) as server:
         report = Report(MODULE, REDIS_URL=server.tcp_url, code=0)

@@ -138,7 +138,7 @@ def test_probes_answer_and_what_is_not_there_is_refused_in_json(redis_url: str) 
     with serving(redis_url, RUNTIME_HTTP="on", PORT=0).up() as worker:
         port = port_of(worker)
         assert ask(port, "/livez")[0] == 200
-        assert ask(port, "/readyz")[0] == 200
+        assert (ask(port, "/readyz")[0], ask(port, "/readyz")[2]) == (200, {"status": "ready"})
         code, headers, body = ask(port, "/nothing-here")
         assert (code, headers.get_content_type(), list(body)) == (404, "application/json", ["error"])
         code, headers, body = ask(port, "/health", "POST")
@@ -155,7 +155,8 @@ def test_a_worker_that_drains_is_alive_and_not_ready(redis_url: str) -> None:
         worker.send(signal.SIGTERM)
         worker.wait_for("WORKER_DRAINING")
         assert ask(port, "/livez")[0] == 200
-        assert ask(port, "/readyz")[0] == 503
+        code, _, body = ask(port, "/readyz")
+        assert (code, body) == (503, {"status": "not ready", "reason": "stopping"})
         assert ask(port, "/health")[2]["state"] == "stopping"
         assert worker.wait() == 0
         assert len(worker.events("JOB_COMPLETED")) == 1

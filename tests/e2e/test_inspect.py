@@ -340,3 +340,27 @@ def test_check_tells_a_wrong_use(arguments: tuple[str, ...]) -> None:
 
 def test_check_tells_wrong_settings() -> None:
     assert command("check", PORT="many").returncode == 78
+
+
+def job(url: str, *arguments: str) -> tuple[int, Any]:
+    """Its exit code, and the document or line that the command prints, where no handlers are."""
+    done = command("job", *arguments, folder=ROOT / "deploy", REDIS_URL=url)
+    assert done.stderr == ""
+    return done.returncode, json.loads(done.stdout) if done.stdout.startswith("{") else done.stdout
+
+
+def test_a_job_is_found_and_stopped_in_whatever_queue_a_worker_serves(redis_url: str) -> None:
+    with serving(redis_url).up() as worker:
+        wait_until(lambda: beating(redis_url))
+        worker.kill()  # what it said of itself stays
+    waiting, other = enqueue(
+        redis_url, add.options(queue=QUEUE).request(1, 2), add.options(queue="elsewhere").request(1, 2)
+    )
+    assert inspect(redis_url, "job", waiting)["job"]["queue"] == QUEUE
+    assert job(redis_url, waiting) == (0, {"jobId": waiting, "status": "waiting"})
+    code, said = job(redis_url, other)
+    assert (code, said["status"]) == (1, "unknown")
+    assert job(redis_url, other, "--cancel")[0] == 1
+    assert job(redis_url, other, "--queue", "elsewhere") == (0, {"jobId": other, "status": "waiting"})
+    assert job(redis_url, waiting, "--cancel") == (0, f"{waiting}: cancelled; it had not been running\n")
+    assert job(redis_url, waiting)[1]["status"] == "cancelled"

@@ -136,19 +136,6 @@ def test_called_it_does_what_is_there_within_a_second_and_sleeps_again(sleeper: 
     wait_until(lambda: not sleeper.sockets(), 2.0)
 
 
-def test_it_does_not_sleep_on_a_deferred_job_that_nobody_would_wake_it_for(sleeper: Sleeper) -> None:
-    async def defer(pool: ArqRedis) -> None:
-        await pool.enqueue_job("add", 1, 2, _defer_by=14)
-
-    with_arq(sleeper.redis, defer)
-    time.sleep(11)
-    document = sleeper.ask("/health")
-    assert document["state"] == "awake"
-    assert "RUNTIME_ALARM" in document["awake_because"][0]
-    sleeper.worker.wait_for("JOB_COMPLETED")
-    sleeper.until_quiet()
-
-
 def test_with_an_alarm_it_sleeps_on_a_deferred_job_and_says_when_it_is_due(tcp_url: str) -> None:
     async def defer(pool: ArqRedis) -> None:
         await pool.enqueue_job("add", 1, 2, _defer_by=600)

@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from redis import Redis
+
 from runtime import connect
+from runtime.adapters.redis import keys
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.source import RedisSource
 from runtime.core.spec import DEFAULT_QUEUE
@@ -23,6 +26,29 @@ def worker_with_bug(redis: str, ledger: Ledger, bug: Path) -> Worker:
     queues = ("-Q", bugs.QUEUE, "-Q", f"{DEFAULT_QUEUE}=3")
     settings: dict[str, Any] = {jobs.LEDGER: ledger.path, bugs.FILE: bug}
     return Worker(campaign.MODULE, "tests.faults.bugs", redis=redis, arguments=queues, **settings)
+
+
+def test_a_key_of_a_wrong_type_is_told_by_its_name(redis_url: str, ledger: Ledger) -> None:
+    with campaign.worker(redis_url, ledger).up() as worker, Redis.from_url(redis_url) as redis:
+        redis.set(keys.count(DEFAULT_QUEUE), "somebody else's", px=60_000)
+        (job,) = enqueue(redis_url, jobs.work.request(0.0))
+        (told,) = worker.wait_for("REDIS_TROUBLE")
+        assert told["message"].endswith(f"(the key is {keys.count(DEFAULT_QUEUE)})")
+        assert campaign.results(redis_url)[job].ok
+
+
+def test_jobs_that_nobody_knows_are_told_of_once_for_each_handler(redis_url: str, ledger: Ledger) -> None:
+    async def add() -> None:
+        async with connect(redis_url) as client:
+            for name in ("paint", "paint", "draw\x1b[2J"):
+                await client.enqueue(name)
+
+    with campaign.worker(redis_url, ledger).up() as worker:
+        asyncio.run(add())
+        worker.wait_for("JOB_RELEASED", 5, reason="unknown-handler")  # they come back after a second or two
+        told = worker.events("HANDLER_UNKNOWN", level="warn")
+        assert sorted(line["handler"] for line in told) == ["draw\\x1b[2J", "paint"]
+        assert "paint" in next(line["message"] for line in told if line["handler"] == "paint")
 
 
 def test_what_fails_beside_the_actors_ends_no_worker(redis_url: str, ledger: Ledger) -> None:

@@ -210,7 +210,9 @@ def tells(worker: Worker, says: str) -> bool:
         "degraded",
         False,
     )
-    return re.search(says, health["checks"]["redis"]["message"]) is not None and get(worker, "/readyz")[0] == 503
+    code, readiness = get(worker, "/readyz")
+    causes = (health["checks"]["redis"]["message"], readiness.get("reason", ""))
+    return code == 503 and all(re.search(says, cause) for cause in causes)
 
 
 def works(worker: Worker) -> bool:

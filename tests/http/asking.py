@@ -16,6 +16,25 @@ TOKEN = "t0ken-of-the-http-tests-0123456789abcdef"
 BEARER = ("Authorization", f"Bearer {TOKEN}")
 JSON = ("Content-Type", "application/json")
 
+HEAD = f"POST /jobs HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+KINDS = {
+    "nothing": b"",
+    "half a head": b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: ",
+    "half a body": f"{HEAD}Content-Length: 60000\r\n\r\n{{".encode(),
+    "half a body for nobody": b"POST /jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n{",
+    "half a ring": b"POST /wake HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nx",
+}
+"""What slow peers send, and then nothing."""
+NO_HTTP = [
+    b"nonsense\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n",
+    b"POST /jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    b"POST /jobs HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -47,8 +47,8 @@ class Well:
     def live(self) -> bool:
         return True
 
-    def ready(self) -> bool:
-        return True
+    def unready(self) -> str | None:
+        return None
 
 
 class Lines:

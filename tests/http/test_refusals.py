@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.http.asking import BEARER, JSON, TOKEN, Site, read_all, site_of
+from tests.http.asking import BEARER, JSON, NO_HTTP, TOKEN, Site, read_all, site_of
 from tests.http.jobs import QUEUE
 from tests.processes import Worker, command
 from tests.servers import Server
@@ -211,17 +211,7 @@ def test_every_answer_carries_the_headers_that_keep_it_where_it_is(site: Site) -
         assert headers["Server"] == "runtime"
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"nonsense\r\n\r\n",
-        b"GET /health HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n",
-        b"POST /jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST /jobs HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-        b"POST /jobs HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-    ],
-)
+@pytest.mark.parametrize("sent", NO_HTTP)
 def test_what_is_no_http_is_refused_in_json_and_not_logged(site: Site, worker: Worker, sent: bytes) -> None:
     with site.dial(sent) as wire:
         answer = read_all(wire)

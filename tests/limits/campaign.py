@@ -1,6 +1,5 @@
 """A crew of taker processes against a stand-in for some seconds, and what was seen of it."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -44,10 +43,6 @@ CLOSE_S = 0.05
 """How near to its grant a request arrives on a machine that does nothing else: what is printed."""
 TOLERANCE_S = 0.5
 """And on one that does other things too: what is asserted, and what the stand-in allows. Grants are exact anyhow."""
-
-
-def course() -> Course:
-    return WHOLE if os.environ.get("RUNTIME_TEST_LIMITS") == "all" else SHORT
 
 
 class Taker:

@@ -39,8 +39,8 @@ COMMON = _of(
     ("R6 a score tells the priority", "return p == math.floor(p) and p or 0", "return 0"),
     ("R6 a higher priority comes first", "due - p * 8589934592 + p / 1024", "due + p / 1024"),
     ("R6 a place carries the priority", "due - p * 8589934592 + p / 1024", "due - p * 8589934592"),
-    ("R19 a wrong type stops nothing", "redis.pcall(...)", "redis.call(...)"),
-    ("R19 trouble is told", "trouble[#trouble + 1] = reply.err", ""),
+    ("R19 a wrong type stops nothing", "redis.pcall(command, key, ...)", "redis.call(command, key, ...)"),
+    ("R19 trouble is told", "trouble[#trouble + 1] = reply.err .. '\\n' .. key", ""),
     ("R19 trouble is nil, for who asked", "    return nil\n", ""),
     ("a reply that is no table is no trouble", "type(reply) == 'table' and reply.err", "reply.err"),
     ("an id may have any sign in it", "|(.*)$'", "|([^|]*)$'"),
@@ -659,7 +659,7 @@ RELEASE = _of(
     ("what is free is handed on", "  hand_on(held, waiting, {})\n", ""),
     ("R19 a wrong type keeps nothing else back", "local ok, err = pcall(give_back, KEYS[2 * n - 1], KEYS[2 * n], permit)", "local ok, err = true, give_back(KEYS[2 * n - 1], KEYS[2 * n], permit)"),
     ("the server's trouble is no wrong type", "if not string.find(text, 'WRONGTYPE', 1, true) then", "if false then"),
-    ("R19 a wrong type is told", "    trouble[#trouble + 1] = text\n", ""),
+    ("R19 a wrong type is told", "    trouble[#trouble + 1] = text .. '\\n' .. KEYS[2 * n - 1]\n", ""),
 )  # fmt: skip
 
 SCHEDULE = _of(

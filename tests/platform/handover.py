@@ -14,15 +14,16 @@ import socket
 import time
 from asyncio import StreamReader, StreamWriter
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from arq.connections import ArqRedis
+from redis import Redis
 from redis.asyncio import ConnectionPool
 
 from runtime import Client
@@ -261,7 +262,8 @@ class Lane:
         await asyncio.sleep(farewell + 2 * CLOSING_S - time.time())
         asked = time.time()
         await self.door.ring()
-        return await self.watch.next("here", asked - 0.001)
+        # A busy server says when its turn began, which may be before it was asked.
+        return await self.watch.next("here", asked - CLOSING_S)
 
     async def added(self, job_id: str) -> float:
         """When the job was in the queue."""
@@ -422,6 +424,50 @@ async def _time_of(doing: Awaitable[object]) -> float:
     began = time.monotonic()
     await doing
     return time.monotonic() - began
+
+
+FROM_MS, TO_MS = -15, 25
+"""The window around the moment at which a worker is expected to leave: it takes some 3 ms until all is closed."""
+
+
+def offsets_ms(first: int, count: int) -> list[int]:
+    """Every millisecond of the window in turn, far apart from each other."""
+    return [FROM_MS + n * 37 % (TO_MS - FROM_MS) for n in range(first, first + count)]
+
+
+Producer = Callable[[Lane, Sequence[int]], Coroutine[Any, Any, None]]
+Lanes = Mapping[Producer, tuple[int, int]]
+"""By how a job comes and the worker is woken: so many workers side by side, and so many jobs for each."""
+
+
+def swept(lanes: Lanes, folder: Path) -> tuple[list[Run], list[str]]:
+    """Jobs at these moments, in all lanes at once; what became of each, and the keys of theirs that were left."""
+
+    async def all_of_them() -> None:
+        async with asyncio.TaskGroup() as group:
+            for producer, (count, jobs) in lanes.items():
+                for n in range(count):
+                    server = servers.enter_context(Server())
+                    with Redis.from_url(server.url) as redis:
+                        redis.config_set("notify-keyspace-events", "K$")
+                    lane = Lane(f"{producer.__name__}-{n}", server, folder)
+                    opened.append(lane)
+                    group.create_task(producer(lane, offsets_ms(n * jobs, jobs)))
+
+    opened: list[Lane] = []
+    with ExitStack() as servers:
+        try:
+            asyncio.run(all_of_them())
+        except* TimeoutError:
+            raise AssertionError("a worker has neither come nor left in time") from None
+        runs = [run for lane in opened for run in lane.runs]
+        assert len(runs) == sum(count * jobs for count, jobs in lanes.values())
+        return runs, [key for lane in opened for key in _left(lane.server)]
+
+
+def _left(server: Server) -> list[str]:
+    with Redis.from_url(server.url, decode_responses=True) as redis:
+        return [name for name in (QUEUE, keys.later(QUEUE)) if redis.zcard(name)]
 
 
 def table(runs: Sequence[Run]) -> str:

@@ -10,30 +10,18 @@ import importlib.util
 import json
 import os
 import random
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from arq.connections import RedisSettings, create_pool
-from redis import Redis
 
-from runtime import Client
 from tests.platform.edge import First
-from tests.platform.jobs import QUEUE, work
+from tests.platform.jobs import QUEUE
 from tests.platform.network import Network
-from tests.platform.service import Service
-from tests.platform.sleeping import IDLE_S, SLEEP_AFTER_S, post, reachable, sleeping
+from tests.platform.sleeping import IDLE_S, SLEEP_AFTER_S, ask_for, post, sleeper
 from tests.platform.sockets import Sockets
-from tests.processes import Worker, command, wait_until
-from tests.servers import Server
-
-WOKEN_S = 45.0
-"""A start on a busy machine, and the 3 s for which the edge may know of no such application."""
+from tests.processes import Worker, command
 
 RUNS = 8
 
@@ -45,44 +33,6 @@ def needs(command: str) -> pytest.MarkDecorator:
 
 class Sentinel(Worker):
     program = ("runtime", "sentinel")
-
-
-@dataclass(frozen=True)
-class Sleeper:
-    """A worker on the platform, and its Redis as one sees it from here."""
-
-    service: Service
-    redis_url: str
-
-    def asleep(self) -> None:
-        """Wait until it is, for once more."""
-        self.service.wait_for("asleep", len(self.service.moments("started")))
-        assert not self.service.worker.running
-        assert self.service.worker.events("WORKER_QUIET"), "it fell silent, and then was ended"
-
-    def done(self, job_id: str, timeout_s: float = WOKEN_S) -> float:
-        """When this job was done, by the monotonic clock."""
-        wait_until(lambda: self.service.worker.events("JOB_COMPLETED", job_id=job_id), timeout_s, f"{job_id} is done")
-        return time.monotonic()
-
-    def tell(self, story: str, began: float, done: float) -> None:
-        """The figures, for who runs this with -s."""
-        woken, listens = (self.service.moments(what)[-1].at for what in ("woken", "listens"))
-        print(
-            f"\n{story}: rung {1000 * (woken - began):.0f} ms after the enqueue,"
-            f" listening after {1000 * (listens - began):.0f} ms, job done after {1000 * (done - began):.0f} ms"
-        )
-
-
-@contextmanager
-def sleeper(network: Network | Sockets, events: str = "", **options: Any) -> Iterator[Sleeper]:
-    """`events` are the keyspace notifications of its server."""
-    with Server() as server, Redis.from_url(server.url) as redis:
-        redis.config_set("notify-keyspace-events", events)
-        worker = sleeping(network, reachable(server, network))
-        with Service(worker, network, idle_s=IDLE_S, **options) as service:
-            service.wait_for("listens")
-            yield Sleeper(service, server.tcp_url)
 
 
 def enqueue_as_arq(url: str, number: int, defer_s: float = 0.0) -> str:
@@ -98,61 +48,16 @@ def enqueue_as_arq(url: str, number: int, defer_s: float = 0.0) -> str:
     return asyncio.run(add())
 
 
-def ask_for(url: str, number: int) -> tuple[float, list[int]]:
-    """Enqueue with our client, and wait for the result; the seconds that the enqueue itself has taken."""
-
-    async def ask() -> tuple[float, list[int]]:
-        client = Client(url)
-        try:
-            await client.status("no-such-job", QUEUE)  # connects
-            began = time.monotonic()
-            (job,) = await client.send([work.request(number)])
-            enqueued_s = time.monotonic() - began
-            return enqueued_s, await job.result(f"{WOKEN_S:g}s")
-        finally:
-            await client.close()
-
-    return asyncio.run(ask())
-
-
-@pytest.mark.parametrize(
-    ("address", "first", "ended_by"),
-    [
-        ("public_url", First.HELD, signal.SIGKILL),
-        ("public_url", First.NOT_FOUND, signal.SIGKILL),
-        ("public_url", First.BAD_GATEWAY, signal.SIGKILL),
-        ("private_url", First.HELD, signal.SIGTERM),
-    ],
-    ids=["held", "not-found", "bad-gateway", "refused"],
-)
-def test_our_client_wakes_a_worker_that_was_put_to_sleep(
-    network: Network | Sockets, monkeypatch: pytest.MonkeyPatch, address: str, first: First, ended_by: signal.Signals
-) -> None:
-    if isinstance(network, Sockets) and address == "private_url":
-        pytest.skip("only what has a network of its own is woken by its private address")
-    with sleeper(network, first=first, ended_by=ended_by) as slept:
-        slept.asleep()
-        monkeypatch.setenv("RUNTIME_WAKE_URL", f"{getattr(slept.service, address)}/wake")
-        began = time.monotonic()
-        enqueued_s, (number, pid) = ask_for(slept.redis_url, 7)
-        slept.tell(f"our client, {address} {first.value}", began, time.monotonic())
-        assert enqueued_s < 0.5, "the caller does not wait for the worker"
-        assert (number, pid) == (7, slept.service.worker.pid)
-        assert len(slept.service.moments("started")) == 2
-
-
 @pytest.mark.skipif(os.environ.get("RUNTIME_TEST_SLEEP") != "all", reason="minutes: for `all`")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("change", ["quiet", "asleep"])
-def test_no_job_is_lost_whenever_it_comes_beside_a_change(
-    network: Network | Sockets, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
+def test_no_job_is_lost_whenever_it_comes_beside_a_change(network: Network | Sockets, change: str) -> None:
     """Many jobs, each within half a second of its falling quiet, or of its end by the platform."""
     with sleeper(network) as slept:
         slept.asleep()
-        monkeypatch.setenv("RUNTIME_WAKE_URL", f"{slept.service.public_url}/wake")
+        bell = f"{slept.service.public_url}/wake"
         for run in range(RUNS):
-            _, (number, _) = ask_for(slept.redis_url, run)
+            _, (number, _) = ask_for(slept.redis_url, run, bell)
             assert number == run
             quiets = len(slept.service.worker.events("WORKER_QUIET"))
             beside_s = random.uniform(-0.3, 0.5)
@@ -162,7 +67,7 @@ def test_no_job_is_lost_whenever_it_comes_beside_a_change(
                 slept.service.worker.wait_for("WORKER_QUIET", quiets + 1)
                 time.sleep(IDLE_S + beside_s)
             began = time.monotonic()
-            _, (number, _) = ask_for(slept.redis_url, -run)
+            _, (number, _) = ask_for(slept.redis_url, -run, bell)
             print(f"{change} {1000 * beside_s:+.0f} ms: done after {1000 * (time.monotonic() - began):.0f} ms")
             assert number == -run
             slept.asleep()

@@ -705,7 +705,7 @@ def test_r19_an_index_of_a_wrong_type_does_not_stop_a_claim_and_is_reported(stor
     worker = store.worker()
     reply = worker.claim(1)
     assert names(reply.jobs) == ["a"]
-    assert any("WRONGTYPE" in text for text in reply.trouble)
+    assert any("WRONGTYPE" in text and text.endswith(f"\n{key}") for text in reply.trouble)
     assert worker.keeps(reply.jobs[0])
     assert worker.settle(done(reply.jobs[0])).verdicts == "1"
     assert store.is_spoiled(key)

@@ -43,7 +43,7 @@ class Parts:
         self.limits = RedisLimits(lent(self.source.redis, egress.of("limits")))
         permits = egress.of("permits")
         self.permits = RedisPermits(
-            url, lent(self.source.redis, permits), self.source.incarnation, lambda text: None, permits
+            url, lent(self.source.redis, permits), self.source.incarnation, lambda text, key: None, permits
         )
         self.beats = Heartbeats(
             lent(self.source.redis, egress.of("heartbeat")), self.source.incarnation, lambda: BEAT, self._nothing

@@ -41,9 +41,12 @@ class Process:
         self.trouble: list[str] = []
         self.keeper = LeaseKeeper(url, lease_s, lambda away: None)
         self.source = RedisSource(url, lease_s=lease_s, keeper=self.keeper)
-        self.permits = RedisPermits(url, self.source.redis, self.source.incarnation, self.trouble.append)
+        self.permits = RedisPermits(url, self.source.redis, self.source.incarnation, self._note)
         self.raw: Any = Redis.from_url(url, decode_responses=True)
         self._jobs = 0
+
+    def _note(self, text: str, key: str) -> None:
+        self.trouble.append(f"{text} {key}")
 
     async def lease(self, count: int = 1) -> list[Claim]:
         ids = [f"{self.source.incarnation}.{self._jobs + n}" for n in range(count)]
@@ -672,6 +675,7 @@ def test_a_key_of_a_wrong_type_is_refused_and_harms_nobody_else(url: str) -> Non
             assert caught.value.refused
             await until(lambda: process.trouble)
             assert "WRONGTYPE" in process.trouble[0]
+            assert process.trouble[0].endswith(f" {keys.held('exports')}")
             permit = await process.get(other, EXPORTS["a"])
             process.permits.release(permit)
             await until(lambda: not process.held(EXPORTS["a"]))

@@ -348,6 +348,7 @@ def test_r19_a_key_of_a_wrong_type_is_an_error_and_not_overwritten(jobs: Jobs, k
         jobs.ask(a, b)
     (trouble,) = jobs.give_back(a)
     assert "WRONGTYPE" in trouble
+    assert trouble.endswith(f"\n{HELD}")
     assert jobs.store.is_spoiled(key)
     assert not jobs.store.redis.exists(*{HELD, WAITING} - {key})
 

@@ -53,7 +53,12 @@ class Bench:
 
     def __init__(self, url: str, lease_s: float, keeper: object) -> None:
         self.trouble: list[str] = []
-        self.source = RedisSource(url, lease_s=lease_s, keeper=cast(Any, keeper), on_trouble=self.trouble.append)
+        self.source = RedisSource(
+            url,
+            lease_s=lease_s,
+            keeper=cast(Any, keeper),
+            on_trouble=lambda text, key: self.trouble.append(f"{text} {key}"),
+        )
         self.ledger = RedisLedger(self.source.redis)
         self.raw: Any = Redis.from_url(url)
         self.asked = 0

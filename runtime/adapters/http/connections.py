@@ -28,6 +28,10 @@ LINGER_S = 2.0
 MOST_HEAD = 8 * 1024
 MOST_BODY = 64 * 1024
 BACKLOG = 1024
+"""So many may come at once; they wait in the kernel."""
+AT_ONCE = 8
+"""So many of them are taken in a turn of the event loop. It takes some turns until what a new one has sent is read; of
+those that come in meanwhile there must be fewer than `MOST`, or who sends its request at once gives way unheard."""
 
 _silent = logging.Logger("http", logging.CRITICAL + 1)
 """aiohttp would write a traceback for every request that cannot be parsed."""

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from runtime.adapters.egress import Row
 from runtime.adapters.http.answers import Log, Refused, answer, in_json
-from runtime.adapters.http.connections import BACKLOG, Connections, body_of, limited
+from runtime.adapters.http.connections import AT_ONCE, BACKLOG, Connections, body_of, limited
 from runtime.adapters.http.gate import Gate
 from runtime.adapters.http.jobs import Jobs
 from runtime.adapters.http.routes import JobApi
@@ -41,7 +41,9 @@ class Health(Protocol):
 
     def live(self) -> bool: ...
 
-    def ready(self) -> bool: ...
+    def unready(self) -> str | None:
+        """Why it takes no jobs: nothing secret, as everybody may ask."""
+        ...
 
 
 class HttpServer:
@@ -82,7 +84,8 @@ class HttpServer:
         await self._runner.setup()
         assert self._runner.server is not None
         accept = Connections(self._runner.server, self._row)
-        self._accepting = await asyncio.get_running_loop().create_server(accept, sock=listener, backlog=BACKLOG)
+        self._accepting = await asyncio.get_running_loop().create_server(accept, sock=listener, backlog=AT_ONCE)
+        listener.listen(BACKLOG)
         port: int = listener.getsockname()[1]
         return port
 
@@ -100,11 +103,13 @@ class HttpServer:
         return answer({**self._health.document(), **more}, 200 if self._health.live() else 503)
 
     async def _get_livez(self, request: web.Request) -> web.Response:
-        return _probe("live", self._health.live())
+        well = self._health.live()
+        return answer({"status": "live" if well else "not live"}, 200 if well else 503)
 
     async def _get_readyz(self, request: web.Request) -> web.Response:
         await self._health.probe()
-        return _probe("ready", self._health.ready())
+        why = self._health.unready()
+        return answer({"status": "ready"}) if why is None else answer({"status": "not ready", "reason": why}, 503)
 
     async def _post_wake(self, request: web.Request) -> web.Response:
         """The doorbell. Open to all, as any request wakes a worker that sleeps; and so it says nothing."""
@@ -136,7 +141,3 @@ class _Bell:
         self._timer = None
         self._rang_at = time.monotonic()
         self._wake()
-
-
-def _probe(word: str, well: bool) -> web.Response:
-    return answer({"status": word if well else f"not {word}"}, 200 if well else 503)

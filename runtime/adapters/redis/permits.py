@@ -77,7 +77,7 @@ class RedisPermits:
         url: str,
         redis: Any,
         incarnation: str,
-        on_trouble: Callable[[str], None] = lambda text: None,
+        on_trouble: Callable[[str, str], None] = lambda text, key: None,
         row: Row | None = None,
     ) -> None:
         self._redis = redis
@@ -261,8 +261,9 @@ class RedisPermits:
             del self._returned[: len(batch)]
             for one in batch:
                 self._was_taken(one)
-            for text in trouble:
-                self._on_trouble(f"a permit cannot be given back: {text.decode('utf-8', 'replace')}")
+            for told in trouble:
+                text, _, key = told.decode("utf-8", "replace").partition("\n")
+                self._on_trouble(f"a permit cannot be given back: {text}", key)
 
     def _was_taken(self, returned: _Returned) -> None:
         if returned.unsure:  # the server answers: what it was asked before, it has done by the next time

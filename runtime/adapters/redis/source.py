@@ -82,7 +82,7 @@ class RedisSource:
         keeper: LeaseKeeper | None = None,
         weather: Weather | None = None,
         waiters: int = 1,
-        on_trouble: Callable[[str], None] = lambda text: None,
+        on_trouble: Callable[[str, str], None] = lambda text, key: None,
         serializer: Serializer | None = None,
         egress: Egress | None = None,
     ) -> None:
@@ -229,7 +229,7 @@ class RedisSource:
             sending.answered(part, reply.verdicts)
             self._tell(reply.trouble)
             for job_id in reply.dropped:
-                self._on_trouble(f"the dead letter of job {job_id!a} was dropped to make room for newer ones")
+                self._on_trouble(f"the dead letter of job {job_id!a} was dropped to make room for newer ones", "")
         del self._unanswered[queue]
         return ["settled" if verdict == "1" else "refused" for verdict in sending.verdicts]
 
@@ -424,8 +424,9 @@ class RedisSource:
         await self.redis.aclose()
 
     def _tell(self, trouble: Sequence[str]) -> None:
-        for text in trouble:
-            self._on_trouble(f"a key has a wrong type or cannot be written: {text}")
+        for told in trouble:
+            text, _, key = told.partition("\n")
+            self._on_trouble(f"a key has a wrong type or cannot be written: {text}", key)
 
 
 class _Wait:

@@ -30,6 +30,8 @@ from runtime.ports import Away, Journal
 
 SAME_CAUSE_S = 10.0
 """The same trouble is told once in so long."""
+UNKNOWN_EVERY_S = 300.0
+"""A handler that is not there, likewise: a job for it comes back in so long at the latest."""
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 _BY_LEVEL = (("error", logging.ERROR), ("warning", logging.WARNING), ("info", logging.INFO))
 _COLOURS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
@@ -287,8 +289,9 @@ class LogJournal(Journal):
     def __init__(self, log: Log, level: str) -> None:
         self._log = log
         self._quiet = _LEVELS[level] > logging.INFO
-        self._told: dict[str, float] = {}
         self._told_away = False
+        self._troubles = _News(SAME_CAUSE_S)
+        self._unknown = _News(UNKNOWN_EVERY_S)
 
     def within(self, claim: Claim, part: str | None = None) -> Within:
         return Within(claim)
@@ -343,8 +346,19 @@ class LogJournal(Journal):
                 )
             case Released(why=why):
                 self._log.info(f"Job given back: {job} ({why})", event_name="JOB_RELEASED", reason=why, **fields)
+                if why == "unknown-handler":
+                    self._miss(str(fields["handler"]), claim.queue)
             case Cancelled():
                 self._log.info(f"Job cancelled: {job}", event_name="JOB_CANCELLED", **fields)
+
+    def _miss(self, handler: str, queue: str) -> None:
+        if self._unknown.is_news(handler):
+            self._log.warning(
+                f"No handler is named {handler}: jobs for it wait for a worker that has it",
+                event_name="HANDLER_UNKNOWN",
+                handler=handler,
+                queue=queue,
+            )
 
     def settled(self, settlement: Settlement, verdict: Verdict) -> None:
         if verdict == "refused":
@@ -366,7 +380,7 @@ class LogJournal(Journal):
 
     def weather(self, away: Away) -> None:
         """One line for each cause, whoever met it."""
-        if self._news(away.cause):
+        if self._troubles.is_news(away.cause):
             self._told_away = True
             self._log.warning(f"Redis is away: {away}", event_name="REDIS_AWAY")
 
@@ -378,10 +392,11 @@ class LogJournal(Journal):
                 f"Redis is back after {spell(away_s)}", event_name="REDIS_BACK", duration_ms=round(1000 * away_s)
             )
 
-    def trouble(self, text: str) -> None:
-        """Something in the store is not as it should be."""
-        if self._news(text):
-            self._log.warning(text, event_name="REDIS_TROUBLE")
+    def trouble(self, text: str, key: str) -> None:
+        """Something in the store is not as it should be; `key`, if it is one that is. Of several the first is named."""
+        if self._troubles.is_news(text):
+            at = f" (the key is {one_line(key)})" if key else ""
+            self._log.warning(f"{text}{at}", event_name="REDIS_TROUBLE")
 
     def crashed(self, actor: str, error: BaseException, restart_in_s: float) -> None:
         failure = describe(error)
@@ -391,10 +406,20 @@ class LogJournal(Journal):
             exc_info=error,
         )
 
-    def _news(self, cause: str) -> bool:
+
+class _News:
+    """What is told once in `every_s`; of different things `MOST` in that time, as some of them come from outside."""
+
+    MOST = 100
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._told: dict[str, float] = {}
+
+    def is_news(self, what: str) -> bool:
         now = time.monotonic()
-        self._told = {text: at for text, at in self._told.items() if now - at < SAME_CAUSE_S}
-        return self._told.setdefault(cause, now) == now
+        self._told = {told: at for told, at in self._told.items() if now - at < self._every_s}
+        return len(self._told) < self.MOST and self._told.setdefault(what, now) == now
 
 
 def fields_of(claim: Claim) -> dict[str, Any]:

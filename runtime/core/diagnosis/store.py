@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from statistics import quantiles
+from typing import Literal
 
 from runtime.core.findings import Finding
 from runtime.core.look import FOREIGN_LOOK_S
@@ -28,6 +29,10 @@ class Trial:
     cause: str | None = None
 
 
+Saves = Literal["log", "snapshots", "nothing"]
+"""Each write within a second; everything, now and then; never."""
+
+
 @frozen
 class Store:
     """What was seen of a Redis. None: it does not let itself be seen."""
@@ -47,8 +52,8 @@ class Store:
     used_bytes: int | None = None
     most_bytes: int | None = None
     """0: as much as there is."""
-    saves: bool | None = None
-    """What it acknowledges reaches a disk sooner or later."""
+    saves: Saves | None = None
+    """How what it acknowledges reaches a disk."""
     save_failed: bool | None = None
     clients: int | None = None
     most_clients: int | None = None
@@ -252,8 +257,14 @@ def _saving(store: Store) -> Finding:
         )  # fmt: skip
     if store.saves is None:
         return Finding("redis.persistence", "skipped", "whether it saves its data: it does not tell")
-    if store.saves:
+    if store.saves == "log":
         return Finding("redis.persistence", "pass", "it saves its data")
+    if store.saves == "snapshots":
+        return Finding(
+            "redis.persistence", "warn", "it saves snapshots only",
+            "what came since the last one is lost when it crashes: new jobs are gone, jobs that were done run again",
+            "redis-cli CONFIG SET appendonly yes, and in its configuration, or where it is hosted",
+        )  # fmt: skip
     return Finding(
         "redis.persistence", "warn", "it saves nothing", "a restart of Redis loses every job",
         "redis-server --appendonly yes, with a volume",

@@ -32,12 +32,13 @@ local function place(due, p)
   return due - p * 8589934592 + p / 1024
 end
 
--- A key of a wrong type must not stop what is being done for others: the error is kept for the reply.
+-- A key of a wrong type must not stop what is being done for others: the error is kept for the reply, and after an end
+-- of line the key.
 local trouble = {}
-local function try(...)
-  local reply = redis.pcall(...)
+local function try(command, key, ...)
+  local reply = redis.pcall(command, key, ...)
   if type(reply) == 'table' and reply.err then
-    trouble[#trouble + 1] = reply.err
+    trouble[#trouble + 1] = reply.err .. '\n' .. key
     return nil
   end
   return reply

@@ -2,7 +2,8 @@
 --
 -- KEYS  held and waiting, of each
 -- ARGV  the permits
--- Gives an error for each whose keys are of a wrong type: that keeps no other permit back
+-- Gives an error for each whose keys are of a wrong type, and after an end of line the first of them: that keeps no
+-- other permit back
 
 local function give_back(held, waiting, permit)
   if redis.call('ZREM', held, permit) == 0 then
@@ -19,7 +20,7 @@ for n, permit in ipairs(ARGV) do
     if not string.find(text, 'WRONGTYPE', 1, true) then
       error(err) -- the server's trouble: all are to be given back when it is over
     end
-    trouble[#trouble + 1] = text
+    trouble[#trouble + 1] = text .. '\n' .. KEYS[2 * n - 1]
   end
 end
 return trouble
