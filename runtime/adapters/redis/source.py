@@ -224,7 +224,9 @@ class RedisSource:
                 reply = await self._record(queue, part, part.seq)
             if reply is None:
                 for job_id in sending.lessen(part):
-                    self._on_trouble(f"the outcome of job {job_id!a} is larger than the plan allows: a marker is kept")
+                    self._on_trouble(
+                        f"the outcome of job {job_id!a} is larger than the plan allows: a marker is kept", ""
+                    )
                 continue
             sending.answered(part, reply.verdicts)
             self._tell(reply.trouble)

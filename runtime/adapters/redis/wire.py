@@ -133,7 +133,7 @@ def encode_marker(settlement: Settlement, serializer: Serializer | None = None) 
     assert isinstance(outcome, Done | Dead | Cancelled)
     if isinstance(outcome, Done):
         outcome = Done(f"{NO_RESULT}: {type(outcome.result).__name__}")
-    fields = _result_fields(settlement) | {"a": (), "k": {}}
+    fields: dict[str, object] = {**_result_fields(settlement), "a": (), "k": {}}
     codec = _codec_of(settlement.claim, serializer)
     try:
         return _encode(fields, outcome, codec, serializer)
