@@ -229,8 +229,7 @@ class _Link:
 
     async def _there(self, server: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
-            while True:
-                command = await self._command()
+            while command := await self._command():
                 held = self._relay.held(command)
                 if held is not None and not held.reply:
                     await held.stop()
@@ -243,7 +242,12 @@ class _Link:
                 await server.drain()
 
     async def _command(self) -> Command:
-        count = int((await self._reader.readuntil(b"\r\n"))[1:])
+        """The next one; at the end of the connection none, but not before anything comes through: nor does its end."""
+        try:
+            count = int((await self._reader.readuntil(b"\r\n"))[1:])
+        except asyncio.IncompleteReadError:
+            await self._open.wait()
+            return []
         words = []
         for _ in range(count):
             size = int((await self._reader.readuntil(b"\r\n"))[1:])

@@ -61,8 +61,20 @@ _SAID: dict[Cancel, str] = {
 
 async def _place(client: Client, job_id: str, named: str | None) -> str:
     """The queue that the job is in; any, if it is in none that is known."""
-    place, _ = await client.find(job_id, [named] if named else await _known(client))
-    return place
+    if named:
+        return named
+    names = await _known(client)
+    try:
+        return (await client.find(job_id, names))[0]
+    except (RedisRefused, RedisUnreachable):  # of some queues, as a user who has rights to others alone may not
+        readable = []
+        for name in names:
+            with suppress(RedisRefused, RedisUnreachable):
+                place, status = await client.find(job_id, [name])
+                if status in ("waiting", "deferred", "active"):
+                    return place
+                readable.append(name)
+        return readable[0] if readable else DEFAULT_QUEUE
 
 
 async def _known(client: Client) -> Sequence[str]:

@@ -249,6 +249,15 @@ class Lane:
                     here = self.watch.last("here")
                     self._takes_s.append(await self.watch.next("left", here) - here)
                 yield
+                await self._settle_down()
+
+    async def _settle_down(self) -> None:
+        """A job counts as soon as it has started: its outcome, or a run after a kill, may be on its way still."""
+        until = time.monotonic() + SLOW_S
+        while _left(self.server) and time.monotonic() < until:
+            if not self.worker.running:
+                await self.door.ring()
+            await asyncio.sleep(0.05)
 
     async def about_to_leave(self) -> float:
         """When the worker is going to leave, which has come for that."""

@@ -57,7 +57,7 @@ class Bench:
             url,
             lease_s=lease_s,
             keeper=cast(Any, keeper),
-            on_trouble=lambda text, key: self.trouble.append(f"{text} {key}"),
+            on_trouble=lambda text, key: self.trouble.append(f"{text} {key}".rstrip()),
         )
         self.ledger = RedisLedger(self.source.redis)
         self.raw: Any = Redis.from_url(url)
