@@ -213,7 +213,7 @@ def test_an_observer_sees_everything_and_an_operator_mends_it(shared: Shared, tm
             (("dlq", "show", dead), "never"),
             (("limit", "list"), "roles"),
             (("limit", "show", "roles"), "roles"),
-            (("job", dead), "dead"),
+            (("job", dead, *named), "dead"),
             (("check", "--redis"), ""),
         ]
         for words, says in seen:
