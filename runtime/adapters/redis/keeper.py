@@ -44,9 +44,7 @@ class LeaseKeeper:
         self._tell = tell
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
-        self._wake = threading.Event()
-        self._deep = False
-        self._closing = False
+        self._closed = threading.Event()
         self._failing = False
         self._failing_since: float | None = None
         """Since when the server serves nobody; a key of a wrong type is no such trouble."""
@@ -55,13 +53,12 @@ class LeaseKeeper:
 
     def start(self) -> None:
         """Extend from now on; a second time, or after `close`, changes nothing."""
-        if not self._thread.ident and not self._closing:
+        if not self._thread.ident and not self._closed.is_set():
             self._thread.start()
 
     def close(self) -> None:
         """Stop extending; what is still held lapses."""
-        self._closing = True
-        self._wake.set()
+        self._closed.set()
         if self._thread.is_alive():
             self._thread.join(timeout=3.0)
         self._redis.close()
@@ -76,9 +73,6 @@ class LeaseKeeper:
         with self._lock:
             for claim in claims:
                 self._held[claim.token] = _Held(claim, listener, now, now)
-            asleep, self._deep = self._deep, False
-        if asleep:
-            self._wake.set()
 
     def drop(self, tokens: Sequence[str]) -> None:
         with self._lock:
@@ -100,12 +94,9 @@ class LeaseKeeper:
         return max(0.0, self._owners_until - time.monotonic())
 
     def _run(self) -> None:
-        pause_s: float | None = self._beat_s
-        while True:
-            self._wake.wait(pause_s)
-            self._wake.clear()
-            if self._closing:
-                return
+        pause_s = self._beat_s
+        # It is not woken for a job: to wake a thread costs the start of that job as much as all else.
+        while not self._closed.wait(pause_s):
             began = time.monotonic()
             try:
                 self._beat()
@@ -117,19 +108,13 @@ class LeaseKeeper:
                 self._in_loop(self._tell, away_of(error, "extend"))
                 self._redis.connection_pool.disconnect()
             else:
-                pause_s = self._next_pause_s()
+                pause_s = self._beat_s
                 if self.owners_first_s() is None:
                     self._owners_until = time.monotonic() + self._beat_s
                 self._failing_since = None
                 if self._failing:
                     self._failing = False
                     self._in_loop(self._tell, None)
-
-    def _next_pause_s(self) -> float | None:
-        """A beat from now; for ever where nothing is held, until `hold` wakes us."""
-        with self._lock:
-            self._deep = not self._held
-            return None if self._deep else self._beat_s
 
     def _beat(self) -> None:
         trouble: list[Exception] = []
@@ -174,8 +159,7 @@ class LeaseKeeper:
         try:
             self._loop.call_soon_threadsafe(call, *args)
         except RuntimeError:  # the loop is closed: nobody is left to tell
-            self._closing = True
-            self._wake.set()
+            self._closed.set()
 
 
 def _lease(held: _Held, now: float) -> scripts.Lease:

@@ -317,7 +317,8 @@ class RedisSource:
         self._claims[answer.queue].has_old = answer.more and not answer.jobs
         self._weather.answered("claim", answer.queue)
         take(self._pulled(answer))
-        await asyncio.sleep(0)  # what was taken begins before all that comes next here
+        for _ in range(2):  # turns: what was taken begins, and what ends at once is settled, before all that comes next
+            await asyncio.sleep(0)
         return answer.queue
 
     def rouse(self, queues: Sequence[str]) -> None:
