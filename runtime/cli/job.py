@@ -67,7 +67,7 @@ async def _place(client: Client, job_id: str, named: str | None) -> str:
     try:
         return (await client.find(job_id, names))[0]
     except (RedisRefused, RedisUnreachable):  # of some queues, as a user who has rights to others alone may not
-        readable = []
+        readable: list[str] = []
         for name in names:
             with suppress(RedisRefused, RedisUnreachable):
                 place, status = await client.find(job_id, [name])

@@ -7,7 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, urlsplit
 
@@ -125,6 +125,15 @@ class _Prompt(AbstractConnection):
             raise redis.ConnectionError("Connection closed by server.")
         return bool(this._reader._buffer or this._parser._reader.has_data())
 
+    @property
+    def is_ready(self) -> bool:
+        """It is open, and nothing is there that nobody has asked for."""
+        this: Any = self
+        reader, writer = this._reader, this._writer
+        if reader is None or writer is None or self._inlet.poll(0):
+            return False
+        return not (reader._buffer or reader._eof or writer.transport.is_closing() or this._parser._reader.has_data())
+
     async def read_response(self, *args: Any, **options: Any) -> Any:
         try:
             return await cast(Any, super()).read_response(*args, **options)
@@ -141,23 +150,20 @@ class _Prompt(AbstractConnection):
         if os.getpid() != self._pid:  # no error of redis-py's: it would disconnect, and our parent with us
             raise RuntimeError("a connection to Redis is of no use in a process that was forked from its own")
         self.borrower.sent()
+        writer: Any = cast(Any, self)._writer
+        if writer is not None and isinstance(command, list):
+            data = b"".join(command)
+            if writer.transport.get_write_buffer_size() + len(data) <= ROOM:
+                writer.transport.write(data)  # if the connection has ended, who reads is told
+                return
         reply_s, self.socket_timeout = self.socket_timeout, None
         try:
-            async with _NO_DEADLINE if self._has_room(command) else asyncio.timeout(reply_s):
+            async with asyncio.timeout(reply_s):
                 await super().send_packed_command(command, check_health)
         except TimeoutError:
             raise redis.TimeoutError("Timeout writing to socket") from None  # it has disconnected
         finally:
             self.socket_timeout = reply_s
-
-    def _has_room(self, command: bytes | str | Iterable[bytes]) -> bool:
-        if not self.is_connected or not isinstance(command, list):
-            return False
-        waiting: int = cast(Any, self)._writer.transport.get_write_buffer_size()
-        return waiting + sum(map(len, command)) <= ROOM
-
-
-_NO_DEADLINE: AbstractAsyncContextManager[None] = nullcontext()
 
 
 class _Tcp(_Prompt, Connection):
@@ -209,19 +215,22 @@ class _Pool(redis.asyncio.ConnectionPool):
         except BaseException:
             self._free.release()
             raise
-        try:
-            await self.ensure_connection(connection)
-        except BaseException:
-            await self.release(connection)
-            raise
+        if not connection.is_ready:
+            try:
+                await self.ensure_connection(connection)
+            except BaseException:
+                await self.release(connection)
+                raise
         return connection
 
     async def release(self, connection: AbstractConnection) -> None:
         try:
             if cast(_Prompt, connection).astray:
                 await connection.disconnect()
-            await super().release(connection)
-        finally:
+        finally:  # without redis-py's event, for which nobody is there
+            this = cast(Any, self)
+            this._in_use_connections.remove(connection)
+            this._available_connections.append(connection)
             self._free.release()
 
 
