@@ -14,6 +14,9 @@ from runtime.ports import Away, Journal, Pulled, Source
 MOST_AT_ONCE = 50
 """Most jobs in one claim: the server serves nobody else meanwhile. Half of a hundred slots, too: while some jobs run,
 the server leases the others."""
+FAR_S = 0.008
+MOST_FROM_AFAR = 100
+"""Most jobs in one claim where the last one took longer than that: then it is the way there that counts."""
 LEAST_WAIT_S = 0.05
 """After a claim that found nothing although something is due: others were quicker, or a clock is at its edge."""
 LISTEN_S = 180.0
@@ -55,6 +58,7 @@ class Puller:
         """The wait that is or was under way may have claimed what we have not heard of."""
         self._retry_s = LOST_RETRY_S[0]
         self._rest = anyio.CancelScope()
+        self._most = MOST_AT_ONCE
         self._woken = False
         self._claiming = anyio.CancelScope()
         self._draining = False
@@ -171,7 +175,7 @@ class Puller:
         ]
 
     async def _claim(self, queue: Queue) -> None:
-        room = min(self._slots.free, MOST_AT_ONCE)
+        room = min(self._slots.free, self._most)
         if not room or self._stopped:
             return
         dry_until = self._drought.until(queue.name)
@@ -184,8 +188,10 @@ class Puller:
         self._goes_last(queue)  # also if its claim fails
         # Jobs whose claim is not heard of would wait for their lease to lapse.
         pulled: Pulled | None = None
+        asked_at = anyio.current_time()
         with anyio.CancelScope(shield=True) as self._claiming:
             pulled = await self._source.claim(queue.name, room)
+        self._most = MOST_AT_ONCE if anyio.current_time() - asked_at < FAR_S else MOST_FROM_AFAR
         if pulled is not None:  # else cancelled
             self._take(pulled)
 
@@ -242,7 +248,7 @@ class Puller:
     def _room_for_any(self) -> int:
         """Room for jobs of any queue; none while one of them is dry."""
         dry = any(self._drought.until(queue.name) is not None for queue in self._queues)
-        return 0 if dry else min(self._slots.free, MOST_AT_ONCE)
+        return 0 if dry else min(self._slots.free, self._most)
 
     async def _ride_out(self, cause: Away) -> None:
         """Wait until the store answers. After an outage that leases may not have outlived, owners go first."""

@@ -90,6 +90,17 @@ async def test_an_announced_job_is_claimed_at_once(world: World) -> None:
     assert row.starts_at == [HOUR_S + 0.123]
 
 
+async def test_more_is_claimed_at_once_from_a_store_that_is_far(world: World) -> None:
+    world.handle_taking(1)
+    for _ in range(300):
+        world.store.add()
+    world.store.slow_s["claim"] = 0.02
+    world.serve(world.actor(size=200))
+    await world.at(1)
+    sizes = [asked.size for asked in world.store.asked if asked.what == "claim"]
+    assert sizes[:3] == [MOST_AT_ONCE, puller.MOST_FROM_AFAR, 200 - MOST_AT_ONCE - puller.MOST_FROM_AFAR]
+
+
 @pytest.mark.usefixtures("one_wait")
 async def test_only_the_announced_queue_is_asked(world: World) -> None:
     world.handle_taking(1)
