@@ -187,8 +187,8 @@ class _Event:
         if self._waiting is not None:
             self._waiting.stir(self)
 
-    def clear(self) -> None:
-        self._set = False
+    def is_set(self) -> bool:
+        return self._set
 
     def wait(self, timeout: float | None = None) -> bool:
         strand = self._waiting = self._threads.strand
