@@ -46,6 +46,31 @@ def wait_until(fact: Callable[[], T], timeout_s: float = START_S, what: str = ""
         time.sleep(0.02)
 
 
+async def until(fact: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """The same in an event loop, with what is seen quickly."""
+    end = time.monotonic() + timeout_s
+    while not fact():
+        assert time.monotonic() < end, "it did not come about"
+        await asyncio.sleep(0.001)
+
+
+@contextmanager
+def program(*command: object) -> Iterator[None]:
+    """Another program that runs meanwhile, and is killed then; it says nothing."""
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 class Worker:
     """One `runtime serve` in a session of its own: it may be signalled as from a terminal, and ends with this process.
 

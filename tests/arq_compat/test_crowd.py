@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from runtime.adapters.redis import keys
 from tests.arq_compat import crowd
 from tests.arq_compat.test_interop import with_arq
 from tests.faults.ledger import Ledger
-from tests.processes import Worker, enqueue, wait_until
+from tests.processes import Worker, enqueue, program, wait_until
 
 QUEUE = "arq:queue"
 JOBS = 1000
@@ -28,15 +27,8 @@ RETRIED = 200
 """So many of them are tried again, once or twice, on whichever side."""
 
 
-@contextmanager
-def stock_worker(url: str, ledger: Ledger) -> Iterator[None]:
-    command = [sys.executable, "-m", "tests.arq_compat.crowd", url, str(ledger.path)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
+def stock_worker(url: str, ledger: Ledger) -> AbstractContextManager[None]:
+    return program(sys.executable, "-m", "tests.arq_compat.crowd", url, ledger.path)
 
 
 @contextmanager

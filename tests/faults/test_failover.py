@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from runtime.adapters.redis import keys
 from tests.faults import campaign, jobs
 from tests.faults.ledger import Ledger, executions
 from tests.faults.test_weather import assert_one_line_for_each_cause, done, results, works
-from tests.processes import ROOT, enqueue, environment, wait_until
+from tests.processes import enqueue, program, wait_until
 from tests.relay import Relay
 from tests.servers import Server, free_port
 
@@ -112,22 +111,6 @@ sentinel failover-timeout main 5000
 
 
 @contextmanager
-def running(*command: object) -> Iterator[None]:
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
 def watched(primary: Server, folder: Path) -> Iterator[tuple[str, Sequence[int]]]:
     """Three sentinels of this primary; the address of the proxy that follows them, and their ports."""
     ports = [free_port() for _ in range(4)]
@@ -135,8 +118,8 @@ def watched(primary: Server, folder: Path) -> Iterator[tuple[str, Sequence[int]]
         for port in ports[1:]:
             config = folder / f"{port}.conf"
             config.write_text(CONFIG.format(port=port, primary=port_of(primary)))
-            stack.enter_context(running(primary.binary, config, "--sentinel"))
-        stack.enter_context(running(sys.executable, "-m", "tests.faults.follower", *ports))
+            stack.enter_context(program(primary.binary, config, "--sentinel"))
+        stack.enter_context(program(sys.executable, "-m", "tests.faults.follower", *ports))
         for port in ports[1:]:
             wait_until(partial(_knows_all, port), what="the sentinels know each other and the replica")
         yield f"redis://127.0.0.1:{ports[0]}", ports[1:]

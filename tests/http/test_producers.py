@@ -18,7 +18,7 @@ import pytest
 
 from tests.http.asking import TOKEN, Site, site_of
 from tests.processes import ROOT, Worker
-from tests.servers import Server
+from tests.servers import Server, free_port
 from tests.standins.process import running
 
 DOCUMENT = (ROOT / "docs/producers.md").read_text()
@@ -38,7 +38,7 @@ def worker(server: Server) -> Iterator[Worker]:
             "handlers",
             redis=server.url,
             RUNTIME_HTTP="on",
-            PORT=_free_port(),
+            PORT=free_port(),
             RUNTIME_TOKEN=TOKEN,
             OPENAI_API_KEY="sk-standin",
             OPENAI_BASE_URL=f"{openai.url}/v1",
@@ -46,14 +46,6 @@ def worker(server: Server) -> Iterator[Worker]:
     ):
         server.flush()
         yield worker
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 def produce(folder: Path, site: Site) -> subprocess.Popen[str]:

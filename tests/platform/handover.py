@@ -10,7 +10,6 @@ import asyncio
 import math
 import re
 import signal
-import socket
 import time
 from asyncio import StreamReader, StreamWriter
 from collections import deque
@@ -32,7 +31,7 @@ from runtime.adapters.redis import keys, scripts
 from tests.platform.jobs import QUEUE
 from tests.platform.restless import Restless
 from tests.processes import Worker, command
-from tests.servers import Server
+from tests.servers import Server, free_port
 
 What = Literal["here", "left", "looked", "farewell", "added"]
 Phase = Literal["counted", "left, not looked", "looked, not closed", "closing", "quiet", "killed"]
@@ -230,7 +229,7 @@ class Lane:
         self.server = server
         self.book = folder / f"book-{name}"
         self.runs: list[Run] = []
-        port = _free_port()
+        port = free_port()
         self.worker = Restless(
             "tests.platform.jobs", redis=server.url, RUNTIME_HTTP="on", PORT=port, WORKER_ID=name, RUNTIME_LEASE="3s"
         )
@@ -328,12 +327,6 @@ class Lane:
                 return None
             await asyncio.sleep(0.01)
         return starts[0]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def until(moment: float) -> None:

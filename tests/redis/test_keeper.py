@@ -20,6 +20,7 @@ from runtime.adapters.redis.scripts import NewJob
 from runtime.adapters.redis.source import RedisSource
 from runtime.core.job import Claim
 from runtime.ports import Away
+from tests.processes import until
 from tests.redis.store import DAY_MS, body
 from tests.servers import Server
 
@@ -81,13 +82,6 @@ async def bench(url: str, lease_s: float = LEASE_S) -> AsyncIterator[Bench]:
         made.keeper.close()
         await made.source.close()
         made.raw.close()
-
-
-async def until(fact: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
-    while not fact():
-        assert time.monotonic() < end, "it did not come about"
-        await asyncio.sleep(0.001)
 
 
 def test_held_leases_are_extended_for_as_long_as_they_are_held(redis_url: str) -> None:

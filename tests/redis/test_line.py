@@ -23,6 +23,7 @@ from runtime.core.errors import LeaseLost, LimitInvalid
 from runtime.core.job import Claim
 from runtime.core.limits import Concurrency, Permit, Refused
 from runtime.ports import Away
+from tests.processes import until
 from tests.redis.store import DAY_MS, body
 from tests.servers import Server
 
@@ -112,13 +113,6 @@ async def processes(url: str, count: int = 1, lease_s: float = LEASE_S) -> Async
             await one.permits.close()
             await one.source.close()
             one.raw.close()
-
-
-async def until(fact: Callable[[], object], timeout_s: float = 10.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not fact():
-        assert time.monotonic() < end, "it did not come about"
-        await asyncio.sleep(0.005)
 
 
 async def handed(waiting: asyncio.Task[Permit], timeout_s: float = SLACK_S) -> Permit:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from runtime.adapters.redis.source import RedisSource
 from runtime.client import Client, Job
 from runtime.core.errors import JobCancelled, JobFailed, RedisUnreachable, ResultUnknown, WaitTimedOut
 from runtime.core.job import Call, Cancelled, Claim, Dead, Done, Failure, Outcome, Settlement
+from tests.processes import until
 from tests.redis.store import Stock, Store
 from tests.relay import Relay
 from tests.servers import Server
@@ -79,18 +80,11 @@ async def waiting(job: Job[Any], store: Store) -> AsyncIterator[asyncio.Task[Any
     """Somebody waits for this job, and is noted."""
     task = asyncio.create_task(job.result(SOON_S))
     try:
-        await until(lambda: store.redis.exists(keys.AWAITED + job.id))
+        await until(lambda: store.redis.exists(keys.AWAITED + job.id), SOON_S)
         yield task
     finally:
         task.cancel()
         await asyncio.wait([task])
-
-
-async def until(fact: Callable[[], object]) -> None:
-    end = time.monotonic() + SOON_S
-    while not fact():
-        assert time.monotonic() < end, "it did not come about"
-        await asyncio.sleep(0.002)
 
 
 def channels(store: Store) -> list[str]:
@@ -175,7 +169,7 @@ def test_all_who_wait_for_a_job_are_told(store: Store) -> None:
             job = await both.job()
             handles = [job, both.client.job(job.id), others.client.job(job.id)]
             results = [asyncio.create_task(handle.result(SOON_S)) for handle in handles]
-            await until(lambda: len(store.redis.get(keys.AWAITED + job.id) or "") > 20)
+            await until(lambda: len(store.redis.get(keys.AWAITED + job.id) or "") > 20, SOON_S)
             await both.ends()
             assert await asyncio.gather(*results) == [1, 1, 1]
 
@@ -188,7 +182,7 @@ def test_a_thousand_may_wait_over_one_connection(store: Store) -> None:
         async with pair(store) as both:
             jobs = [await both.client.enqueue("work", [n]) for n in range(1000)]
             results = asyncio.gather(*(job.result(60) for job in jobs))
-            await until(lambda: all(store.redis.exists(keys.AWAITED + job.id) for job in jobs))
+            await until(lambda: all(store.redis.exists(keys.AWAITED + job.id) for job in jobs), SOON_S)
             assert len(channels(store)) == 1
             for _ in range(10):
                 await both.ends(100)
@@ -225,9 +219,9 @@ def test_a_connection_is_opened_by_who_waits_and_closed_with_the_client(store: S
             assert channels(store) == []
             for close in (both.client.disconnect, both.client.close):
                 async with waiting(job, store):
-                    await until(lambda: channels(store))
+                    await until(lambda: channels(store), SOON_S)
                 await close()
-                await until(lambda: not channels(store))
+                await until(lambda: not channels(store), SOON_S)
 
     store.run(live())
 
@@ -245,7 +239,7 @@ def test_a_connection_that_nobody_needs_is_closed_and_opened_again(
                     assert len(channels(store)) == 1
                     await both.ends()
                     assert await result == 1
-                await until(lambda: not channels(store))
+                await until(lambda: not channels(store), SOON_S)
 
     store.run(live())
 
@@ -326,7 +320,7 @@ def test_who_may_only_read_looks(store: Store) -> None:
             for _ in range(2):
                 job = await both.job()
                 result = asyncio.create_task(reader.client.job(job.id).result(SOON_S))
-                await until(lambda: reader.client._replies.hears)
+                await until(lambda: reader.client._replies.hears, SOON_S)
                 await asyncio.sleep(0.02)
                 await both.ends()
                 assert await result == 1
@@ -343,7 +337,7 @@ def test_what_ended_while_the_connection_was_lost_is_found_when_it_is_back(store
         async with pair(store, relay.url) as both:
             job = await both.job()
             result = asyncio.create_task(job.result(SOON_S))
-            await until(lambda: store.redis.exists(keys.AWAITED + job.id))
+            await until(lambda: store.redis.exists(keys.AWAITED + job.id), SOON_S)
             relay.swallow()
             await both.ends()
             relay.let_through()
@@ -365,7 +359,7 @@ def test_a_connection_that_is_lost_is_opened_again_and_who_waits_is_noted_again(
             async with waiting(job, store) as result:
                 store.raw.client_kill_filter(_type="pubsub")
                 store.raw.delete(keys.AWAITED + job.id)  # as a server that has forgotten it
-                await until(lambda: store.redis.exists(keys.AWAITED + job.id))
+                await until(lambda: store.redis.exists(keys.AWAITED + job.id), SOON_S)
                 await both.ends()
                 assert await result == 1
 

@@ -34,6 +34,7 @@ from runtime.core.job import (
     Unreadable,
 )
 from runtime.ports import Away, Step
+from tests.processes import until
 from tests.redis.store import DAY_MS, body, no_claim
 from tests.relay import Relay
 from tests.servers import Server
@@ -146,13 +147,6 @@ def unknown(claim: Claim) -> Settlement:
 
 def stock_body(**fields: object) -> bytes:
     return pickle.dumps({"t": None, "f": "work", "a": (), "k": {}, "et": 1_700_000_000_000, **fields})
-
-
-async def until(fact: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
-    while not fact():
-        assert time.monotonic() < end, "it did not come about"
-        await asyncio.sleep(0.001)
 
 
 # Claims

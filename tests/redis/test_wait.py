@@ -15,6 +15,7 @@ from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
 from runtime.core.job import Done
 from runtime.ports import Away, Pulled
+from tests.processes import until
 from tests.redis.store import DAY_MS, body
 from tests.redis.test_source import Bench, bench, ends
 from tests.relay import Relay
@@ -40,7 +41,7 @@ class Waiter:
         """A wait that the server holds."""
         await self.first_claims()
         waiting = asyncio.create_task(self(room))
-        await until(lambda: self._raw.info("clients")["blocked_clients"])
+        await until(lambda: self._raw.info("clients")["blocked_clients"], 5)
         return waiting
 
     async def first_claims(self) -> None:
@@ -50,13 +51,6 @@ class Waiter:
     @property
     def jobs(self) -> list[str]:
         return [claim.id for pulled in self.pulled for claim in pulled.claims]
-
-
-async def until(true: Callable[[], object], longest_s: float = 5.0) -> None:
-    over = time.monotonic() + longest_s
-    while not true():
-        assert time.monotonic() < over
-        await asyncio.sleep(0.002)
 
 
 async def enqueue(it: Bench, queue: str, *ids: str) -> None:
@@ -227,7 +221,7 @@ def test_what_it_claimed_when_its_answer_is_lost_comes_with_the_next_claim(
                 held = relay.hold(_waits_and_claims, reply=True)
                 waiting = await waiter.begin()
                 await enqueue(it, QUEUE, "a")
-                await until(lambda: it.raw.exists(keys.IN_PROGRESS + "a"))
+                await until(lambda: it.raw.exists(keys.IN_PROGRESS + "a"), 5)
                 if how == "cancelled":
                     waiting.cancel()
                 else:

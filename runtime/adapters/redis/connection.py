@@ -120,19 +120,24 @@ class _Prompt(AbstractConnection):
         if self._inlet.poll(0):
             for _ in range(2):  # turns: in the first the loop is told of it, and reads. It may be of TLS alone
                 await asyncio.sleep(0)
-        this: Any = self
-        if not this.is_connected or this._reader.at_eof() or this._writer.is_closing():  # or closed meanwhile, by us
+        if not self._is_open:  # or closed meanwhile, by us
             raise redis.ConnectionError("Connection closed by server.")
-        return bool(this._reader._buffer or this._parser._reader.has_data())
+        return self._has_read
 
     @property
     def is_ready(self) -> bool:
         """It is open, and nothing is there that nobody has asked for."""
+        return self._is_open and not self._inlet.poll(0) and not self._has_read
+
+    @property
+    def _is_open(self) -> bool:
         this: Any = self
-        reader, writer = this._reader, this._writer
-        if reader is None or writer is None or self._inlet.poll(0):
-            return False
-        return not (reader._buffer or reader._eof or writer.transport.is_closing() or this._parser._reader.has_data())
+        return this.is_connected and not (this._reader.at_eof() or this._writer.transport.is_closing())
+
+    @property
+    def _has_read(self) -> bool:
+        this: Any = self
+        return bool(this._reader._buffer or this._parser._reader.has_data())
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         try:

@@ -139,14 +139,23 @@ class RedisSource:
         again = state.unanswered
         if again:
             await self._end_lost_waits(queue)
-        if not again:
+        else:
             state.seq = self._next_claim()
-        more = {"again": again, "offset": state.offset(), "disowned": state.disowned, "until_ms": self._until_ms()}
-        call = self._claiming([queue], room, state.seq, **more)
+        call = scripts.Claiming(
+            [queue],
+            room,
+            self._lease_ms,
+            self.incarnation,
+            state.seq,
+            again=again,
+            offset=state.offset(),
+            disowned=state.disowned,
+            until_ms=self._until_ms(),
+        )
         state.unanswered = True
         with self._asking("claim", queue):
             reply = await call(self.redis)
-        state.has_old = False
+        state.unanswered = state.has_old = False
         return self._pulled(reply)
 
     def _until_ms(self) -> int:
@@ -157,12 +166,8 @@ class RedisSource:
         self._claim_seq += 1
         return self._claim_seq
 
-    def _claiming(self, queues: Sequence[str], room: int, seq: int, **more: Any) -> scripts.Claiming:
-        return scripts.Claiming(queues, room, self._lease_ms, self.incarnation, seq, **more)
-
     def _pulled(self, reply: scripts.ClaimReply) -> Pulled:
         queue, state = reply.queue, self._claims[reply.queue]
-        state.unanswered = False
         state.disowned = [token for token in reply.lapsed if not (self._keeper and self._keeper.holds(token))]
         state.go_on(reply.offset)
         self._server_ahead_s = reply.now_ms / 1000 - time.monotonic()
@@ -250,12 +255,14 @@ class RedisSource:
         group = _group(queues)
         number = self._next_claim()
         wait = self._waits[group] = _Wait(keys.rouse(self.incarnation, number))
-        call = self._claiming(queues, room, number, only_new=True) if room and self._may_claim(queues) else None
-        names = [*map(keys.mark, queues), wait.key]
+        call = None
+        if room and self._may_claim(queues):
+            call = scripts.Claiming(queues, room, self._lease_ms, self.incarnation, number, only_new=True)
+        marks = {keys.mark(queue): queue for queue in queues}
         let_in = asyncio.get_running_loop().call_later(LET_IN_S, self._weather.granted, "wait", group)
         try:
             async with self._weather.waiting(timeout_s + WAIT_REPLY_S) as wait.limit:
-                popped, *replies = await self._wait_and_claim(wait, ("BZPOPMIN", *names, timeout_s), call)
+                popped, *replies = await self._wait_and_claim(wait, ("BZPOPMIN", *marks, wait.key, timeout_s), call)
         except (*TROUBLE, Away) as error:
             if wait.roused:
                 return None  # nobody waits for it any more, and what is wrong the next claim will find out
@@ -269,8 +276,7 @@ class RedisSource:
         with self._asking("wait", group):
             if isinstance(popped, RedisError):
                 raise popped
-        place = len(queues) if popped is None else names.index(popped[0].decode())
-        announced = queues[place] if place < len(queues) else None
+        announced = None if popped is None else marks.get(popped[0].decode())
         return None if announced == claimed else announced
 
     async def _wait_and_claim(self, wait: "_Wait", waiting: Sequence[Any], call: scripts.Claiming | None) -> list[Any]:
