@@ -79,6 +79,11 @@ class Bulletins:
             event_name="WORKER_DRAINING",
         )
 
+    def evicts(self, policy: str) -> None:
+        self._log.warning(
+            f"Redis may delete jobs: its eviction policy is {policy}; it is to be noeviction", event_name="REDIS_EVICTS"
+        )
+
     def state(self, state: State, why: str) -> None:
         """One line at each change that is not part of its start or its end, and when something else holds it awake."""
         sent = {entry.by: round(entry.age_s, 3) for entry in self._health.sent[:LAST_SENT]}

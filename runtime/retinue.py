@@ -191,6 +191,7 @@ class Retinue:
         group.start_soon(self._beside, "listening", self._listen)
         group.start_soon(self._beside, "bringing jobs forward", self._bring_forward)
         group.start_soon(self._beside, "telling of the limits", self._tell_of_limits)
+        group.start_soon(self._beside, "looking at what Redis deletes", self._warn_of_eviction)
 
     async def _unhurried(self) -> None:
         """While something is imported all else stands still, 5 ms at a time."""
@@ -214,6 +215,13 @@ class Retinue:
         """Operators see the limits that nobody has used yet."""
         with suppress(Away):
             await self._limits.tell_of(self._buckets)
+
+    async def _warn_of_eviction(self) -> None:
+        """Jobs that a full server deletes are missed by nobody."""
+        with suppress(Away):
+            policy = await self._source.eviction_policy()
+            if policy not in (None, "noeviction"):
+                self.bulletins.evicts(policy)
 
     async def _beat(self) -> None:
         await self._source.claimed.wait()

@@ -96,3 +96,10 @@ def test_a_worker_that_is_stopped_before_its_first_look_ends_well_and_says_that_
         assert worker.wait() == 0
         told = [line["event"] for line in worker.lines()]
         assert told.index("WORKER_BOOT") < told.index("WORKER_DRAINING") < told.index("WORKER_SHUTDOWN")
+
+
+def test_a_worker_warns_at_its_start_of_a_server_that_deletes_jobs() -> None:
+    with Server(options=["--maxmemory-policy", "allkeys-lru"]) as server, Worker(redis=server.url) as worker:
+        worker.start()
+        wait_until(lambda: "REDIS_EVICTS" in worker.output())
+        assert "allkeys-lru" in worker.output()

@@ -426,6 +426,13 @@ class RedisSource:
             parts = [ids[at : at + 100] for at in range(0, len(ids), 100)] or [[]]
             return sum([await scripts.forward(self.redis, queue, part) for part in parts])
 
+    async def eviction_policy(self) -> str | None:
+        """What the server deletes by itself when its memory is full; None where it does not say."""
+        with away_when_lost("look"):
+            said: dict[str, Any] = await self.redis.info("memory")
+            policy = said.get("maxmemory_policy")
+            return policy if isinstance(policy, str) else None
+
     async def close(self) -> None:
         for rousing in list(self._rousing):
             rousing.cancel()
