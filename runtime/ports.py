@@ -103,6 +103,11 @@ class Keeper(Protocol):
 class Run(Protocol):
     """One handler call in progress."""
 
+    @property
+    def stopped(self) -> Stop | None:
+        """Why it was asked to stop, the first time; None: it was not."""
+        ...
+
     def stop(self, why: Stop) -> None:
         """Ask it to stop, by cancelling it once. Calling it again cancels again; the first reason stands."""
 

@@ -3,7 +3,7 @@
 retinue
   ├─ governor: puts the worker to sleep, and wakes it
   ├─ heartbeats
-  ├─ presence: counted among those who are awake
+  ├─ presence: counted among those who are awake, and told at once of runs that are to stop
   ├─ ear: hears the server tell of jobs that anybody writes
   ├─ what is done once: jobs that waited for this worker, limits that nobody has used yet
   └─ HTTP server
@@ -97,7 +97,7 @@ class Retinue:
         self._source = source
         self._limits = limits
         self._client = client
-        self._presence = Presence(url, self._queues, egress.of("presence"))
+        self._presence = Presence(url, self._queues, source.incarnation, keeper.look, egress.of("presence"))
         self._health = Health(
             supervisor.actors,
             sum(group.slots for group in groups),

@@ -112,6 +112,10 @@ class AsyncioRun:
         if before is None:
             deadlines.add(self, timeout_s)
 
+    @property
+    def stopped(self) -> Stop | None:
+        return self._stop
+
     def stop(self, why: Stop) -> None:
         if self._ended is None:
             return

@@ -1,5 +1,6 @@
 """What happens after an attempt: from an exception to an outcome. Decisions only; the caller acts."""
 
+from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import Literal
 
@@ -103,6 +104,14 @@ def _unknown(call: Call, history: History, now_ms: int) -> Outcome:
 
 Stop = Literal["timeout", "abort", "shutdown", "lost"]
 """Why a run was asked to stop."""
+CancelReason = Literal["user", "timeout", "shutdown", "lost lease"]
+"""The same, as a handler is told."""
+CANCEL_REASONS: Mapping[Stop, CancelReason] = {
+    "abort": "user",
+    "timeout": "timeout",
+    "shutdown": "shutdown",
+    "lost": "lost lease",
+}
 
 
 @frozen

@@ -7,6 +7,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from runtime.core.job import Call, Claim
 from runtime.core.limits import Keyed, wanted
+from runtime.core.policy import CANCEL_REASONS, CancelReason, Stop
 from runtime.core.pool import Pool
 from runtime.core.span import Span, seconds
 from runtime.engine.limiter import PATIENCE_S, Limit, Limiter
@@ -45,11 +46,14 @@ class Context(Mapping[str, Any]):
     written for arq run as they are.
     """
 
-    def __init__(self, claim: Claim, call: Call, ports: Ports, limiter: Limiter) -> None:
+    def __init__(
+        self, claim: Claim, call: Call, ports: Ports, limiter: Limiter, stopped: Callable[[], Stop | None]
+    ) -> None:
         self._claim = claim
         self._call = call
         self._ports = ports
         self._limiter = limiter
+        self._stopped = stopped
         self._tolls: dict[str, Toll] = {}
 
     @property
@@ -79,6 +83,18 @@ class Context(Mapping[str, Any]):
     def enqueued_at(self) -> datetime:
         """When the job was enqueued, by the producer's clock."""
         return datetime.fromtimestamp(self._call.enqueued_ms / 1000, UTC)
+
+    @property
+    def cancel_reason(self) -> CancelReason | None:
+        """Why this run was asked to stop; None while it was not. For an `except asyncio.CancelledError` or a `finally`.
+
+        `user`: somebody has cancelled the job, and it will not run again. `timeout`: it ran for too long; another
+        attempt follows, if there is one. `shutdown`: its worker is stopping; it runs again elsewhere, its attempt given
+        back. `lost lease`: another worker has the job by now, or it is gone; what this run still does nobody sees. The
+        first reason stands. A cancel that the handler itself has made, of a task of its own, has none.
+        """
+        why = self._stopped()
+        return None if why is None else CANCEL_REASONS[why]
 
     async def once(self, step: str, take: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """The value of `take(*args, **kwargs)`, which is called only if no attempt of this job has finished `step`.

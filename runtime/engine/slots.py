@@ -47,6 +47,10 @@ class _Slot:
         """The server's time at its claim, and how long it has been here: no clock of this machine that may be set."""
         return self.claim.now_ms + round(1000 * (time.monotonic() - self.began))
 
+    def stopped(self) -> Stop | None:
+        """Why the run was asked to stop, if it was."""
+        return self.run.stopped if self.run is not None else None
+
 
 class Slots:
     """At most `size` jobs at once. A slot is free again when its handler has ended; its outcome is put to the settler.
@@ -137,7 +141,7 @@ class Slots:
         self._statistics.entered()
         if suspect(claim):
             self._statistics.suspect = claim.token
-        context: Context = Context(claim, call, ports, limiter)
+        context: Context = Context(claim, call, ports, limiter, slot.stopped)
         timeout_s = self._timeout_s if entry.spec.timeout_s is None else entry.spec.timeout_s
         try:
             with ports.journal.within(claim) as slot.trace:

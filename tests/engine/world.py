@@ -129,6 +129,10 @@ class TrioRun:
             self._deadline += more_s
             self._timer = self._after(self._deadline - trio.current_time(), lambda: self.stop("timeout"))
 
+    @property
+    def stopped(self) -> Stop | None:
+        return self._stop
+
     def stop(self, why: Stop) -> None:
         if self._ended is None:
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -168,6 +170,56 @@ def test_a_job_that_we_hold_is_flagged_and_its_score_left_alone(store: Store) ->
     assert abs(answer.abort_ms - store.now_ms()) < 5000
     assert worker.settle(done(job, flags="fa")).verdicts == "1"
     is_over(store, "a")
+
+
+def test_the_worker_that_holds_it_is_told_the_token_of_its_lease(store: Store) -> None:
+    store.enqueue("a", "b")
+    worker = store.worker("4d2-0123456789ab")
+    job, _ = worker.take("a", "b")
+    with heard(store, keys.stop("4d2-0123456789ab")) as said:
+        assert cancel(store, "a") == "asked"
+        assert said() == [job.token.encode()]
+
+
+@pytest.mark.parametrize("holder", ["1", "", "12:x", ":x:1", "1::1", "1:a:b:1", "list"])
+def test_who_is_none_of_our_workers_is_not_told_and_yet_the_job_is_flagged(store: Store, holder: str) -> None:
+    store.enqueue("a")
+    if holder == "list":
+        store.spoil(keys.IN_PROGRESS + "a")
+    else:
+        store.redis.set(keys.IN_PROGRESS + "a", holder, px=60_000)
+    with heard(store, "rt:stop:*") as said:
+        assert cancel(store, "a") == "asked"
+        assert said() == []
+    assert store.redis.zscore(keys.ABORT, "a") is not None
+
+
+def test_where_nothing_may_be_published_the_flag_is_all_there_is(store: Store) -> None:
+    store.enqueue("a")
+    store.worker().one("a")
+    store.redis.execute_command("ACL", "SETUSER", "default", "-publish")
+    try:
+        assert cancel(store, "a") == "asked"
+    finally:
+        store.redis.execute_command("ACL", "SETUSER", "default", "+@all")
+    assert store.redis.zscore(keys.ABORT, "a") is not None
+
+
+@contextmanager
+def heard(store: Store, channel: str) -> Iterator[Callable[[], list[bytes]]]:
+    """What has been published on it, once all that was asked for before is done."""
+    with store.raw.pubsub() as pubsub:
+        pubsub.psubscribe(channel)
+        assert pubsub.get_message(timeout=10)["type"] == "psubscribe"
+
+        def said() -> list[bytes]:
+            store.raw.publish(channel.replace("*", "end"), b"end")
+            found: list[bytes] = []
+            while (message := pubsub.get_message(timeout=10)) and message["data"] != b"end":
+                found.append(message["data"])
+            return found
+
+        yield said
 
 
 def test_r2_a_job_that_stock_holds_is_flagged_and_its_score_left_alone(store: Store) -> None:

@@ -84,12 +84,12 @@ async def beats(parts: Parts) -> None:
 
 
 async def is_counted(parts: Parts) -> None:
-    presence = Presence(parts.store.url, [parts.store.queue], parts.egress.of("presence"))
+    presence = Presence(parts.store.url, [parts.store.queue], "a-1", lambda token: None, parts.egress.of("presence"))
     async with anyio.create_task_group() as group:
         group.start_soon(presence.run)
         await presence.counted.wait()
         await presence.leave()
-        presence.retire()
+        group.cancel_scope.cancel()
     await presence.close()
 
 

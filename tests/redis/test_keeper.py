@@ -53,6 +53,10 @@ class Bench:
         self.keeper.hold(claims, lambda token, notice: self.told.append((token, notice)))
         return claims
 
+    def flag(self, *ids: str) -> None:
+        """As an abort does."""
+        self.raw.zadd(keys.ABORT, dict.fromkeys(ids, time.time_ns() // 1_000_000))
+
     def owner(self, job_id: str) -> str | None:
         owner: bytes | None = self.raw.get(keys.IN_PROGRESS + job_id)
         return None if owner is None else owner.decode()
@@ -187,6 +191,89 @@ def test_it_tells_of_an_abort_flag_once_and_keeps_the_lease(redis_url: str) -> N
             await until(lambda: it.told)
             await it.outlives(0.6, flagged, other)
             assert it.told == [(flagged.token, "abort")]
+
+    asyncio.run(main())
+
+
+LONG_S = 40.0
+"""A lease with beats so far apart that none comes while a test runs."""
+
+
+def test_it_looks_at_once_at_a_lease_that_it_is_told_to_look_at(redis_url: str) -> None:
+    async def main() -> None:
+        async with bench(redis_url, LONG_S) as it:
+            flagged, other = await it.take("a", "b")
+            it.flag("a", "b")
+            it.keeper.look(flagged.token)
+            await until(lambda: it.told)
+            assert it.told == [(flagged.token, "abort")], "and at no other one"
+            before = it.extensions()
+            it.keeper.look(flagged.token)
+            await until(lambda: it.extensions() == before + 1)
+            it.keeper.look(other.token)
+            await until(lambda: len(it.told) == 2)
+            assert it.told[1:] == [(other.token, "abort")], "each is told of once"
+
+    asyncio.run(main())
+
+
+def test_it_looks_at_a_lease_that_is_held_only_after_it_was_told_to(redis_url: str) -> None:
+    """The word may overtake the answer of the claim: it comes over another connection."""
+
+    async def main() -> None:
+        async with bench(redis_url, LONG_S) as it:
+            await it.enqueue("a")
+            (claim,) = (await it.source.claim(QUEUE, 1)).claims
+            it.flag("a")
+            it.keeper.look(claim.token)
+            await asyncio.sleep(0.1)
+            it.keeper.hold([claim], lambda token, notice: it.told.append((token, notice)))
+            await until(lambda: it.told)
+            assert it.told == [(claim.token, "abort")]
+
+    asyncio.run(main())
+
+
+def test_a_look_without_a_flag_stops_nothing(redis_url: str) -> None:
+    """Whoever may publish can ask for one, with a token that every client can read."""
+
+    async def main() -> None:
+        async with bench(redis_url, LONG_S) as it:
+            (claim,) = await it.take("a")
+            before = it.extensions()
+            it.keeper.look(claim.token)
+            it.keeper.look("1:somebody-else:1")
+            await until(lambda: it.extensions() == before + 1)
+            await asyncio.sleep(0.1)
+            assert not it.told
+            assert it.extensions() == before + 1
+
+    asyncio.run(main())
+
+
+def test_the_token_of_an_earlier_claim_of_the_id_stops_nothing(redis_url: str) -> None:
+    async def main() -> None:
+        async with bench(redis_url, LONG_S) as it:
+            (claim,) = await it.take("a")
+            it.flag("a")
+            it.keeper.look(f"1:{it.source.incarnation}:1")
+            await asyncio.sleep(0.1)
+            assert not it.told
+            assert it.keeper.holds(claim.token)
+
+    asyncio.run(main())
+
+
+def test_it_does_not_keep_more_tokens_than_it_will_look_at(redis_url: str) -> None:
+    async def main() -> None:
+        async with bench(redis_url, LONG_S) as it:
+            for number in range(5 * keeper_module.LOOKS):
+                it.keeper.look(f"1:somebody-else:{number}")
+            (claim,) = await it.take("a")
+            it.flag("a")
+            it.keeper.look(claim.token)
+            await until(lambda: it.told)
+            assert len(it.keeper._asked) <= keeper_module.LOOKS
 
     asyncio.run(main())
 

@@ -12,14 +12,22 @@ from redis.exceptions import ConnectionError as Lost
 from runtime.adapters.redis import keys
 from runtime.adapters.redis.connection import REPLY_S
 from runtime.adapters.redis.presence import Presence
+from tests.processes import until as facts
 from tests.servers import Server
 
 QUEUES = ("q", "r")
+INCARNATION = "a-1"
+TOKEN = f"1795000000123457:{INCARNATION}:7"
 
 
-def present(url: str, test: Callable[[Presence, asyncio.Task[None]], Awaitable[None]]) -> None:
+def present(
+    url: str, test: Callable[[Presence, asyncio.Task[None]], Awaitable[None]], told: list[str] | None = None
+) -> None:
+    """`told` is given the runs that are to stop."""
+    told = [] if told is None else told
+
     async def run() -> None:
-        presence = Presence(url, QUEUES)
+        presence = Presence(url, QUEUES, INCARNATION, told.append)
         running = asyncio.create_task(presence.run())
         async with asyncio.timeout(30):
             await presence.counted.wait()
@@ -35,6 +43,12 @@ def present(url: str, test: Callable[[Presence, asyncio.Task[None]], Awaitable[N
 async def counted(url: str) -> list[int]:
     async with Redis.from_url(url) as redis:
         return [int(n) for _, n in await redis.pubsub_numsub(*map(keys.here, QUEUES))]
+
+
+async def call_out(url: str, token: str = TOKEN) -> int:
+    """Say that the run of this token is to stop; how many have heard it."""
+    async with Redis.from_url(url) as redis:
+        return int(await redis.publish(keys.stop(INCARNATION), token))
 
 
 async def until(url: str, expected: list[int]) -> None:
@@ -117,7 +131,6 @@ def test_a_connection_that_will_not_close_does_not_end_it(redis_url: str) -> Non
 def test_retired_it_is_not_counted_any_more_and_who_leaves_then_is_not_kept_waiting(redis_url: str) -> None:
     async def test(presence: Presence, running: asyncio.Task[None]) -> None:
         presence.retire()
-        await running
         await until(redis_url, [0, 0])
         async with asyncio.timeout(1):
             await presence.leave()
@@ -126,3 +139,32 @@ def test_retired_it_is_not_counted_any_more_and_who_leaves_then_is_not_kept_wait
         assert await counted(redis_url) == [0, 0]
 
     present(redis_url, test)
+
+
+def test_it_tells_of_the_runs_that_are_to_stop_and_of_nothing_after_it_has_left(redis_url: str) -> None:
+    told: list[str] = []
+
+    async def test(presence: Presence, running: asyncio.Task[None]) -> None:
+        assert await call_out(redis_url) == 1
+        assert await call_out(redis_url, "\udcff".encode("utf-8", "surrogateescape").decode("latin-1")) == 1
+        await facts(lambda: len(told) == 2)
+        assert told[0] == TOKEN
+        await presence.leave()
+        assert await call_out(redis_url) == 0
+
+    present(redis_url, test, told)
+
+
+def test_retired_it_is_still_told_of_the_runs_that_are_to_stop(redis_url: str) -> None:
+    told: list[str] = []
+
+    async def test(presence: Presence, running: asyncio.Task[None]) -> None:
+        presence.retire()
+        async with asyncio.timeout(15):
+            while not await call_out(redis_url):
+                await asyncio.sleep(0.01)
+        await facts(lambda: told == [TOKEN])
+        assert await counted(redis_url) == [0, 0]
+        assert not presence.counted.is_set()
+
+    present(redis_url, test, told)

@@ -187,6 +187,9 @@ class _Event:
         if self._waiting is not None:
             self._waiting.stir(self)
 
+    def clear(self) -> None:
+        self._set = False
+
     def is_set(self) -> bool:
         return self._set
 

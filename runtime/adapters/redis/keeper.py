@@ -17,6 +17,8 @@ RENEW_BODY_S = 60.0
 """The bodies of jobs that run this long are kept from expiring meanwhile."""
 BATCH = 200
 LOST_RETRY_S = 0.5
+LOOKS = 100
+"""So many leases are looked at before their time, at most; of more, those that were asked for last."""
 
 
 @record
@@ -44,7 +46,11 @@ class LeaseKeeper:
         self._tell = tell
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
+        self._asked: dict[str, None] = {}
+        """The tokens of leases to look at, oldest first. Some may be of claims whose answers are still on their way."""
         self._closed = threading.Event()
+        self._stirred = threading.Event()
+        """There is no need to wait for the next beat."""
         self._failing = False
         self._failing_since: float | None = None
         """Since when the server serves nobody; a key of a wrong type is no such trouble."""
@@ -59,6 +65,7 @@ class LeaseKeeper:
     def close(self) -> None:
         """Stop extending; what is still held lapses."""
         self._closed.set()
+        self._stirred.set()
         if self._thread.is_alive():
             self._thread.join(timeout=3.0)
         self._redis.close()
@@ -73,6 +80,17 @@ class LeaseKeeper:
         with self._lock:
             for claim in claims:
                 self._held[claim.token] = _Held(claim, listener, now, now)
+            early = bool(self._asked) and any(claim.token in self._asked for claim in claims)
+        if early:
+            self._stirred.set()
+
+    def look(self, token: str) -> None:
+        """Extend this lease now, or as soon as it is held: there may be an abort flag. Never blocks."""
+        with self._lock:
+            self._asked[token] = None
+            if len(self._asked) > LOOKS:
+                del self._asked[next(iter(self._asked))]
+        self._stirred.set()
 
     def drop(self, tokens: Sequence[str]) -> None:
         with self._lock:
@@ -96,7 +114,7 @@ class LeaseKeeper:
     def _run(self) -> None:
         pause_s = self._beat_s
         # It is not woken for a job: to wake a thread costs the start of that job as much as all else.
-        while not self._closed.wait(pause_s):
+        while self._waited(pause_s):
             began = time.monotonic()
             try:
                 self._beat()
@@ -116,6 +134,13 @@ class LeaseKeeper:
                     self._failing = False
                     self._in_loop(self._tell, None)
 
+    def _waited(self, pause_s: float) -> bool:
+        """Whether to go on, once the pause is over or something is to be looked at."""
+        if not self._closed.is_set():
+            self._stirred.wait(pause_s)
+            self._stirred.clear()
+        return not self._closed.is_set()
+
     def _beat(self) -> None:
         trouble: list[Exception] = []
         for queue, due in self._due().items():
@@ -128,18 +153,19 @@ class LeaseKeeper:
             raise trouble[0]
 
     def _due(self) -> dict[str, list[_Held]]:
-        """What has gone without an extension for most of a beat, by queue."""
+        """What has gone without an extension for most of a beat, or is to be looked at; by queue."""
         before = time.monotonic() - 0.8 * self._beat_s
         due: dict[str, list[_Held]] = {}
         with self._lock:
             for held in self._held.values():
-                if held.extended_at <= before:
+                if held.extended_at <= before or held.claim.token in self._asked:
                     due.setdefault(held.claim.queue, []).append(held)
         return due
 
     def _extend(self, queue: str, due: Sequence[_Held]) -> None:
         # Trust in a lease runs from before the extension was sent, never from when its reply came.
         now = time.monotonic()
+        asked = [held.claim.token for held in due if held.claim.token in self._asked]
         answers = scripts.extend(self._redis, queue, [_lease(held, now) for held in due], lease_ms=self._lease_ms)
         for held, answer in zip(due, answers, strict=True):
             held.extended_at = now
@@ -151,6 +177,9 @@ class LeaseKeeper:
             elif answer.abort_ms not in (None, held.claim.abort_ms) and not held.abort_told:
                 held.abort_told = True
                 self._notify(held, "abort")
+        with self._lock:  # what was asked for meanwhile is to be looked at again
+            for token in asked:
+                self._asked.pop(token, None)
 
     def _notify(self, held: _Held, notice: Notice) -> None:
         self._in_loop(held.listener, held.claim.token, notice)

@@ -30,6 +30,7 @@ Ours, all under `rt:`:
 | `rt:try:<incarnation>` | string: nothing | 1 s: whether a server that refused may be written to again |
 
 Channels: to `rt:<queue>:here` each awake worker of the queue is subscribed, and nothing is ever published; to
+`rt:stop:<incarnation>` that worker alone, to be told of runs that are to stop, by the tokens of their leases; to
 `rt:reply:<name>` a process that waits for the ends of jobs, whose ids are published there.
 
 Of limits. They share a hash tag, as one script asks several of them: a cluster keeps them on one node.
@@ -113,6 +114,11 @@ def quota(name: str, user: str) -> str:
 def here(queue: str) -> str:
     """The channel that the workers of `queue` that are awake are subscribed to. Nothing is published there."""
     return f"rt:{queue}:here"
+
+
+def stop(incarnation: str) -> str:
+    """The channel on which this worker is told that one of its runs is to stop."""
+    return f"rt:stop:{incarnation}"
 
 
 def reply(name: str) -> str:

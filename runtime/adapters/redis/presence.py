@@ -1,9 +1,12 @@
-"""Being counted among the workers that are awake: a live subscription to a channel of each queue.
+"""Being counted among the workers that are awake, and within call: a live subscription to a channel of each queue, and to
+one of this worker alone.
 
-A key with a TTL would go on saying so after a SIGKILL; a subscription ends with its connection. Nothing is published.
+A key with a TTL would go on saying so after a SIGKILL; a subscription ends with its connection. On the queues' channels
+nothing is published; on the worker's own, the tokens of runs that somebody wants to stop (`cancel.lua`). What is said
+there while it is not connected, the keeper finds with its next beat.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,13 +26,20 @@ reply, and be over after that; that the other end is gone is the kernel's to fin
 
 
 class Presence:
-    """One connection for all queues. `run` keeps it, through any weather, for as long as it is wanted."""
+    """One connection for all. `run` keeps it, through any weather, for as long as it is wanted.
 
-    def __init__(self, url: str, queues: Sequence[str], row: Row | None = None) -> None:
+    `stop` is called with the token of a run that somebody wants to stop. Anybody may have said so: it is to be looked up.
+    """
+
+    def __init__(
+        self, url: str, queues: Sequence[str], incarnation: str, stop: Callable[[str], None], row: Row | None = None
+    ) -> None:
         self._redis = connect(url, connections=1, row=row)
-        self._channels = [keys.here(queue) for queue in queues]
+        self._counting = [keys.here(queue) for queue in queues]
+        self._own = keys.stop(incarnation)
+        self._stop = stop
+        self._retired = False
         self._subscription: Any = None
-        self._serving = anyio.CancelScope()
         self._staying = anyio.CancelScope()
         self._wanted = anyio.Event()
         self._wanted.set()
@@ -39,11 +49,7 @@ class Presence:
         """Set while the server counts us."""
 
     async def run(self) -> None:
-        """Until cancelled, or retired."""
-        with self._serving:
-            await self._be_counted()
-
-    async def _be_counted(self) -> None:
+        """Until cancelled."""
         retry_s, most_s = RETRY_S
         while True:
             while not self._wanted.is_set():  # after a wait, too: who appears may leave in the same turn
@@ -57,21 +63,27 @@ class Presence:
                 self.counted = anyio.Event()
                 await self._drop()
                 self._gone.set()
-            if self._wanted.is_set():
+            if self._wanted.is_set() and not self._staying.cancelled_caught:
                 await anyio.sleep(retry_s)
                 retry_s = min(2 * retry_s, most_s)
 
     async def _stay(self) -> None:
         """Return when unsubscribed; raises when the connection ends."""
         subscription = self._subscription = self._redis.pubsub()
-        await subscription.subscribe(*self._channels)
+        counting = () if self._retired else self._counting
+        await subscription.subscribe(*counting, self._own)
         confirmed = 0
         while subscription.subscribed:
-            # Nothing comes but confirmations, and the end of the connection.
             message = await next_message(subscription, SILENCE_S)
-            confirmed += message is not None and message["type"] == "subscribe"
-            if confirmed == len(self._channels):
-                self.counted.set()
+            match message:
+                case {"type": "subscribe"}:
+                    confirmed += 1
+                    if counting and confirmed > len(counting):
+                        self.counted.set()
+                case {"type": "message", "data": bytes(token)}:
+                    self._stop(token.decode("utf-8", "replace"))
+                case _:
+                    pass
 
     def appear(self) -> None:
         """Be counted again, soon."""
@@ -92,8 +104,12 @@ class Presence:
         raise Away("no answer in time", "leave")
 
     def retire(self) -> None:
-        """Be counted no longer, for good, as soon as the server sees the connection end: this worker is to stop."""
-        self._serving.cancel()
+        """Be counted no longer, for good, as soon as the server sees the connection end: this worker is to stop.
+
+        It stays within call, over another connection: what it still runs may have to be stopped.
+        """
+        self._retired = True
+        self._staying.cancel()
 
     async def close(self) -> None:
         await self._redis.aclose()

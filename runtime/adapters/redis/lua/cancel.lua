@@ -8,7 +8,8 @@
 -- Gives { 'cancelled' }, { 'asked' }, { 'gone' } (this queue has no such job; nothing was written),
 --       or { 'changed', body, starts }: to be called again with a result that fits this body.
 --
--- Whoever holds the job sees the flag: our keeper when it extends the lease, a stock worker that allows aborts.
+-- Whoever holds the job sees the flag: our keeper when it extends the lease, a stock worker that allows aborts. One of
+-- ours is told to look at once, by the token of its lease: that is of this claim alone, and what counts is the flag.
 
 local queue, later, abort, count, unknown, job, holder, retry, result, own, awaited = unpack(KEYS)
 local id, seen, outcome, ttl = unpack(ARGV)
@@ -18,8 +19,13 @@ if not score then
   -- Ours, if this call repeats one whose reply was lost.
   return { outcome ~= '' and try('GET', result) == outcome and 'cancelled' or 'gone' }
 end
-if redis.call('EXISTS', holder) == 1 then
+local token = redis.pcall('GET', holder) -- of whatever type it is, the job is held
+if token then
   redis.call('ZADD', abort, exact(clock()), id)
+  local incarnation = type(token) == 'string' and string.match(token, '^%d+:([^:]+):%d+$')
+  if incarnation then
+    redis.pcall('PUBLISH', 'rt:stop:' .. incarnation, token) -- where that is not allowed, it looks by itself
+  end
   return { 'asked' }
 end
 local body = try('GET', job)
