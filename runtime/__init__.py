@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         PayloadInvalid,
         Permanent,
         Problem,
+        ProgressInvalid,
         QuotaExceeded,
         RedisRefused,
         RedisUnreachable,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     )
     from runtime.core.limits import Concurrency
     from runtime.core.pool import Pool
+    from runtime.core.progress import Progress
     from runtime.core.quota import Allowance, Quota
     from runtime.core.request import Options, Request
     from runtime.core.retry import Retry
@@ -63,6 +65,8 @@ __all__ = [
     "Permanent",
     "Pool",
     "Problem",
+    "Progress",
+    "ProgressInvalid",
     "Quota",
     "QuotaExceeded",
     "RedisRefused",
@@ -88,6 +92,7 @@ _AT = {
     "runtime.client": ("Client", "Job", "connect", "enqueue_all"),
     "runtime.core.limits": ("Concurrency",),
     "runtime.core.pool": ("Pool",),
+    "runtime.core.progress": ("Progress",),
     "runtime.core.quota": ("Allowance", "Quota"),
     "runtime.core.request": ("Options", "Request"),
     "runtime.core.retry": ("Retry",),

@@ -50,6 +50,7 @@ from runtime.settings import Settings
 from runtime.standstill import Standstills
 
 if TYPE_CHECKING:
+    from runtime.adapters.redis.board import RedisBoard
     from runtime.retinue import Retinue
 
 FIRST_LOOK_S = 0.3
@@ -198,6 +199,7 @@ class Worker:
             self._limits,
             Apis(self._buckets).find,
             self._permits,
+            lambda: self._board,
             self._redact,
         )
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], journal)
@@ -269,6 +271,14 @@ class Worker:
             self._pools,
             self._traces,
         )
+
+    @cached_property
+    def _board(self) -> "RedisBoard":
+        """Made when a handler first tells of its progress."""
+        from runtime.adapters.redis.board import RedisBoard
+
+        row = self._egress.of("progress")
+        return RedisBoard(lent(self._source.redis, row), self._keeper.holds, self._redact)
 
     async def _have_retinue(self) -> None:
         with anyio.move_on_after(FIRST_LOOK_S):
@@ -344,6 +354,8 @@ class Worker:
     async def _close(self) -> None:
         self._standstills.close()
         self._keeper.close()
+        if "_board" in vars(self):
+            await self._beside("showing progress no more", self._board.close)
         await self._retinue.close()
         await self._beside("closing the HTTP sessions", self._sessions.close)
         await self._beside("closing the client", self._client.close)

@@ -38,9 +38,11 @@ from runtime.core.quota import Counted
 from runtime.core.request import Options, Request, check_name, check_options
 from runtime.core.span import Span, seconds
 from runtime.core.spec import DEFAULT_QUEUE
+from runtime.core.values import frozen
 
 if TYPE_CHECKING:
     from runtime.adapters import embedded
+    from runtime.core.progress import Progress
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -49,6 +51,10 @@ Status = Literal["waiting", "deferred", "active", "completed", "failed", "dead",
 
 Cancel = Literal["cancelled", "asked", "gone"]
 
+LIVE: Sequence[Status] = ("waiting", "deferred", "active")
+"""The others are for good, until the id is used again."""
+LOOK_S = 1.0
+"""From one look of `events` to the next, if it is told of nothing."""
 TRIES = 3
 TRY_AGAIN_S = 0.2
 BULK = 100
@@ -58,6 +64,14 @@ RESULT_MS = 3_600_000
 NO_BELLS: Mapping[str, Callable[[], None]] = {}
 DOUBT_S = 30.0
 """How long workers that seem to be awake are left alone after the doorbell was rung for a job they do not see."""
+
+
+@frozen
+class JobEvent:
+    """Where a job is, and while it runs, how far."""
+
+    status: Status
+    progress: Progress | None
 
 
 class Job(Generic[R]):
@@ -96,6 +110,14 @@ class Job(Generic[R]):
             raise kind(self.id, found.error or "error", found.text)
         value: R = self._read(found.value)
         return value
+
+    async def progress(self) -> Progress | None:
+        """How far it is; see `Client.progress`."""
+        return await self._client.progress(self.id)
+
+    def events(self, timeout: Span | None = None) -> AsyncGenerator[JobEvent]:
+        """Where it is and how far, now and at each change, to its end; see `Client.events`."""
+        return self._client.events(self.id, self.queue, None if timeout is None else seconds(timeout))
 
     async def cancel(self) -> Cancel:
         """Stop the job; see `Client.cancel`."""
@@ -286,15 +308,58 @@ class Client:
             return "completed"
         return "completed" if found.ok else "cancelled" if found.cancelled else "failed"
 
+    async def progress(self, job_id: str) -> Progress | None:
+        """How far a job is, as its handler has told (`ctx.progress`). None unless it runs now, and has told something.
+
+        Each run begins with nothing told. Raises `RedisUnreachable` and `RedisRefused`.
+        """
+        from runtime.adapters.redis import board  # for those alone who ask
+
+        written, holder = await self._read(
+            ["GET", keys.of(keys.PROGRESS, job_id)], ["GET", keys.of(keys.IN_PROGRESS, job_id)]
+        )
+        return board.read(written, holder)
+
+    async def events(
+        self, job_id: str, queue: str = DEFAULT_QUEUE, timeout_s: float | None = None
+    ) -> AsyncGenerator[JobEvent]:
+        """Where a job is and how far: at once, then whenever that has changed. The last one tells its end, or that it
+        is unknown.
+
+        Workers of this package tell of ends and of progress; of other changes, and of those of a stock worker, a look
+        tells, once a second. What comes and goes between two looks is not told. Raises `WaitTimedOut` after
+        `timeout_s`, `RedisUnreachable` and `RedisRefused`.
+        """
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        known = None
+        with self._replies.wait(job_id, progress=True) as wait:
+            while True:
+                found = await self._follow(job_id, queue, wait.name)
+                event = await self._event(job_id, queue)
+                if event != known:
+                    known = event
+                    yield event
+                if event.status not in LIVE:
+                    return
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    raise _timed_out(job_id, timeout_s, event.status, "has not ended")
+                await wait.pause(min(left_s, LOOK_S), noted=found.state == "noted")
+
+    async def _event(self, job_id: str, queue: str) -> JobEvent:
+        status = await self.status(job_id, queue)
+        return JobEvent(status, await self.progress(job_id) if status == "active" else None)
+
     async def cancel(self, job_id: str, queue: str = DEFAULT_QUEUE) -> Cancel:
         """Stop a job, whatever state it is in.
 
         `cancelled`: nobody held it (it was waiting, deferred, retrying or snoozed), and it has left the queue; its
-        result, kept for an hour, is `JobCancelled`, and it counts as failed. `asked`: a worker holds it, and will
-        cancel its run within a quarter of its lease (2.5 s), or at its next poll if it is a stock arq worker with
-        `allow_abort_jobs`; another one never does. A handler that returns all the same has done its work: how the job
-        ended, its result says. `gone`: `queue` has no such job to be stopped; nothing was written, and a later job of
-        the id runs. Safe to call again. Raises `RedisUnreachable` and `RedisRefused`.
+        result, kept for an hour, is `JobCancelled`, and it counts as failed. `asked`: a worker holds it, and is told to
+        cancel its run at once; one that does not hear it finds out within a quarter of its lease (2.5 s). A stock arq
+        worker with `allow_abort_jobs` finds out at its next poll (0.5 s), another one never. A handler that returns all
+        the same has done its work: how the job ended, its result says. `gone`: `queue` has no such job to be stopped:
+        it has ended, also as a dead letter, or never was; nothing was written, and a later job of the id runs. Safe to
+        call again. Raises `RedisUnreachable` and `RedisRefused`.
         """
         body = result = b""
         for _ in range(BODIES):
@@ -332,11 +397,7 @@ class Client:
                 continue
             missing = False
             if left_s <= 0:
-                raise WaitTimedOut(
-                    f"job {job_id} has no result after {timeout_s:g} s",
-                    cause=f"it is {await self.status(job_id, queue)}",
-                    hint=f"it goes on; ask again with: runtime job {job_id}",
-                )
+                raise _timed_out(job_id, timeout_s, await self.status(job_id, queue), "has no result")
             await wait.pause(left_s, noted=found.state == "noted")
         return wait.result
 
@@ -386,6 +447,14 @@ class Client:
             message = "a key of the queue, the job or its quota is of a wrong type"
             return RedisRefused(message, cause=cause, hint="see what is wrong with: runtime inspect job ID")
         return RedisRefused("Redis refused what it was asked", cause=cause, hint=_fix(self.url, cause))
+
+
+def _timed_out(job_id: str, timeout_s: float | None, status: Status, what: str) -> WaitTimedOut:
+    return WaitTimedOut(
+        f"job {job_id} {what} after {timeout_s:g} s",
+        cause=f"it is {status}",
+        hint=f"it goes on; ask again with: runtime job {job_id}",
+    )
 
 
 def unworkable(url: str, cause: str, *, answers: bool) -> RedisUnreachable:

@@ -7,14 +7,12 @@ from functools import partial
 from typing import Any
 
 from runtime.adapters.http.jobs import Ending, Order, Receipt
-from runtime.adapters.redis import keys, letters, pickles, scripts
+from runtime.adapters.redis import board, keys, letters, pickles, scripts
 from runtime.adapters.redis.source import history_of
-from runtime.client import Client, Status
+from runtime.client import LIVE, Client, Status
 from runtime.core.errors import ResultUnknown, WaitTimedOut
 from runtime.core.text import presentable
 from runtime.registry import Handlers, find
-
-LIVE: Sequence[Status] = ("waiting", "deferred", "active")
 
 
 class Desk:
@@ -81,13 +79,15 @@ class Desk:
         return self._queues if queue is None else [queue]
 
     async def _standing(self, job_id: str, status: Status) -> dict[str, Any]:
-        """How often a job was started, and the limit for which it was put off."""
-        names = [keys.of(keys.RETRY, job_id), keys.of(keys.OWN, job_id)]
-        starts, own = await self._client.ask(lambda redis: redis.mget(names))
+        """How often a job was started; how far it is, or the limit for which it was put off."""
+        names = [keys.of(prefix, job_id) for prefix in (keys.RETRY, keys.OWN, keys.PROGRESS, keys.IN_PROGRESS)]
+        starts, own, written, holder = await self._client.ask(lambda redis: redis.mget(names))
         waits_for = None if status == "active" else history_of(own).waits_for
+        progress = board.read(written, holder)
         return {
             "attempt": int(starts) if starts and starts.isdigit() else 0,
             **({"waitsFor": presentable(waits_for)} if waits_for else {}),
+            **({"progress": board.shown(progress)} if progress else {}),
         }
 
     async def _result(self, job_id: str, queue: str) -> dict[str, Any]:

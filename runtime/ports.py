@@ -266,6 +266,16 @@ class Permits(Protocol):
         """Give it back, for the first in line: soon, or when the store is there again. Never raises, never blocks."""
 
 
+class Board(Protocol):
+    """Where is shown how far the jobs are."""
+
+    def show(self, claim: Claim, done: float, total: float | None, note: str) -> None:
+        """Show this, within a second, unless it is overtaken by a later word; then that. Gone when the run has ended.
+
+        Never raises, never blocks. The note is shown redacted, and cut.
+        """
+
+
 class Stillness(Protocol):
     """How a worker falls silent, and speaks again. All but `speak` raise `Away`."""
 
@@ -343,5 +353,7 @@ class Ports:
     apis: Callable[[str], Api | None]
     """By name; None for one that is called as it is."""
     permits: Permits
+    board: Callable[[], Board]
+    """Made when it is first asked for."""
     redact: Redactor = BY_SHAPE
     """What failures say goes through it before anybody else sees it."""

@@ -20,6 +20,7 @@ Sender = Literal[
     "presence",
     "limits",
     "permits",
+    "progress",  # what handlers tell of it
     "client",  # what this process enqueues and asks
     "doorbell",  # requests to other workers' /wake
     "answers",  # of the HTTP port

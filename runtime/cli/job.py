@@ -1,15 +1,16 @@
-"""Show where a job is (waiting, deferred, active, completed, failed, dead, cancelled or unknown), and its result; or
-cancel it."""
+"""Show where a job is (waiting, deferred, active, completed, failed, dead, cancelled or unknown), how far it is, and
+its result; or cancel it."""
 
 import argparse
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
-from runtime.adapters.redis import inspector
+from runtime.adapters.redis import board, inspector
 from runtime.cli import without_secrets
 from runtime.cli.display import say_json
 from runtime.cli.session import queues_of_handlers, timeout_s, with_client
-from runtime.client import Cancel, Client
+from runtime.client import Cancel, Client, Job
 from runtime.core.errors import JobFailed, RedisRefused, RedisUnreachable, ResultUnknown
 from runtime.core.spec import DEFAULT_QUEUE
 from runtime.core.text import one_line
@@ -31,13 +32,17 @@ def run(args: argparse.Namespace) -> int:
     longest_s = timeout_s(args.timeout)
 
     async def cancel(client: Client) -> int:
-        said = await client.cancel(args.id, await _place(client, args.id, args.queue))
-        print(f"{one_line(args.id)}: {_SAID[said]}")
+        place = await _place(client, args.id, args.queue)
+        said = await client.cancel(args.id, place)
+        status = await client.status(args.id, place) if said == "gone" else "unknown"
+        print(f"{one_line(args.id)}: {_SAID[said] if status == 'unknown' else _ENDED.format(status)}")
         return 1 if said == "gone" else 0
 
     async def work(client: Client) -> int:
         job = client.job(args.id, await _place(client, args.id, args.queue))
         found: dict[str, object] = {"jobId": job.id, "status": await job.status()}
+        if found["status"] == "active" and not args.wait and (progress := await _progress(job)):
+            found["progress"] = progress
         if args.wait or found["status"] in ("completed", "failed", "cancelled", "dead"):
             try:
                 found["result"] = await job.result(longest_s)
@@ -57,6 +62,17 @@ _SAID: dict[Cancel, str] = {
     "asked": "it is running; its worker has been asked to stop it",
     "gone": "there is no such job in the queues that are known: it has ended, or never was",
 }
+
+
+_ENDED = "it has ended, there is nothing to cancel: {}"
+
+
+async def _progress(job: Job[Any]) -> dict[str, Any] | None:
+    """How far it is, for who may read that."""
+    with suppress(RedisRefused, RedisUnreachable):
+        progress = await job.progress()
+        return None if progress is None else board.shown(progress)
+    return None
 
 
 async def _place(client: Client, job_id: str, named: str | None) -> str:

@@ -84,6 +84,12 @@ class LimitInvalid(Problem):
     exit_code = 78
 
 
+class ProgressInvalid(Problem):
+    """What a handler tells of its progress is no number from 0, or no text. Nothing was shown."""
+
+    exit_code = 78
+
+
 class LimitUnknown(Problem):
     """No worker has told of a limit of this name."""
 

@@ -5,7 +5,17 @@ from dataclasses import field, replace
 from typing import Literal
 
 from runtime.core import errors
-from runtime.core.errors import Category, JobError, LeaseLost, Limited, LimitInvalid, RetryLater, Snooze, Transient
+from runtime.core.errors import (
+    Category,
+    JobError,
+    LeaseLost,
+    Limited,
+    LimitInvalid,
+    ProgressInvalid,
+    RetryLater,
+    Snooze,
+    Transient,
+)
 from runtime.core.job import (
     Call,
     Cancelled,
@@ -257,7 +267,7 @@ def categorise(error: BaseException) -> Category:
         return error.category
     if isinstance(error, MemoryError):
         return "resource"
-    if isinstance(error, LimitInvalid):
+    if isinstance(error, LimitInvalid | ProgressInvalid):
         return "permanent"
     status = _http_status(error)
     if status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429):

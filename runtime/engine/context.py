@@ -5,6 +5,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
+import anyio
+
 from runtime.core.job import Call, Claim
 from runtime.core.limits import Keyed, wanted
 from runtime.core.policy import CANCEL_REASONS, CancelReason, Stop
@@ -112,6 +114,21 @@ class Context(Mapping[str, Any]):
                 value = await take(*args, **kwargs)
             await self._ports.ledger.finish(self._claim, step, value)
             return value
+
+    async def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Tell how far this run is: `await ctx.progress(3, 10, "rendering")`. `Job.progress` and `GET /jobs/{id}` show
+        it for as long as the run goes on.
+
+        It may be told a thousand times a second: once a second the latest is written down, and the last one always is
+        if the run goes on for another second. It never waits for Redis; what cannot be written is tried again. The note
+        is redacted as failures are, and cut after 200 characters. Raises `ProgressInvalid` for what is no number from
+        0, or no text. May be cancelled.
+        """
+        from runtime.core.progress import check  # for those alone who tell
+
+        check(done, total, note)
+        self._ports.board().show(self._claim, done, total, note)
+        await anyio.sleep(0)  # a handler that does nothing else lets others run
 
     def limit(self, what: Keyed | Mapping[K, int], *, cost: int = 1, patience: Span = PATIENCE_S) -> Limit:
         """Take tokens for a block: `async with ctx.limit({requests: 1, tokens: 900}) as grant:`, or of one bucket

@@ -777,6 +777,16 @@ class Serving:
         self._over.set()
 
 
+class Slate:
+    """`ports.Board`: all that was told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, float, float | None, str]] = []
+
+    def show(self, claim: Claim, done: float, total: float | None, note: str) -> None:
+        self.told.append((claim.id, done, total, note))
+
+
 class World:
     """What a test of the engine gets."""
 
@@ -791,6 +801,7 @@ class World:
         self.warnings: list[str] = []
         self.pools = Pools(self.warnings.append)
         self.turnstile = Turnstile()
+        self.board = Slate()
         self.statistics = Statistics()
         self.entries: dict[str, Entry] = {}
         self.nursery: trio.Nursery = None  # type: ignore[assignment]  # set before the test begins
@@ -811,6 +822,7 @@ class World:
             self.taps,
             self.apis.get,
             self.turnstile,
+            lambda: self.board,
         )
 
     def handle(

@@ -94,7 +94,7 @@ class Worker:
         source.incarnation = self.name
         nothing = cast(Any, None)
         ports = Ports(
-            source, keeper, AsyncioRunner(), nothing, nothing, nothing, self, nothing, nothing, nothing
+            source, keeper, AsyncioRunner(), nothing, nothing, nothing, self, nothing, nothing, nothing, nothing
         )  # fmt: skip
         statistics = Statistics()
 

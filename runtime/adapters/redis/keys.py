@@ -23,6 +23,7 @@ Ours, all under `rt:`:
 | `rt:dead:<id>` | hash: letter, body | 30 days |
 | `rt:own:<id>` | string: `crashes|history` | 8 days |
 | `rt:awaited:<id>` | string: names of who waits for its end | until it has ended; 1 minute after the last look |
+| `rt:progress:<id>` | string: `token|ms|progress` | 10 minutes after it was written, again and again while it runs |
 | `rt:once:<id>` | hash: step → state | 30 days, or until the job is done |
 | `rt:w:<incarnation>:<queue>` | string: last settled batch | 10 minutes |
 | `rt:workers` | hash: incarnation → heartbeat | until that worker stops; after a crash 1 h, then till one boots |
@@ -31,7 +32,8 @@ Ours, all under `rt:`:
 
 Channels: to `rt:<queue>:here` each awake worker of the queue is subscribed, and nothing is ever published; to
 `rt:stop:<incarnation>` that worker alone, to be told of runs that are to stop, by the tokens of their leases; to
-`rt:reply:<name>` a process that waits for the ends of jobs, whose ids are published there.
+`rt:reply:<name>` a process that waits for the ends of jobs, whose ids are published there, also when there is news of
+their progress.
 
 Of limits. They share a hash tag, as one script asks several of them: a cluster keeps them on one node.
 
@@ -58,6 +60,7 @@ OWN = "rt:own:"
 ONCE = "rt:once:"
 LETTER = "rt:dead:"
 AWAITED = "rt:awaited:"
+PROGRESS = "rt:progress:"
 WORKERS = "rt:workers"
 LIMIT = "rt:{limit}:"
 """What all limits begin with: one script may touch several of them, and in a cluster they are together."""
@@ -70,6 +73,7 @@ BODY_S = 90 * DAY_S
 BODY_AFTER_EXPIRY_S = 7 * DAY_S
 ONCE_S = 30 * DAY_S
 AWAITED_S = 60
+PROGRESS_S = 600
 
 
 def of(prefix: str, job_id: str) -> bytes:

@@ -1,5 +1,5 @@
-"""Being counted among the workers that are awake, and within call: a live subscription to a channel of each queue, and to
-one of this worker alone.
+"""Being counted among the workers that are awake, and within call: a live subscription to a channel of each queue, and
+to one of this worker alone.
 
 A key with a TTL would go on saying so after a SIGKILL; a subscription ends with its connection. On the queues' channels
 nothing is published; on the worker's own, the tokens of runs that somebody wants to stop (`cancel.lua`). What is said
@@ -28,7 +28,7 @@ reply, and be over after that; that the other end is gone is the kernel's to fin
 class Presence:
     """One connection for all. `run` keeps it, through any weather, for as long as it is wanted.
 
-    `stop` is called with the token of a run that somebody wants to stop. Anybody may have said so: it is to be looked up.
+    `stop` is called with the token of a run that somebody wants to stop. Anybody may have said so: look it up.
     """
 
     def __init__(

@@ -42,9 +42,10 @@ OFTEN = Pauses(0.01, 1.5, 0.5)
 
 
 class Wait:
-    """Somebody who waits for the end of one job."""
+    """Somebody who waits for the end of one job, or for news of its progress, too."""
 
-    def __init__(self, replies: "Replies") -> None:
+    def __init__(self, replies: "Replies", *, progress: bool) -> None:
+        self.progress = progress
         self.result = b""
         """As it was told of. Empty: only a look will show."""
         self._replies = replies
@@ -70,6 +71,10 @@ class Wait:
             async with asyncio.timeout(min(self._pause_s, left_s)):
                 await self._news.wait()
         self._news.clear()
+
+    def stir(self) -> None:
+        """There is something to look for."""
+        self._news.set()
 
     def ended(self) -> None:
         """A look has found the end."""
@@ -104,8 +109,8 @@ class Replies:
         return time.monotonic() >= self._relied_on_from
 
     @contextmanager
-    def wait(self, job_id: str) -> Generator[Wait]:
-        wait, raw = Wait(self), keys.id_bytes(job_id)
+    def wait(self, job_id: str, *, progress: bool = False) -> Generator[Wait]:
+        wait, raw = Wait(self, progress=progress), keys.id_bytes(job_id)
         self._waits.setdefault(raw, set()).add(wait)
         try:
             yield wait
@@ -164,6 +169,11 @@ class Replies:
 
     def _tell(self, said: bytes) -> None:
         length, _, rest = said.partition(b":")
+        if length.startswith(b"p"):  # of progress; then there is nothing but the id
+            for wait in self._waits.get(rest, ()):
+                if wait.progress:
+                    wait.stir()
+            return
         size = int(length[:9]) if length.isdigit() else len(rest)
         if self._relied_on_from == math.inf:
             self._relied_on_from = time.monotonic()

@@ -386,6 +386,25 @@ async def follow(redis: Any, queue: str, job_id: str, name: str) -> Followed | N
 
 
 @frozen
+class Noted:
+    """How far a job is, for the board."""
+
+    id: str
+    token: str
+    said: bytes = field(repr=False)
+
+
+async def progress(redis: Any, jobs: Sequence[Noted]) -> list[bool]:
+    """Note how far these jobs are; whether it was, for each: only while the token owns the job."""
+    prefixes = (keys.IN_PROGRESS, keys.PROGRESS, keys.AWAITED)
+    names = [keys.of(prefix, job.id) for job in jobs for prefix in prefixes]
+    args: list[Any] = [1000 * keys.PROGRESS_S]
+    for job in jobs:
+        args += [keys.id_bytes(job.id), job.token, job.said]
+    return [noted == 1 for noted in await script("progress")(redis, names, args)]
+
+
+@frozen
 class Census:
     """The jobs of a queue, counted."""
 
