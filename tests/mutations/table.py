@@ -906,6 +906,19 @@ OUTLOOK = _of(
     ("what is past is due", "math.ceil(first - now)", "math.ceil(math.max(first - now, 1))"),
 )  # fmt: skip
 
+PROGRESS = _of(
+    "progress",
+    ("R2 fenced by the token", "looked_up[2 * n - 1] == token", "looked_up[2 * n - 1]"),
+    ("it ends some time", "said, 'PX', ttl)", "said)"),
+    ("it counts for that token alone", "token .. '|' .. now", "'|' .. now"),
+    ("R19 out of memory it is not noted", "try('SET', KEYS", "redis.call('SET', KEYS"),
+    ("who waits is told", "    for name in waiters(looked_up[2 * n]) do\n", "    for name in waiters('') do\n"),
+    ("only what was noted is told", "  if noted then\n", "  if true then\n"),
+    ("R19 not to be allowed to tell costs nobody", "redis.pcall('PUBLISH'", "redis.call('PUBLISH'"),
+    ("who waits for an end is told of none", "'p' .. #id", "#id"),
+    ("what was not noted is said", "noted and 1 or 0", "1"),
+)  # fmt: skip
+
 BUCKETS = [*SCHEDULE, *TAKE, *LEAVE, *ADJUST, *BREAKER]
 MUTANTS = [
     *CANCEL,
@@ -916,6 +929,7 @@ MUTANTS = [
     *SETTLE,
     *ONCE,
     *FOLLOW,
+    *PROGRESS,
     *PERMITS,
     *ACQUIRE,
     *RELEASE,

@@ -27,6 +27,7 @@ TESTS = {
     "once": ("once", "source"),
     "cancel": ("cancel", "follow"),
     "follow": ("follow",),
+    "progress": ("progress",),
     "permits": ("permits",),
     "acquire": ("permits",),
     "release": ("permits",),

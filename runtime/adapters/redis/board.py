@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Context
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -91,7 +90,7 @@ class RedisBoard:
         return [report for report in self._reports.values() if report.written_at < before]
 
     async def _write(self, reports: Sequence[_Report]) -> None:
-        noted = [scripts.Noted(one.claim.id, one.claim.token, to_json(self._redacted(one.said))) for one in reports]
+        noted = [scripts.Noted(one.claim.id, one.claim.token, to_json(self._plain(one.said))) for one in reports]
         now = time.monotonic()
         with away_when_lost("progress"):
             written = await scripts.progress(self._redis, noted)
@@ -99,8 +98,14 @@ class RedisBoard:
             if is_written:
                 report.written_at = now
 
-    def _redacted(self, said: _Said) -> _Said:
-        return replace(said, note=self._redact.text(said.note, NOTE_LIMIT - 1))  # and a mark where it was cut
+    def _plain(self, said: _Said) -> _Said:
+        """Redacted, and in numbers of Python's own: others (numpy's are floats, too) are not written as JSON."""
+        note = self._redact.text(str(said.note), NOTE_LIMIT - 1)  # and a mark where it was cut
+        return _Said(_number(said.done), None if said.total is None else _number(said.total), note)
+
+
+def _number(value: float) -> int | float:
+    return int(value) if isinstance(value, int) else float(value)
 
 
 def read(written: bytes | None, holder: bytes | None) -> Progress | None:
