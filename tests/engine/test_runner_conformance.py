@@ -379,9 +379,11 @@ def test_each_stop_cancels_again_and_the_first_reason_stands(lab: Lab) -> None:
 
         probe = bench.start(work)
         await anyio.sleep(1)
+        reasons = [probe.run.stopped]
         probe.run.stop("abort")
         await anyio.sleep(1)
         probe.run.stop("shutdown")
+        assert [*reasons, probe.run.stopped] == [None, "abort"]
         assert await probe.end() == Ended(None, None, "abort")
 
     lab.run(test)

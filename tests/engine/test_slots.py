@@ -375,6 +375,102 @@ async def test_a_job_that_returns_in_spite_of_its_abort_is_done(world: World) ->
     assert world.store.settlements[0][0].claim.abort_ms is not None, "its flag goes with it"
 
 
+@pytest.mark.parametrize(
+    ("how", "why"), [("abort", "user"), ("timeout", "timeout"), ("shutdown", "shutdown"), ("lost", "lost lease")]
+)
+async def test_a_handler_can_read_why_it_is_cancelled(world: World, how: str, why: str) -> None:
+    read: list[str | None] = []
+
+    async def work(ctx: Context) -> None:
+        read.append(ctx.cancel_reason)
+        try:
+            await trio.sleep(1000)
+        except CancelOnce:
+            read.append(ctx.cancel_reason)
+            raise
+        finally:
+            await trio.sleep(0.5)
+            read.append(ctx.cancel_reason)
+
+    world.handle(work, timeout_s=10, retry=Retry(1))
+    row = world.store.add()
+    actor = world.actor()
+    served = world.serve(actor)
+    await world.at(5)
+    if how == "shutdown":
+        served.hurry()
+    elif how != "timeout":
+        world.keeper.notify(row, "abort" if how == "abort" else "lost")
+    await world.at(20)
+    assert read == [None, why, why]
+
+
+async def test_the_first_reason_to_cancel_stands(world: World) -> None:
+    read: list[str | None] = []
+
+    async def work(ctx: Context) -> None:
+        with suppress(CancelOnce):
+            await trio.sleep(1000)
+        read.append(ctx.cancel_reason)
+        with suppress(CancelOnce):
+            await trio.sleep(1000)
+        read.append(ctx.cancel_reason)
+
+    world.handle(work, timeout_s=10)
+    row = world.store.add()
+    world.serve(world.actor())
+    await world.at(11)
+    world.keeper.notify(row, "abort")
+    await world.at(12)
+    assert read == ["timeout", "timeout"]
+
+
+async def test_a_handler_that_cancels_something_of_its_own_has_no_reason(world: World) -> None:
+    read: list[str | None] = []
+
+    async def work(ctx: Context) -> None:
+        with trio.move_on_after(1):
+            await trio.sleep(1000)
+        read.append(ctx.cancel_reason)
+
+    world.handle(work)
+    row = world.store.add()
+    assert isinstance(await ended(world, row), Done)
+    assert read == [None]
+
+
+async def test_progress_goes_to_the_board_and_lets_others_run(world: World) -> None:
+    async def work(ctx: Context) -> None:
+        while not others:
+            await ctx.progress(1)
+        await ctx.progress(2, 2, "rendering")
+
+    others: list[str] = []
+
+    async def other(ctx: Context) -> None:
+        others.append("ran")
+
+    world.handle(work)
+    world.handle(other, name="other")
+    row = world.store.add()
+    world.store.add("other")
+    assert isinstance(await ended(world, row), Done)
+    assert world.board.told[0] == (row.id, 1, None, "")
+    assert world.board.told[-1] == (row.id, 2, 2, "rendering")
+
+
+async def test_progress_that_cannot_be_shown_fails_for_good_and_is_not_shown(world: World) -> None:
+    async def work(ctx: Context) -> None:
+        await ctx.progress(-1)
+
+    world.handle(work)
+    row = world.store.add()
+    outcome = await ended(world, row)
+    assert isinstance(outcome, Dead)
+    assert (outcome.reason, outcome.failure.error) == ("permanent", "runtime.ProgressInvalid")
+    assert world.board.told == []
+
+
 async def test_a_notice_for_a_job_that_has_ended_is_ignored(world: World) -> None:
     world.handle_taking(1)
     row = world.store.add()
