@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime.alarm import sentinel
-    from runtime.client import Client, Job, connect, enqueue_all
+    from runtime.client import Client, Job, JobEvent, connect, enqueue_all
     from runtime.core.errors import (
         HandlerInvalid,
         Invalid,
@@ -55,6 +55,7 @@ __all__ = [
     "Invalid",
     "Job",
     "JobCancelled",
+    "JobEvent",
     "JobFailed",
     "LeaseLost",
     "LimitInvalid",
@@ -89,7 +90,7 @@ __all__ = [
 # Each is imported when it is first asked for: `--help` and a worker's start do not pay for what they do not use.
 _AT = {
     "runtime.alarm": ("sentinel",),
-    "runtime.client": ("Client", "Job", "connect", "enqueue_all"),
+    "runtime.client": ("Client", "Job", "JobEvent", "connect", "enqueue_all"),
     "runtime.core.limits": ("Concurrency",),
     "runtime.core.pool": ("Pool",),
     "runtime.core.progress": ("Progress",),

@@ -52,7 +52,7 @@ Status = Literal["waiting", "deferred", "active", "completed", "failed", "dead",
 Cancel = Literal["cancelled", "asked", "gone"]
 
 LIVE: Sequence[Status] = ("waiting", "deferred", "active")
-"""The others are for good, until the id is used again."""
+"""With any other the job has ended, or is not known."""
 LOOK_S = 1.0
 """From one look of `events` to the next, if it is told of nothing."""
 TRIES = 3
@@ -633,4 +633,4 @@ async def enqueue_all(requests: Sequence[Request[R]]) -> list[Job[R]]:
     return await (await current()).send(requests)
 
 
-__all__ = ["Cancel", "Client", "Job", "Status", "connect", "current", "enqueue_all", "new_id", "use"]
+__all__ = ["Cancel", "Client", "Job", "JobEvent", "Status", "connect", "current", "enqueue_all", "new_id", "use"]

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from runtime.adapters.redis import keys, replies
+from runtime import client as client_module
+from runtime.adapters.redis import keys, replies, scripts
 from runtime.adapters.redis.replies import Pauses
 from runtime.adapters.redis.source import RedisSource
-from runtime.client import Client, Job
+from runtime.client import Client, Job, JobEvent
 from runtime.core.errors import JobCancelled, JobFailed, RedisUnreachable, ResultUnknown, WaitTimedOut
-from runtime.core.job import Call, Cancelled, Claim, Dead, Done, Failure, Outcome, Settlement
+from runtime.core.job import Call, Cancelled, Claim, Dead, Done, Failure, Outcome, Retried, Settlement
 from tests.processes import until
 from tests.redis.store import Stock, Store
 from tests.relay import Relay
@@ -426,5 +427,110 @@ def test_nonsense_on_the_channel_disturbs_nobody(store: Store, said: bytes) -> N
             await both.ends()
             assert await result == 1
             assert both.client._replies._listener is listener
+
+    store.run(live())
+
+
+# -- following a job
+
+
+@asynccontextmanager
+async def followed(job: Job[Any]) -> AsyncIterator[list[str]]:
+    """What somebody sees who follows this job, so far."""
+    seen: list[str] = []
+
+    async def follow() -> None:
+        async for event in job.events(SOON_S):
+            seen.append(f"{event.status} {event.progress.done}" if event.progress else event.status)
+
+    task = asyncio.create_task(follow())
+    try:
+        yield seen
+        await asyncio.wait_for(task, SOON_S)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def tells(both: Pair, claim: Claim, done: int) -> None:
+    said = b'{"done":%d,"total":null,"note":""}' % done
+    assert await scripts.progress(both.source.redis, [scripts.Noted(claim.id, claim.token, said)]) == [True]
+
+
+@pytest.mark.usefixtures("only_told")
+def test_who_follows_a_job_is_told_of_its_progress_and_of_its_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "LOOK_S", 60.0)
+
+    async def live() -> None:
+        async with pair(store) as both:
+            job = await both.job()
+            (claim,) = (await both.source.claim(store.queue, 1)).claims
+            async with followed(job) as seen:
+                await until(lambda: store.redis.exists(keys.AWAITED + job.id), SOON_S)
+                for done in (1, 2):
+                    await tells(both, claim, done)
+                    await until(lambda: seen[-1] == f"active {done}", SOON_S)  # noqa: B023  # it is over by then
+                await both.source.settle(store.queue, [_settlement(claim, None, 60.0)])
+            assert seen == ["active", "active 1", "active 2", "completed"]
+
+    store.run(live())
+
+
+def test_who_follows_a_job_finds_each_of_its_states_by_looking(store: Store) -> None:
+    async def live() -> None:
+        async with pair(store) as both:
+            job = await both.job()
+            async with followed(job) as seen:
+                await until(lambda: seen == ["waiting"], SOON_S)
+                (claim,) = (await both.source.claim(store.queue, 1)).claims
+                await until(lambda: seen[-1] == "active", SOON_S)
+                outcome = Retried(60.0, Failure("ValueError", "no", "transient"))
+                await both.source.settle(store.queue, [_settlement(claim, outcome, 60.0)])
+                await until(lambda: seen[-1] == "deferred", SOON_S)
+                assert await job.cancel() == "cancelled"
+            assert seen == ["waiting", "active", "deferred", "cancelled"]
+
+    store.run(live())
+
+
+def test_of_a_job_that_nobody_knows_there_is_nothing_to_follow(store: Store) -> None:
+    async def live() -> None:
+        async with pair(store) as both, followed(both.client.job("nobody")) as seen:
+            await until(lambda: seen, SOON_S)
+        assert seen == ["unknown"]
+
+    store.run(live())
+
+
+def test_who_follows_for_too_long_is_told_so_and_leaves_nothing_behind(store: Store) -> None:
+    async def live() -> None:
+        async with pair(store) as both:
+            job = await both.job()
+            with pytest.raises(WaitTimedOut, match=r"has not ended after 0\.3 s"):
+                [event async for event in job.events(0.3)]
+            first = job.events()
+            assert await anext(first) == JobEvent("waiting", None)
+            await first.aclose()
+            assert not both.client._replies._waits
+
+    store.run(live())
+
+
+@pytest.mark.usefixtures("only_told")
+def test_who_waits_for_a_result_does_not_look_again_for_news_of_progress(store: Store) -> None:
+    async def live() -> None:
+        async with pair(store) as both:
+            job = await both.job()
+            (claim,) = (await both.source.claim(store.queue, 1)).claims
+            async with waiting(job, store) as result:
+                looked = store.redis.info("commandstats")["cmdstat_evalsha"]["calls"]
+                for done in range(5):
+                    await tells(both, claim, done)
+                await asyncio.sleep(0.2)
+                assert store.redis.info("commandstats")["cmdstat_evalsha"]["calls"] <= looked + 5 + 1
+                await both.source.settle(store.queue, [_settlement(claim, None, 60.0)])
+                assert await result == 1
 
     store.run(live())

@@ -18,6 +18,7 @@ from runtime import (
     Job,
     JobFailed,
     Pool,
+    Progress,
     Quota,
     QuotaExceeded,
     Retry,
@@ -103,6 +104,28 @@ async def limited_by_one(ctx: Context) -> None:
     ctx.limit("renders")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a name for a limit
     ctx.limit({renders: "one"})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]  # a text for a number
     Concurrency("renders", "5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # likewise
+
+
+@handler
+async def told(ctx: Context, pages: int) -> None:
+    try:
+        for page in range(pages):
+            await ctx.progress(page, pages, "rendering")
+        await ctx.progress(0.5)
+    finally:
+        if ctx.cancel_reason == "user":
+            print("nobody wants it any more")
+    await ctx.progress("half")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a text for a number
+    await ctx.progress(1, 2, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a number for a note
+
+
+async def follow() -> None:
+    job = await told.enqueue(3)
+    async for event in job.events("5m"):
+        if event.progress is not None:
+            print(event.status, event.progress.done, event.progress.total, event.progress.note, event.progress.at.year)
+    found: Progress | None = await job.progress()
+    print(found)
 
 
 class Browser:
