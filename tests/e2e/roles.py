@@ -43,3 +43,9 @@ async def another(ctx: Context) -> str:
 
 @handler(quota=MODEST)
 async def modest(ctx: Context, user: str) -> None: ...
+
+
+@handler
+async def tells(ctx: Context) -> None:
+    await ctx.progress(3, 4, "nearly")
+    await asyncio.sleep(1.5)

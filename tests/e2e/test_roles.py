@@ -123,6 +123,10 @@ async def _enqueues_and_follows(client: Client) -> None:
         await client.send([roles.modest.request("ana")])
     (slow,) = await client.send([roles.long.request(1.5)])
     await slow.result("20s")  # which is told over the channel
+    (telling,) = await client.send([roles.tells.request()])
+    seen = [event async for event in telling.events("20s")]
+    assert [event.progress.done for event in seen if event.progress] == [3]
+    assert seen[-1].status == "completed"
     await client.wake(QUEUE)
 
 
