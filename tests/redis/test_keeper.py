@@ -195,7 +195,7 @@ def test_it_tells_of_an_abort_flag_once_and_keeps_the_lease(redis_url: str) -> N
     asyncio.run(main())
 
 
-LONG_S = 40.0
+LONG_S = 400.0
 """A lease with beats so far apart that none comes while a test runs."""
 
 
