@@ -133,20 +133,23 @@ class Ended:
     stop: Stop | None = None
 
 
-def after_run(ended: Ended, claim: Claim, retry: Retry, now_ms: int, chance: float) -> Outcome | None:
+def after_run(
+    ended: Ended, claim: Claim, retry: Retry, now_ms: int, chance: float, *, aborted: bool = False
+) -> Outcome | None:
     """The outcome of a run; None where the job is no longer ours to settle.
 
     A run that returns in spite of being asked to stop has done its work, and doing it again would help nobody.
-    `now_ms` and `chance` (in [0, 1)) come from the caller.
+    `aborted`: somebody has cancelled the job meanwhile, whatever the run was asked to stop for first. `now_ms` and
+    `chance` (in [0, 1)) come from the caller.
     """
     if ended.stop == "lost" or isinstance(ended.error, LeaseLost):
         return None
     if ended.error is None:
         return Done(ended.value)
+    if aborted or ended.stop == "abort":
+        return Cancelled()
     if ended.stop == "shutdown":
         return Released("shutdown")
-    if ended.stop == "abort":
-        return Cancelled()
     return after_error(ended.error, claim, retry, now_ms, chance)
 
 

@@ -41,6 +41,7 @@ class _Slot:
     began: float
     run: Run | None = None
     stop: Stop | None = None
+    aborted: bool = False
     trace: str | None = None
 
     def now_ms(self) -> int:
@@ -175,7 +176,9 @@ class Slots:
             self._stuck.discard(token)
             return
         try:
-            outcome = after_run(ended, slot.claim, slot.entry.spec.retry, slot.now_ms(), random.random())
+            outcome = after_run(
+                ended, slot.claim, slot.entry.spec.retry, slot.now_ms(), random.random(), aborted=slot.aborted
+            )
         except BaseException as error:  # an exception of the handler's that cannot even be looked at
             outcome = Dead("permanent", describe(error))
         if outcome is not None:
@@ -215,6 +218,7 @@ class Slots:
         if slot is None:
             return
         if notice == "abort":
+            slot.aborted = True
             slot.claim = replace(slot.claim, abort_ms=slot.now_ms())  # the flag goes with the job, however that ends
         self._stop(slot, notice)
         if notice == "lost":

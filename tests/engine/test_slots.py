@@ -425,6 +425,29 @@ async def test_the_first_reason_to_cancel_stands(world: World) -> None:
     assert read == ["timeout", "timeout"]
 
 
+@pytest.mark.parametrize("first", ["timeout", "shutdown"])
+async def test_a_job_that_is_aborted_while_it_stops_for_another_reason_does_not_run_again(
+    world: World, first: str
+) -> None:
+    async def work(ctx: Context) -> None:
+        try:
+            await trio.sleep(1000)
+        finally:
+            with suppress(CancelOnce):
+                await trio.sleep(1000)
+
+    world.handle(work, timeout_s=10)
+    row = world.store.add()
+    served = world.serve(world.actor())
+    await world.at(9)
+    if first == "shutdown":
+        served.hurry()
+    await world.at(10.5)
+    world.keeper.notify(row, "abort")
+    await world.at(11)
+    assert world.store.outcomes(row.id) == [Cancelled()]
+
+
 async def test_a_handler_that_cancels_something_of_its_own_has_no_reason(world: World) -> None:
     read: list[str | None] = []
 
@@ -441,6 +464,7 @@ async def test_a_handler_that_cancels_something_of_its_own_has_no_reason(world: 
 
 async def test_progress_goes_to_the_board_and_lets_others_run(world: World) -> None:
     async def work(ctx: Context) -> None:
+        await ctx.progress(1)
         while not others:
             await ctx.progress(1)
         await ctx.progress(2, 2, "rendering")
