@@ -34,8 +34,9 @@ def run(args: argparse.Namespace) -> int:
     async def cancel(client: Client) -> int:
         place = await _place(client, args.id, args.queue)
         said = await client.cancel(args.id, place)
-        status = await client.status(args.id, place) if said == "gone" else "unknown"
-        print(f"{one_line(args.id)}: {_SAID[said] if status == 'unknown' else _ENDED.format(status)}")
+        ended = await client.status(args.id, place) if said == "gone" else None
+        what = f"it has ended, there is nothing to cancel: {ended}" if ended in _ENDS else _SAID[said]
+        print(f"{one_line(args.id)}: {what}")
         return 1 if said == "gone" else 0
 
     async def work(client: Client) -> int:
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         found: dict[str, object] = {"jobId": job.id, "status": await job.status()}
         if found["status"] == "active" and not args.wait and (progress := await _progress(job)):
             found["progress"] = progress
-        if args.wait or found["status"] in ("completed", "failed", "cancelled", "dead"):
+        if args.wait or found["status"] in _ENDS:
             try:
                 found["result"] = await job.result(longest_s)
             except JobFailed as failure:
@@ -64,7 +65,7 @@ _SAID: dict[Cancel, str] = {
 }
 
 
-_ENDED = "it has ended, there is nothing to cancel: {}"
+_ENDS = ("completed", "failed", "cancelled", "dead")
 
 
 async def _progress(job: Job[Any]) -> dict[str, Any] | None:
