@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         JobCancelled,
         JobFailed,
         LeaseLost,
+        LifespanMissing,
         Limited,
         LimitInvalid,
         OptionInvalid,
@@ -30,13 +31,16 @@ if TYPE_CHECKING:
         Transient,
         WaitTimedOut,
     )
+    from runtime.core.lifespan import Lifespan
     from runtime.core.limits import Concurrency
+    from runtime.core.middleware import Middleware
     from runtime.core.pool import Pool
+    from runtime.core.priority import Ranked, by
     from runtime.core.progress import Progress
     from runtime.core.quota import Allowance, Quota
     from runtime.core.request import Options, Request
     from runtime.core.retry import Retry
-    from runtime.declare import Bucket, Handler, handler
+    from runtime.declare import Bucket, Handler, handler, lifespan, middleware
     from runtime.engine.context import Checked, Context
     from runtime.engine.limiter import Grant
 
@@ -58,8 +62,11 @@ __all__ = [
     "JobEvent",
     "JobFailed",
     "LeaseLost",
+    "Lifespan",
+    "LifespanMissing",
     "LimitInvalid",
     "Limited",
+    "Middleware",
     "OptionInvalid",
     "Options",
     "PayloadInvalid",
@@ -70,6 +77,7 @@ __all__ = [
     "ProgressInvalid",
     "Quota",
     "QuotaExceeded",
+    "Ranked",
     "RedisRefused",
     "RedisUnreachable",
     "Request",
@@ -81,9 +89,12 @@ __all__ = [
     "Snooze",
     "Transient",
     "WaitTimedOut",
+    "by",
     "connect",
     "enqueue_all",
     "handler",
+    "lifespan",
+    "middleware",
     "sentinel",
 ]
 
@@ -91,13 +102,16 @@ __all__ = [
 _AT = {
     "runtime.alarm": ("sentinel",),
     "runtime.client": ("Client", "Job", "JobEvent", "connect", "enqueue_all"),
+    "runtime.core.lifespan": ("Lifespan",),
     "runtime.core.limits": ("Concurrency",),
+    "runtime.core.middleware": ("Middleware",),
     "runtime.core.pool": ("Pool",),
+    "runtime.core.priority": ("Ranked", "by"),
     "runtime.core.progress": ("Progress",),
     "runtime.core.quota": ("Allowance", "Quota"),
     "runtime.core.request": ("Options", "Request"),
     "runtime.core.retry": ("Retry",),
-    "runtime.declare": ("Bucket", "Handler", "handler"),
+    "runtime.declare": ("Bucket", "Handler", "handler", "lifespan", "middleware"),
     "runtime.engine.context": ("Checked", "Context"),
     "runtime.engine.limiter": ("Grant",),
 }

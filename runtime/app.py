@@ -4,6 +4,7 @@ serve
   ├─ supervisor ─ actor (one per group of queues) ─ puller, slots, settler
   ├─ lease keeper, watchdog (threads)
   ├─ pools ─ a task for each item
+  ├─ lifetime: the state of the handlers, opened before the first claim
   ├─ permits: those that were handed on to this worker, and those to give back
   ├─ retinue, after the first look for jobs: governor, heartbeats, HTTP server and others
   └─ signals:  first: drain until the grace is over · second: give back now · third: end now
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from runtime.adapters import threads
 from runtime.adapters.egress import Egress
 from runtime.adapters.http.sessions import AiohttpSessions
 from runtime.adapters.loop import loop_factory
@@ -36,10 +38,15 @@ from runtime.adapters.telemetry import logs, traces
 from runtime.apis import Apis
 from runtime.client import Client, use
 from runtime.core.errors import SettingsInvalid
+from runtime.core.lifespan import Lifespan
 from runtime.core.limits import Bucket
+from runtime.core.middleware import Middleware
 from runtime.core.policy import describe
 from runtime.core.redaction import Redactor
 from runtime.engine.actor import Actor
+from runtime.engine.lifetime import CLOSE_S as LIFESPAN_CLOSE_S
+from runtime.engine.lifetime import OBEY_S, Lifetime
+from runtime.engine.middleware import within
 from runtime.engine.pools import LAST_CLOSE_S, Pools
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor, bug_of
@@ -55,8 +62,8 @@ if TYPE_CHECKING:
 
 FIRST_LOOK_S = 0.3
 """The retinue waits for so long to hear what came of the first look for jobs."""
-POOLS_S = LAST_CLOSE_S + 1.0
-"""How long is waited for the items of pools to close: what still goes on then does not obey."""
+LET_GO_S = max(LAST_CLOSE_S, LIFESPAN_CLOSE_S) + OBEY_S
+"""How long is waited for the items of pools and the lifespan to close: what still goes on then does not obey."""
 CLOSE_S = 5.0
 """How long connections may take to close."""
 LEAVE_S = 1.0
@@ -66,7 +73,13 @@ DUMP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 
 
 def serve(
-    settings: Settings, url: str, handlers: Handlers, served: Sequence[Group], buckets: Sequence[Bucket] = ()
+    settings: Settings,
+    url: str,
+    handlers: Handlers,
+    served: Sequence[Group],
+    buckets: Sequence[Bucket] = (),
+    lifespan: Lifespan[Any] | None = None,
+    middleware: Sequence[Middleware] = (),
 ) -> int:
     """Run a worker until it is told to stop; the exit code. Raises `SettingsInvalid` for a port that is taken.
 
@@ -78,7 +91,7 @@ def serve(
         log.warning(warning, event_name="SETTING_WARNING")
     loop = loop_factory(settings.loop)
     listener = listen(settings.port) if settings.http else None
-    worker = Worker(settings, url, handlers, served, buckets, log, listener, redact)
+    worker = Worker(settings, url, handlers, served, buckets, lifespan, middleware, log, listener, redact)
     with asyncio.Runner(loop_factory=loop) as runner:
         code = _run_to_its_end(runner.get_loop(), worker.run(), log)
         logs.close()
@@ -128,6 +141,8 @@ class Worker:
         handlers: Handlers,
         served: Sequence[Group],
         buckets: Sequence[Bucket],
+        lifespan: Lifespan[Any] | None,
+        middleware: Sequence[Middleware],
         log: Any,
         listener: socket.socket | None,
         redact: Redactor,
@@ -136,7 +151,9 @@ class Worker:
         self._url = url
         self._handlers = handlers
         self._groups = served
+        self._entries = within(handlers, middleware)
         self._buckets = buckets
+        self._lifespan = lifespan
         self._log = log
         self._listener = listener
         self._redact = redact
@@ -173,6 +190,10 @@ class Worker:
         )
         self._sessions = AiohttpSessions(egress)
         self._pools = Pools(lambda text: self._log.warning(text, event_name="POOL_TROUBLE"))
+        self._lifetime = Lifetime(
+            self._lifespan, self._without_state, lambda text: self._log.warning(text, event_name="LIFESPAN_TROUBLE")
+        )
+        threads.allow(sum(group.slots for group in self._groups))
         self._client = Client(
             self._url,
             serializer=self._serializer,
@@ -201,6 +222,7 @@ class Worker:
             self._permits,
             lambda: self._board,
             self._redact,
+            self._lifetime.state,
         )
         self._supervisor = Supervisor([self._actor_of(group, ports) for group in self._groups], journal)
         self._standstills = Standstills(
@@ -215,13 +237,15 @@ class Worker:
         self._keeper.start()
         self._standstills.watch()
         pooled = asyncio.create_task(self._beside("keeping the pools", self._pools.run))
+        lived = asyncio.create_task(self._beside("keeping the state", self._lifetime.run))
         try:
             await self._serve()
         except Exception as error:  # a bug of ours outside of the actors, which have given their jobs back
             self._failure = bug_of(error)
         finally:
             self._pools.close()
-            await asyncio.wait([pooled], timeout=POOLS_S)
+            self._lifetime.end()
+            await asyncio.wait([pooled, lived], timeout=LET_GO_S)
             with anyio.move_on_after(CLOSE_S, shield=True):
                 await self._close()
         failure = self._failure or self._supervisor.failure
@@ -238,6 +262,7 @@ class Worker:
             group.start_soon(self._obey_signals)
             group.start_soon(self._beside, "handing permits on", self._permits.run)
             group.start_soon(self._have_retinue)
+            await self._lifetime.open()
             await self._supervisor.run()
             group.cancel_scope.cancel()
 
@@ -269,6 +294,7 @@ class Worker:
             self._client,
             self._sessions,
             self._pools,
+            self._lifetime,
             self._traces,
         )
 
@@ -290,6 +316,11 @@ class Worker:
         """This process has enqueued something for itself: nobody else rings for it."""
         self._retinue.call()
 
+    def _without_state(self, failure: Exception) -> None:
+        """Handlers cannot run: whatever is held is for another worker."""
+        self._failure = self._failure or failure
+        self._supervisor.hurry()
+
     async def _beside(self, what: str, part: Callable[[], Awaitable[object]]) -> None:
         await logs.beside(self._log, what, part)
 
@@ -303,7 +334,7 @@ class Worker:
         return lambda: Actor(
             group.queues,
             group.slots,
-            self._handlers,
+            self._entries,
             ports,
             self._statistics,
             lease_s=settings.lease_s,
@@ -388,6 +419,7 @@ class Worker:
         name = signal.Signals(await self._signals.get()).name
         self._retinue.retire(name, grace_s)
         self._supervisor.drain()
+        self._lifetime.give_up()
         with anyio.move_on_after(grace_s):
             await self._signals.get()
         self._supervisor.hurry()

@@ -1,16 +1,22 @@
-"""What handler modules write: `@handler`. Declaring has no side effect; `runtime serve` collects what is declared."""
+"""What handler modules write: `@handler`, `@lifespan`, `@middleware`.
+
+Declaring has no side effect; `runtime serve` collects what is declared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from functools import cached_property
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from runtime.core import limits
 from runtime.core.errors import HandlerInvalid, Invalid, PayloadInvalid
+from runtime.core.lifespan import Lifespan
 from runtime.core.limits import Keyed, one_each
+from runtime.core.middleware import CallNext, Middleware
+from runtime.core.priority import Ranked
 from runtime.core.quota import Counted, Quota
-from runtime.core.request import Options, Request, check_options
+from runtime.core.request import Options, Request, check_name, check_options
 from runtime.core.retry import Retry
 from runtime.core.span import Span, seconds
 from runtime.core.spec import DEFAULT_QUEUE, Spec
@@ -21,12 +27,15 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 class Handler(Generic[P, R]):
     """A declared handler: called by the worker for each job, and typed for whoever enqueues one."""
 
-    def __init__(self, function: Callable[Concatenate[Any, P], Awaitable[R]], spec: Spec, options: Options) -> None:
+    def __init__(
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R] | R], spec: Spec, options: Options
+    ) -> None:
         self.function = function
         self.spec = spec
         self._options = options
@@ -56,10 +65,11 @@ class Handler(Generic[P, R]):
         """The same as a value, for `enqueue_all`. Raises `PayloadInvalid`."""
         packed, named = self._pack(args, kwargs)
         options = self._options
+        priority = options.get("priority")
         return Request(
             handler=self.name,
             queue=options.get("queue", self.spec.queue),
-            priority=options.get("priority", self.spec.priority),
+            priority=self._rank(packed, named) if priority is None else priority,
             args=packed,
             kwargs=named,
             options=options,
@@ -73,8 +83,10 @@ class Handler(Generic[P, R]):
         return Handler(self.function, self.spec, {**self._options, **options})
 
     async def __call__(self, ctx: Any, *args: P.args, **kwargs: P.kwargs) -> R:
-        """The function itself: for tests, and for one handler that calls another."""
-        return await self.function(ctx, *args, **kwargs)
+        """The function itself: for tests, and for one handler that calls another. One that is no `async def` runs in a
+        thread, as in a worker."""
+        value: R = await self._call(ctx, *args, **kwargs)
+        return value
 
     async def run(self, context: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A job's run: arguments checked against the signature (`Invalid` if they do not fit), result as plain data."""
@@ -82,7 +94,7 @@ class Handler(Generic[P, R]):
             args, kwargs = self.signature.unpack(args, kwargs)
         except (TypeError, ValueError) as error:
             raise Invalid(str(error)) from None
-        return self.signature.pack_result(await self.function(context, *args, **kwargs))
+        return self.signature.pack_result(await self._call(context, *args, **kwargs))
 
     def _pack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         try:
@@ -91,6 +103,12 @@ class Handler(Generic[P, R]):
             raise PayloadInvalid(
                 f"{self.name}: {error}", hint=f"its arguments are {self.name}{self.signature}"
             ) from None
+
+    def _rank(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+        priority = self.spec.priority
+        if isinstance(priority, int):
+            return priority
+        return priority.of(self.signature.arguments(args, kwargs)[priority.parameter])
 
     def _count(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Counted | None:
         quota = self.spec.quota
@@ -106,8 +124,29 @@ class Handler(Generic[P, R]):
 
         return Signature(self.function)
 
+    @cached_property
+    def _call(self) -> Callable[..., Awaitable[Any]]:
+        from runtime.adapters.payload import is_async
+
+        function: Callable[..., Any] = self.function
+        return function if is_async(function) else _threaded(function)
+
     def __repr__(self) -> str:
         return f"<Handler {self.name} of queue {self.spec.queue} at {self.spec.where}>"
+
+
+def _threaded(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        from runtime.adapters.threads import in_thread
+
+        value: object = await in_thread(partial(function, *args, **kwargs))
+        if isinstance(value, Awaitable):
+            if isinstance(value, Coroutine):
+                value.close()  # one that nobody awaits complains
+            raise TypeError("the handler has returned something to await: write it as `async def`")
+        return value
+
+    return call
 
 
 _TAKES_ANY_NUMBER = 0x04  # CO_VARARGS, as in the documentation of `inspect`
@@ -132,7 +171,13 @@ class _Decorator:
         self._name = name
         self._spec = spec
 
-    def __call__(self, function: Callable[Concatenate[Any, P], Awaitable[R]]) -> Handler[P, R]:
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Handler[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R]) -> Handler[P, R]: ...
+
+    def __call__(self, function: Callable[..., Any]) -> Any:
         code = getattr(function, "__code__", None)
         where = f"{code.co_filename}:{code.co_firstlineno}" if code else "?"
         name = self._name or getattr(function, "__name__", None)
@@ -142,21 +187,26 @@ class _Decorator:
             )
         if code and not code.co_argcount and not code.co_flags & _TAKES_ANY_NUMBER:
             raise HandlerInvalid(f"the handler {name!r} at {where} takes no context", hint="its first parameter is ctx")
-        from runtime.adapters.payload import defaults, is_async
+        from runtime.adapters.payload import defaults, yields
 
-        if not is_async(function):
+        if yields(function):
             raise HandlerInvalid(
-                f"the handler {name!r} at {where} is not async",
-                hint="write it as `async def`: it runs in the event loop",
+                f"the handler {name!r} at {where} is a generator: calling it runs nothing of it",
+                hint="return the result; what follows a `yield` would never run",
             )
         spec = self._spec(name, where)
-        if spec.quota is not None:
-            spec.quota.check(f"the handler {name!r} at {where}", defaults(function))
+        for rule in (spec.quota, spec.priority):
+            if isinstance(rule, Quota | Ranked):
+                rule.check(f"the handler {name!r} at {where}", defaults(function))
         return Handler(function, spec, {})
 
 
 @overload
-def handler(function: Callable[Concatenate[Any, P], Awaitable[R]], /) -> Handler[P, R]: ...
+def handler(function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> Handler[P, R]: ...
+
+
+@overload
+def handler(function: Callable[Concatenate[Any, P], R], /) -> Handler[P, R]: ...
 
 
 @overload
@@ -166,7 +216,7 @@ def handler(
     queue: str = DEFAULT_QUEUE,
     timeout: Span | None = None,
     retry: Retry | None = None,
-    priority: int = 0,
+    priority: int | Ranked = 0,
     keep_result: Span = "1h",
     limit: Keyed | Iterable[Keyed] = (),
     quota: Quota | None = None,
@@ -181,21 +231,28 @@ def handler(
     queue: str = DEFAULT_QUEUE,
     timeout: Span | None = None,
     retry: Retry | None = None,
-    priority: int = 0,
+    priority: int | Ranked = 0,
     keep_result: Span = "1h",
     limit: Keyed | Iterable[Keyed] = (),
     quota: Quota | None = None,
 ) -> Any:
-    """Declare an `async def` whose first parameter is the `Context` as a handler of jobs.
+    """Declare a function whose first parameter is the `Context` as a handler of jobs.
+
+    An `async def` runs in the event loop. A `def` runs in a thread, with the context variables of its run; the async
+    methods of `ctx` are called from there as `anyio.from_thread.run(ctx.once, "create", create)`. Nothing can end a
+    thread: one that is asked to stop (by a user, its timeout, a shutdown) learns it where it next calls something in
+    this way, or `anyio.from_thread.check_cancelled()`, and keeps its slot until it ends. What it returns until 10 s
+    later counts; after that its job is a dead letter (`stuck`), or at a shutdown given back at once with the process.
 
     `name` is its name on the wire (default: the function's), `queue` the Redis key of its queue, `timeout` the longest
     run (default: the worker's), `retry` what follows a failure (default: three attempts), `priority` that of its jobs
-    unless an enqueue says otherwise, `keep_result` how long a result can be read ("0s": none is kept), `limit` what
-    every attempt takes before it runs: of each `Bucket` a token, of each `Concurrency` a permit that it holds to its
-    end (it waits for up to 10 s in its slot, else the job goes back for as long as it takes), `quota` how many of its
-    jobs one user may enqueue. Raises `HandlerInvalid`, `OptionInvalid` or `LimitInvalid` where it stands.
+    unless an enqueue says otherwise (a number, or `by` an argument), `keep_result` how long a result can be read ("0s":
+    none is kept), `limit` what every attempt takes before it runs: of each `Bucket` a token, of each `Concurrency` a
+    permit that it holds to its end (it waits for up to 10 s in its slot, else the job goes back for as long as it
+    takes), `quota` how many of its jobs one user may enqueue. Raises `HandlerInvalid`, `OptionInvalid` or
+    `LimitInvalid` where it stands.
     """
-    check_options({"priority": priority, "queue": queue})
+    check_options({"queue": queue} if isinstance(priority, Ranked) else {"priority": priority, "queue": queue})
     limited = one_each(limit)
     if retry is not None and not isinstance(retry, Retry):
         raise HandlerInvalid(f"retry={retry!r:.40}: it is a Retry", hint="e.g. retry=Retry(3)")
@@ -221,6 +278,64 @@ def handler(
 
     decorate = _Decorator(name, spec)
     return decorate if function is None else decorate(function)
+
+
+def lifespan(function: Callable[[], AsyncIterator[S]]) -> Lifespan[S]:
+    """Declare what opens the state that the handlers share: an `async def` with one `yield`, of the state.
+
+        @lifespan
+        async def resources() -> AsyncIterator[State]:
+            async with open_database() as database:
+                yield State(database)
+
+    A worker opens it before its first claim and closes it when its last run has ended; handlers have it as `ctx.state`
+    (`Context[State]`). While the worker is quiet it is closed, as an open socket would keep the platform from putting
+    the worker to sleep. Opening may take a minute, closing 5 s, both in one task of its own. When it cannot be opened,
+    or ends by itself, the worker gives back what it holds and ends with `WORKER_CRASH` and exit 1. What a worker serves
+    has one lifespan at most. Raises `HandlerInvalid` where it stands.
+    """
+    return Lifespan(function)
+
+
+Around = Callable[[Any, CallNext], Awaitable[Any]]
+
+
+@overload
+def middleware(function: Around, /) -> Middleware: ...
+
+
+@overload
+def middleware(*, queue: str | None = None) -> Callable[[Around], Middleware]: ...
+
+
+def middleware(function: Around | None = None, /, *, queue: str | None = None) -> Any:
+    """Declare what stands around every run of a handler: `async def m(ctx, call_next): return await call_next()`.
+
+    It runs within the handler's timeout, span and log context, and sees the result, as the plain data that is recorded,
+    and the exceptions: those of the arguments' check and the handler's ways to speak (`Snooze`, `RetryLater`) too. What
+    it returns or raises takes their place. The first that is declared is the outermost; modules go in the order in
+    which they are named. With `queue`, it is for the jobs of that queue alone. Raises `HandlerInvalid` where it stands.
+    """
+    if queue is not None:
+        check_name("queue", queue)
+    return partial(_middleware, queue=queue) if function is None else _middleware(function)
+
+
+def _middleware(function: Around, queue: str | None = None) -> Middleware:
+    from runtime.adapters.payload import is_async
+
+    code = getattr(function, "__code__", None)
+    where = f"{code.co_filename}:{code.co_firstlineno}" if code else "?"
+    name = str(getattr(function, "__name__", function))
+    if not is_async(function):
+        raise HandlerInvalid(
+            f"the middleware {name!r} at {where} is not async", hint="async def m(ctx, call_next): await call_next()"
+        )
+    if code and code.co_argcount < 2 and not code.co_flags & _TAKES_ANY_NUMBER:
+        raise HandlerInvalid(
+            f"the middleware {name!r} at {where} does not take two parameters", hint="(ctx, call_next)"
+        )
+    return Middleware(function, name, queue, where)
 
 
 def _positive(span: Span, name: str) -> float:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from runtime.core.feedback import Feedback
 from runtime.core.job import Claim, Settlement, Verdict
+from runtime.core.lifespan import no_state
 from runtime.core.limits import Answer, Bucket, Concurrency, Costs, Permit, Refused
 from runtime.core.policy import Ended, Stop
 from runtime.core.pool import Pool
@@ -89,6 +90,10 @@ class Source(Protocol):
 
 Notice = Literal["lost", "abort"]
 
+SHIELD_MOST_S = 10.0
+"""The longest that a run which was asked to stop may shield itself. What may follow it ends within the time that a
+platform is asked for beyond the grace (30 s, in the deploy definitions)."""
+
 
 class Keeper(Protocol):
     """Extends the leases of held jobs, whatever the handlers do meanwhile."""
@@ -110,6 +115,17 @@ class Run(Protocol):
 
     def stop(self, why: Stop) -> None:
         """Ask it to stop, by cancelling it once. Calling it again cancels again; the first reason stands."""
+
+    @property
+    def shielded_until(self) -> float:
+        """When the shields it is in are over, by the clock of the event loop; -inf where it is in none."""
+        ...
+
+    def shield(self, length_s: float) -> AbstractContextManager[None]:
+        """In this block it is not cancelled: for so long after it is asked to stop, or after the block's beginning if
+        it was asked before, and never longer than `SHIELD_MOST_S` after it was asked. What was held off by then, or by
+        the block's end, cancels it then. Without effect in another thread."""
+        ...
 
     def allow(self, more_s: float) -> None:
         """Put its deadline off by so much. Before it has one, and once it was asked to stop, that is without effect."""
@@ -357,3 +373,5 @@ class Ports:
     """Made when it is first asked for."""
     redact: Redactor = BY_SHAPE
     """What failures say goes through it before anybody else sees it."""
+    state: Callable[[], Any] = no_state
+    """What the lifespan has yielded; raises `LifespanMissing` where there is none."""

@@ -11,7 +11,9 @@ from types import ModuleType
 from typing import Any, cast
 
 from runtime.core.errors import HandlerInvalid, HandlerUnknown, LimitInvalid, Problem
+from runtime.core.lifespan import Lifespan
 from runtime.core.limits import Bucket
+from runtime.core.middleware import Middleware
 from runtime.core.policy import describe
 from runtime.core.values import frozen
 from runtime.declare import Handler
@@ -69,6 +71,7 @@ def inventory(modules: Sequence[str] = (), folder: Path | None = None) -> Invent
         return Inventory((), 0, {}, (), (problem,))
     handlers: dict[str, Handler[..., Any]] = {}
     buckets: dict[str, Bucket] = {}
+    lifespans: list[Lifespan[Any]] = []
     wrong: list[Problem] = []
     imported: list[ModuleType] = []
     for one in (one for name in names for one in _walk(name)):
@@ -80,6 +83,8 @@ def inventory(modules: Sequence[str] = (), folder: Path | None = None) -> Invent
         try:
             if isinstance(value, Handler):
                 _add(handlers, cast("Handler[..., Any]", value))
+            for new in _lifespans_of(value):
+                _add_lifespan(lifespans, new)
             for bucket in _buckets_of(cast("object", value)):
                 _add_bucket(buckets, bucket)
         except HandlerInvalid as problem:
@@ -124,6 +129,36 @@ def _declared(names: Sequence[str]) -> Iterator[Any]:
             modules.append(module)
         for module in modules:
             yield from list(vars(module).values())
+
+
+def lifespan(modules: Sequence[str] = (), folder: Path | None = None) -> Lifespan[Any] | None:
+    """The one that the same modules declare. Raises `HandlerInvalid` also for a second one."""
+    found: list[Lifespan[Any]] = []
+    for value in _declared(_named(modules, folder)):
+        for new in _lifespans_of(value):
+            _add_lifespan(found, new)
+    return found[0] if found else None
+
+
+def middleware(modules: Sequence[str] = (), folder: Path | None = None) -> Sequence[Middleware]:
+    """Those that the same modules declare, in the order of modules and declarations."""
+    return list(dict.fromkeys(value for value in _declared(_named(modules, folder)) if isinstance(value, Middleware)))
+
+
+def _lifespans_of(value: Any) -> list[Lifespan[Any]]:
+    """The one that it is."""
+    return [value] if isinstance(value, Lifespan) else []
+
+
+def _add_lifespan(found: list[Lifespan[Any]], new: Lifespan[Any]) -> None:
+    if any(new is not old for old in found):
+        raise HandlerInvalid(
+            "two lifespans are declared",
+            cause=f"{found[0]}, {new}",
+            hint="a worker has one: open both in it, one `async with` within the other, and yield what holds them",
+        )
+    if not found:
+        found.append(new)
 
 
 def queues(handlers: Handlers) -> list[str]:

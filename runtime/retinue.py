@@ -34,6 +34,7 @@ from runtime.bulletins import Bulletins
 from runtime.client import Client
 from runtime.core.limits import Bucket
 from runtime.engine.governor import Governor
+from runtime.engine.lifetime import Lifetime
 from runtime.engine.pools import Pools
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor
@@ -84,6 +85,7 @@ class Retinue:
         client: Client,
         sessions: AiohttpSessions,
         pools: Pools,
+        lifetime: Lifetime,
         traces: Traces | None,
     ) -> None:
         self._settings = settings
@@ -127,6 +129,7 @@ class Retinue:
             self._heartbeats,
             sessions,
             pools,
+            lifetime,
             traces.flush_and_stop if traces is not None else None,
         )
         self._governor = Governor(

@@ -13,6 +13,7 @@ from runtime.adapters.redis.permits import RedisPermits
 from runtime.adapters.redis.presence import Presence
 from runtime.adapters.redis.source import RedisSource
 from runtime.client import Client
+from runtime.engine.lifetime import Lifetime
 from runtime.engine.pools import Pools
 from runtime.ports import Away
 
@@ -37,6 +38,7 @@ class Silence:
         heartbeats: Heartbeats,
         sessions: AiohttpSessions,
         pools: Pools,
+        lifetime: Lifetime,
         flush_traces: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self._queues = queues
@@ -49,6 +51,7 @@ class Silence:
         self._heartbeats = heartbeats
         self._sessions = sessions
         self._pools = pools
+        self._lifetime = lifetime
         self._flush_traces = flush_traces
         self._utterances: dict[anyio.CancelScope, anyio.Event] = {}
         """What goes on while it speaks, and when each has ended."""
@@ -64,6 +67,7 @@ class Silence:
     async def fall_silent(self) -> None:
         self._speaking = anyio.Event()
         self._pools.close_idle()
+        await self._lifetime.close()
         for scope, ended in list(self._utterances.items()):
             scope.cancel()
             await ended.wait()
@@ -89,6 +93,7 @@ class Silence:
     async def speak(self) -> None:
         self._speaking.set()
         self._presence.appear()
+        await self._lifetime.open()
         with anyio.move_on_after(COUNTED_S):
             await self._presence.counted.wait()
 

@@ -200,6 +200,14 @@ def is_async(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
+def yields(function: Any) -> bool:
+    """Whether calling it gives something to iterate over, and runs nothing."""
+    return any(
+        inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called)
+        for called in (function, type(function).__call__)
+    )
+
+
 def to_json(value: object) -> bytes:
     """`value` as JSON; for plain data and dataclasses. Text that is no Unicode (a hostile id, say) is escaped."""
     try:

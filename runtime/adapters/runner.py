@@ -4,17 +4,25 @@
 """
 
 import asyncio
+import math
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import field
 from typing import Any
+
+import anyio
 
 from runtime.adapters import forks
 from runtime.core.policy import Ended, Stop
 from runtime.core.span import spell
+from runtime.core.values import record
+from runtime.ports import SHIELD_MOST_S
 
 STUCK_S = 10.0
-"""So long after it was asked to stop, and asked again in the middle of it, a run is called stuck."""
+"""So long after it was asked to stop, or its shields were over, and asked again in the middle of it, a run is called
+stuck."""
 _NAME = "run "
 _token: ContextVar[str] = ContextVar("token of the run")
 
@@ -86,8 +94,25 @@ def token_of(task: "asyncio.Task[Any]") -> str | None:
     return get_context().get(_token) if get_context else None
 
 
+@record
+class _Shield:
+    """A block in which a run is not cancelled."""
+
+    length_s: float
+    until: float = math.inf
+    """Known once the run is asked to stop."""
+    over: asyncio.TimerHandle | None = None
+    scope: anyio.CancelScope = field(default_factory=lambda: anyio.CancelScope(shield=True))
+    """Keeps off what reaches the block through task groups that the handler has opened."""
+
+
 class AsyncioRun:
     """One call in a task of its own, under its deadline."""
+
+    _stopped_at = -math.inf
+    _shields: tuple[_Shield, ...] = ()
+    _held_off = False
+    """A cancel waits for the end of the shields."""
 
     def __init__(
         self,
@@ -121,11 +146,64 @@ class AsyncioRun:
             return
         if self._stop is None:
             self._stop = why
+            self._stopped_at = self._loop.time()
             self._no_deadline()
+            for shield in self._shields:
+                self._bound(shield)
             self._timer = self._loop.call_later(STUCK_S / 2, self._insist)
             # A task that is cancelled before its first step never enters its coroutine.
             self._task.add_done_callback(lambda _: self._end(None, asyncio.CancelledError()))
-        self._task.cancel()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._shields:
+            self._held_off = True
+        else:
+            self._held_off = False
+            self._task.cancel()
+
+    @property
+    def shielded_until(self) -> float:
+        return max((shield.until for shield in self._shields), default=-math.inf)
+
+    @contextmanager
+    def shield(self, length_s: float) -> Generator[None]:
+        if not self._is_here():
+            yield
+            return
+        shield = _Shield(length_s)
+        self._shields = (*self._shields, shield)
+        if self._stop is not None:
+            self._bound(shield)
+        try:
+            with shield.scope:
+                yield
+        finally:
+            self._leave(shield)
+            if self._held_off and self._ended is not None:
+                self._cancel()
+
+    def _is_here(self) -> bool:
+        """Whether this is the thread of the event loop."""
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
+    def _bound(self, shield: _Shield) -> None:
+        shield.until = min(self._loop.time() + shield.length_s, self._stopped_at + SHIELD_MOST_S)
+        shield.over = self._loop.call_at(shield.until, self._is_over, shield)
+
+    def _is_over(self, shield: _Shield) -> None:
+        shield.scope.shield = False
+        self._leave(shield)
+        if self._ended is not None:
+            self._cancel()
+
+    def _leave(self, shield: _Shield) -> None:
+        self._shields = tuple(other for other in self._shields if other is not shield)
+        if shield.over is not None:
+            shield.over.cancel()
 
     def allow(self, more_s: float) -> None:
         if self._stop is None and (due_at := self._no_deadline()) is not None:
@@ -140,6 +218,9 @@ class AsyncioRun:
         return timer.when()
 
     def _insist(self) -> None:
+        if self._shields:
+            self._timer = self._loop.call_at(self.shielded_until + STUCK_S / 2, self._insist)
+            return
         self._task.cancel()
         self._timer = self._loop.call_later(STUCK_S / 2, self._stuck)
 

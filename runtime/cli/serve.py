@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
     handlers = registry.collect(args.module)
     buckets = registry.buckets(args.module)
+    lifespan = registry.lifespan(args.module)
+    middleware = registry.middleware(args.module)
     served = groups.groups(handlers, args.queue, config.concurrency)
     url, server = client.redis_url(config)
     if server is not None:
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     gc.freeze()
     gc.set_threshold(GARBAGE)
     gc.enable()
-    return app.serve(config, url, handlers, served, buckets)
+    return app.serve(config, url, handlers, served, buckets, lifespan, middleware)
 
 
 def _dump_no_core() -> None:

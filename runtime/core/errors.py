@@ -90,6 +90,23 @@ class ProgressInvalid(Problem):
     exit_code = 78
 
 
+class LifespanMissing(Problem):
+    """A handler asks for `ctx.state`, and its worker has none."""
+
+    exit_code = 78
+
+    def __init__(self) -> None:
+        super().__init__(
+            "ctx.state: the worker has no state",
+            cause="no lifespan is declared in the modules that it serves",
+            hint="declare one: `@lifespan async def resources() -> AsyncIterator[State]: …; yield state`",
+        )
+
+
+class LifespanFailed(Problem):
+    """The state of the handlers could not be opened, or ended by itself. The worker ends with it."""
+
+
 class LimitUnknown(Problem):
     """No worker has told of a limit of this name."""
 

@@ -9,6 +9,7 @@ from runtime.core.errors import (
     Category,
     JobError,
     LeaseLost,
+    LifespanMissing,
     Limited,
     LimitInvalid,
     ProgressInvalid,
@@ -270,7 +271,7 @@ def categorise(error: BaseException) -> Category:
         return error.category
     if isinstance(error, MemoryError):
         return "resource"
-    if isinstance(error, LimitInvalid | ProgressInvalid):
+    if isinstance(error, LimitInvalid | ProgressInvalid | LifespanMissing):
         return "permanent"
     status = _http_status(error)
     if status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429):

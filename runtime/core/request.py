@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Any, Generic, TypedDict, TypeVar
 
 from runtime.core.errors import OptionInvalid
+from runtime.core.priority import check_priority
 from runtime.core.quota import Counted
 from runtime.core.span import Span, seconds
-from runtime.core.spec import PRIORITIES
 from runtime.core.values import frozen
 
 R = TypeVar("R")
@@ -56,7 +56,7 @@ def check_options(options: Options) -> None:
     if unknown:
         known = ", ".join(Options.__annotations__)
         raise OptionInvalid(f"there is no option {sorted(unknown)[0]!r}", hint=f"the options are {known}")
-    _check_priority(options.get("priority", 0))
+    check_priority(options.get("priority", 0))
     check_name("key", options.get("key", "-"))
     check_name("queue", options.get("queue", "-"))
     if "delay" in options and "at" in options:
@@ -69,11 +69,6 @@ def check_options(options: Options) -> None:
         if length_s > LONGEST_S:
             raise OptionInvalid(f"{name}={span!r}: it is more than ten years")
     _check_moment(options.get("at"))
-
-
-def _check_priority(priority: object) -> None:
-    if isinstance(priority, bool) or not isinstance(priority, int) or priority not in PRIORITIES:
-        raise OptionInvalid(f"priority={priority!r}: a priority is a whole number from 0 to 1000, higher first")
 
 
 def check_name(option: str, name: object) -> None:

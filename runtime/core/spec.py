@@ -3,13 +3,13 @@
 from dataclasses import field
 
 from runtime.core.limits import NOTHING, Wanted
+from runtime.core.priority import Ranked
 from runtime.core.quota import Quota
 from runtime.core.retry import Retry
 from runtime.core.values import frozen
 
 DEFAULT_QUEUE = "arq:queue"
 """arq's default: the queue's name is the Redis key of its sorted set, literally."""
-PRIORITIES = range(1001)
 
 
 @frozen
@@ -22,7 +22,7 @@ class Spec:
     timeout_s: float | None = None
     """Longest run; None takes the worker's setting."""
     retry: Retry = field(default_factory=Retry)
-    priority: int = 0
+    priority: int | Ranked = 0
     keep_result_s: float = 3600.0
     limit: Wanted = NOTHING
     """What each attempt takes before it runs; the permits are held until its end."""

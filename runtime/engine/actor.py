@@ -13,7 +13,8 @@ from runtime.engine.statistics import Statistics
 from runtime.ports import Away, Entry, Ports
 
 STOP_GRACE_S = 2.0
-"""How long a cancelled handler may take to clean up before its job is given back without waiting for it."""
+"""How long a cancelled handler may take to clean up before its job is given back without waiting for it; and so long
+after its shields are over."""
 ANNOUNCE_S = 0.3
 """How long telling other workers may take when this one stops."""
 LAST_SETTLE_S = 5.0
@@ -133,8 +134,12 @@ class Actor:
 
     async def _stop_runs(self) -> None:
         self.slots.stop("shutdown")
-        with anyio.move_on_after(STOP_GRACE_S):
-            await self.slots.idle()
+        until = anyio.current_time() + STOP_GRACE_S
+        while anyio.current_time() < until:
+            with anyio.CancelScope(deadline=until):
+                await self.slots.idle()
+                return
+            until = self.slots.shielded_until + STOP_GRACE_S
 
     async def _give_back(self) -> None:
         await self._stop_runs()

@@ -1,9 +1,9 @@
 """What a handler is given: who the job is, and what it may use."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 import anyio
 
@@ -19,6 +19,12 @@ from runtime.ports import Ports
 P = ParamSpec("P")
 T = TypeVar("T")
 K = TypeVar("K", bound=Keyed)
+if TYPE_CHECKING:  # that a bare Context is a Context[Any] is the type checkers' affair alone
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    S = TypeVarWithDefault("S", default=Any)
+else:
+    S = TypeVar("S")
 
 
 class Checked(Generic[P, T]):
@@ -41,22 +47,34 @@ async def _look_up(step: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.k
     return await cast("Checked[P, T]", step).check(*args, **kwargs) if isinstance(step, Checked) else None
 
 
-class Context(Mapping[str, Any]):
-    """The first argument of every handler.
+class Context(Mapping[str, Any], Generic[S]):
+    """The first argument of every handler. `Context[State]` says what its lifespan yields.
 
     It is also a Mapping with the keys of arq's ctx (`job_id`, `job_try`, `enqueue_time`, `score`), so that functions
     written for arq run as they are.
     """
 
     def __init__(
-        self, claim: Claim, call: Call, ports: Ports, limiter: Limiter, stopped: Callable[[], Stop | None]
+        self,
+        claim: Claim,
+        call: Call,
+        ports: Ports,
+        limiter: Limiter,
+        stopped: Callable[[], Stop | None],
+        shield: Callable[[float], AbstractContextManager[None]],
     ) -> None:
         self._claim = claim
         self._call = call
         self._ports = ports
         self._limiter = limiter
         self._stopped = stopped
+        self._shield = shield
         self._tolls: dict[str, Toll] = {}
+
+    @property
+    def state(self) -> S:
+        """What the lifespan has yielded, the same for all handlers. Raises `LifespanMissing` if none is declared."""
+        return cast("S", self._ports.state())
 
     @property
     def job_id(self) -> str:
@@ -168,6 +186,19 @@ class Context(Mapping[str, Any]):
             loan = await self._ports.pools.take(pool)
         with loan as item:
             yield item
+
+    def shield(self, span: Span) -> AbstractContextManager[None]:
+        """`with ctx.shield("5s"):` in a handler that is being cancelled: what the block waits for is not cut short by
+        further cancels (a user's, the timeout's, a shutdown's) for so long, after which the block is cancelled too.
+
+        Entered before the run is asked to stop, it holds that off in the same way, from then on. In all, shields last
+        for 10 s after the run was asked, whatever is asked for: a platform that stops a worker waits no longer than it
+        was told to. The worker waits for them when it stops, after its grace if need be. Only an end of the process
+        goes before it: a third signal, SIGKILL, or the watchdog.
+
+        Without effect in the thread of a handler that is no `async def`, which nothing cuts short.
+        """
+        return self._shield(seconds(span))
 
     def _as_arq(self) -> dict[str, Any]:
         return {

@@ -5,8 +5,9 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 
@@ -51,6 +52,10 @@ class _Slot:
     def stopped(self) -> Stop | None:
         """Why the run was asked to stop, if it was."""
         return self.run.stopped if self.run is not None else None
+
+    def shield(self, length_s: float) -> AbstractContextManager[None]:
+        """A block in which the run is not cancelled: see `Run.shield`."""
+        return self.run.shield(length_s) if self.run is not None else nullcontext()
 
 
 class Slots:
@@ -142,7 +147,7 @@ class Slots:
         self._statistics.entered()
         if suspect(claim):
             self._statistics.suspect = claim.token
-        context: Context = Context(claim, call, ports, limiter, slot.stopped)
+        context: Context[Any] = Context(claim, call, ports, limiter, slot.stopped, slot.shield)
         timeout_s = self._timeout_s if entry.spec.timeout_s is None else entry.spec.timeout_s
         try:
             with ports.journal.within(claim) as slot.trace:
@@ -228,6 +233,11 @@ class Slots:
         """Ask every run to stop."""
         for slot in list(self._busy.values()):
             self._stop(slot, why)
+
+    @property
+    def shielded_until(self) -> float:
+        """When the last shield is over of those runs that were asked to stop; -inf where there is none."""
+        return max((slot.run.shielded_until for slot in self._busy.values() if slot.run is not None), default=-math.inf)
 
     def _stop(self, slot: _Slot, why: Stop) -> None:
         slot.stop = slot.stop or why

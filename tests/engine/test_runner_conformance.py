@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import selectors
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -20,7 +21,7 @@ from trio.testing import MockClock
 from runtime.adapters import runner as asyncio_runner
 from runtime.adapters.runner import AsyncioRunner
 from runtime.core.policy import Ended
-from runtime.ports import Run, Runner
+from runtime.ports import SHIELD_MOST_S, Run, Runner
 from tests.engine import world
 from tests.engine.world import CancelOnce, TrioRunner
 
@@ -461,5 +462,160 @@ def test_runs_do_not_see_each_others_context(lab: Lab) -> None:
         assert (await first.end()).value == "clean"
         assert (await second.end()).value == "clean"
         assert mark.get() == "clean"
+
+    lab.run(test)
+
+
+# Shields.
+
+
+async def until_cancelled(lab: Lab, length_s: float = 1000) -> None:
+    with suppress(lab.cancelled):
+        await anyio.sleep(length_s)
+
+
+def test_a_shield_holds_off_further_cancels_to_its_end(lab: Lab) -> None:
+    seen: list[tuple[str, float]] = []
+
+    async def test(bench: Bench) -> None:
+        async def work() -> None:
+            await until_cancelled(lab)
+            seen.append(("cancelled", probe.age))
+            with probe.run.shield(5):
+                await anyio.sleep(3)
+                seen.append(("cleaned up", probe.age))
+            await until_cancelled(lab)
+            seen.append(("cancelled", probe.age))
+
+        probe = bench.start(work)
+        await anyio.sleep(1)
+        probe.run.stop("abort")
+        await anyio.sleep(1)
+        probe.run.stop("shutdown")
+        assert await probe.end() == Ended(None, None, "abort")
+
+    lab.run(test)
+    assert seen == [("cancelled", 1), ("cleaned up", 4), ("cancelled", 4)]
+
+
+def test_without_a_further_cancel_nothing_follows_a_shield_that_is_left_in_time(lab: Lab) -> None:
+    async def test(bench: Bench) -> None:
+        async def work() -> str:
+            await until_cancelled(lab)
+            with probe.run.shield(5):
+                await anyio.sleep(1)
+            await anyio.sleep(2)
+            return "undisturbed"
+
+        probe = bench.start(work)
+        await anyio.sleep(1)
+        probe.run.stop("abort")
+        assert (await probe.end()).value == "undisturbed"
+        assert probe.ended_at == 4
+
+    lab.run(test)
+
+
+def test_a_shielded_block_is_cancelled_when_its_time_is_over(lab: Lab) -> None:
+    async def test(bench: Bench) -> None:
+        async def work() -> None:
+            await until_cancelled(lab)
+            with probe.run.shield(5):
+                await anyio.sleep(1000)
+
+        probe = bench.start(work)
+        await anyio.sleep(1)
+        probe.run.stop("abort")
+        assert isinstance((await probe.end()).error, lab.cancelled)
+        assert probe.ended_at == 6
+        assert probe.stuck_at == []
+
+    lab.run(test)
+
+
+def test_a_shield_that_is_entered_before_counts_from_the_first_cancel(lab: Lab) -> None:
+    async def test(bench: Bench) -> None:
+        async def work() -> None:
+            with probe.run.shield(5):
+                await anyio.sleep(1000)
+
+        probe = bench.start(work, timeout_s=60)
+        ended = await probe.end()
+        assert isinstance(ended.error, TimeoutError)
+        assert probe.ended_at == 65
+
+    lab.run(test)
+
+
+def test_a_cancel_that_a_shield_held_off_comes_at_its_end(lab: Lab) -> None:
+    async def test(bench: Bench) -> None:
+        async def work() -> None:
+            with probe.run.shield(5):
+                await anyio.sleep(3)
+            await anyio.sleep(1000)
+
+        probe = bench.start(work)
+        await anyio.sleep(1)
+        probe.run.stop("abort")
+        assert isinstance((await probe.end()).error, lab.cancelled)
+        assert probe.ended_at == 3
+
+    lab.run(test)
+
+
+def test_shields_never_last_longer_than_so_long_after_the_run_was_asked_to_stop(lab: Lab) -> None:
+    cancels: list[float] = []
+
+    async def test(bench: Bench) -> None:
+        async def work() -> None:
+            await until_cancelled(lab)
+            for _ in range(3):
+                with suppress(lab.cancelled), probe.run.shield(3600):
+                    await anyio.sleep(6)
+                cancels.append(probe.age)
+
+        probe = bench.start(work)
+        await anyio.sleep(1)
+        probe.run.stop("abort")
+        assert await probe.end() == Ended(None, None, "abort")
+
+    lab.run(test)
+    # The second is cut short, and so is the third at its beginning.
+    assert cancels == [7, 1 + SHIELD_MOST_S, 1 + SHIELD_MOST_S]
+
+
+def test_of_shields_within_each_other_the_longer_one_counts(lab: Lab) -> None:
+    async def test(bench: Bench) -> None:
+        async def work() -> None:
+            await until_cancelled(lab)
+            with probe.run.shield(6), probe.run.shield(2):
+                await anyio.sleep(1000)
+
+        probe = bench.start(work)
+        await anyio.sleep(1)
+        probe.run.stop("abort")
+        await probe.end()
+        assert probe.ended_at == 7
+
+    lab.run(test)
+
+
+def test_a_run_that_goes_on_after_its_shields_is_stuck_so_long_after_them(lab: Lab) -> None:
+    async def test(bench: Bench) -> None:
+        bell = anyio.Event()
+
+        async def work() -> None:
+            with suppress(lab.cancelled), probe.run.shield(8):
+                await bell.wait()
+            while not bell.is_set():
+                await until_cancelled(lab, 100)
+                if probe.age > 50:
+                    break
+
+        probe = bench.start(work)
+        await anyio.sleep(1)
+        probe.run.stop("abort")
+        await probe.end()
+        assert probe.stuck_at == [1 + 8 + STUCK_S]
 
     lab.run(test)

@@ -6,6 +6,7 @@ backoff takes no time, and what is to happen after 2.5 s happens after 2.5 s exa
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -50,7 +51,7 @@ from runtime.engine.context import Context
 from runtime.engine.pools import Pools
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor
-from runtime.ports import Api, Away, Entry, Notice, Ports, Pulled, Step
+from runtime.ports import SHIELD_MOST_S, Api, Away, Entry, Notice, Ports, Pulled, Step
 
 EPOCH_S = 1000.0
 """Where the clock of a test starts. Not at 0, as no clock outside of tests does."""
@@ -96,6 +97,13 @@ class TrioRunner:
         return TrioRun(self._nursery, call, timeout_s, ended, stuck, before)
 
 
+@dataclass(eq=False)
+class TrioShield:
+    length_s: float
+    until: float = math.inf
+    over: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
 class TrioRun:
     def __init__(
         self,
@@ -115,6 +123,9 @@ class TrioRun:
         self._must_cancel = False
         self._timer = trio.CancelScope()
         self._deadline: float | None = None
+        self._stopped_at = -math.inf
+        self._shields: list[TrioShield] = []
+        self._held_off = False
         if before is None:
             self._begin()
         nursery.start_soon(self._guard, call, before)
@@ -138,15 +149,53 @@ class TrioRun:
             return
         if self._stop is None:
             self._stop = why
+            self._stopped_at = trio.current_time()
+            for shield in self._shields:
+                self._bound(shield)
             self._timer.cancel()
             self._timer = self._after(STUCK_S / 2, self._insist)
         self._cancel()
 
+    @property
+    def shielded_until(self) -> float:
+        return max((shield.until for shield in self._shields), default=-math.inf)
+
+    @contextmanager
+    def shield(self, length_s: float) -> Generator[None]:
+        shield = TrioShield(length_s)
+        self._shields.append(shield)
+        if self._stop is not None:
+            self._bound(shield)
+        try:
+            yield
+        finally:
+            if shield in self._shields:
+                self._shields.remove(shield)
+                shield.over.cancel()
+            if self._held_off:
+                self._cancel()
+
+    def _bound(self, shield: TrioShield) -> None:
+        now = trio.current_time()
+        shield.until = min(now + shield.length_s, self._stopped_at + SHIELD_MOST_S)
+
+        def end() -> None:
+            self._shields.remove(shield)
+            self._cancel()
+
+        shield.over = self._after(shield.until - now, end)
+
     def _insist(self) -> None:
+        if self._shields:
+            self._timer = self._after(self.shielded_until + STUCK_S / 2 - trio.current_time(), self._insist)
+            return
         self._cancel()
         self._timer = self._after(STUCK_S / 2, self._stuck)
 
     def _cancel(self) -> None:
+        self._held_off = bool(self._shields)
+        if self._held_off:
+            return
         # Trio has no public way to interrupt one wait of a task and leave the next alone.
         if self._task is None or self._task._abort_func is None:
             self._must_cancel = True
@@ -173,6 +222,15 @@ class TrioRun:
     def take_cancel(self) -> bool:
         taken, self._must_cancel = self._must_cancel, False
         return taken
+
+    def take_cancel_at(self, trap: Any) -> bool:
+        """Whether a cancel came in the step that has led to this wait, which is then over before it has begun."""
+        return (
+            self._must_cancel
+            and hasattr(trap, "abort_func")
+            and trap.abort_func(_raise_cancel_once) is trio.lowlevel.Abort.SUCCEEDED
+            and self.take_cancel()
+        )
 
     def _end(self, value: object, error: BaseException | None) -> None:
         ended, self._ended = self._ended, None
@@ -215,6 +273,9 @@ def _interruptible(run: TrioRun, inner: Coroutine[Any, Any, object]) -> Generato
         except StopIteration as end:
             return end.value
         answer, error = None, None
+        if run.take_cancel_at(trap):
+            error = CancelOnce()
+            continue
         try:
             answer = yield trap
         except BaseException as raised:

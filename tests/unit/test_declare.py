@@ -81,21 +81,20 @@ def test_no_result_may_be_kept() -> None:
     assert handler(keep_result="0s")(_never).spec.keep_result_s == 0
 
 
-def test_a_function_that_is_not_async_is_refused() -> None:
-    def blocking(ctx: Any) -> None: ...
-
-    for declare in (handler, handler(queue="other")):
-        with pytest.raises(HandlerInvalid, match=r"'blocking'.*is not async.*async def") as caught:
-            declare(blocking)  # type: ignore[arg-type]
-        assert HERE in str(caught.value)
-
-
-def test_an_async_generator_is_refused() -> None:
+def test_a_generator_is_refused() -> None:
     async def many(ctx: Any) -> Any:
         yield 1
 
-    with pytest.raises(HandlerInvalid, match="is not async"):
-        handler(many)
+    def more(ctx: Any) -> Any:
+        yield 1
+
+    for function in (many, more):
+        for declare in (handler, handler(queue="other")):
+            with pytest.raises(
+                HandlerInvalid, match=rf"'{function.__name__}'.*is a generator.*return the result"
+            ) as no:
+                declare(function)
+            assert HERE in str(no.value)
 
 
 def test_an_object_that_is_called_asynchronously_may_be_a_handler() -> None:

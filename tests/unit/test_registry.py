@@ -237,9 +237,9 @@ def test_a_third_partys_module_that_is_missing_is_named_with_the_fix(project: Pr
 
 
 def test_a_wrong_declaration_is_told_in_its_own_words(project: Project) -> None:
-    project.write("jobs.py", "from runtime import handler\n\n@handler\ndef blocking(ctx): ...\n")
+    project.write("jobs.py", "from runtime import handler\n\n@handler\ndef blocking(ctx): yield\n")
     said = project.refused("jobs")
-    assert said.startswith(f"the handler 'blocking' at {project.folder / 'jobs.py'}:3 is not async")
+    assert said.startswith(f"the handler 'blocking' at {project.folder / 'jobs.py'}:3 is a generator")
 
 
 def test_a_wrong_option_of_a_declaration_is_told_with_its_line(project: Project) -> None:

@@ -8,7 +8,7 @@ from runtime.adapters.redis import keys, scripts, wire
 from runtime.adapters.redis.codecs import Serializer
 from runtime.core.job import Call
 from runtime.core.place import place
-from runtime.core.spec import PRIORITIES
+from runtime.core.priority import PRIORITIES
 
 PAGE = 100
 
