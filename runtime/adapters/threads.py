@@ -1,8 +1,8 @@
 """Runs handlers that are no `async def` in threads: never more than the worker has slots, none of them ever abandoned.
 
 A thread cannot be cancelled. Whoever is cancelled while he waits for one waits on, as its job is not to run again
-meanwhile; what the thread made is his all the same. Only what the thread asks of the event loop (`anyio.from_thread`)
-raises from then on.
+meanwhile; what the thread made is his all the same. Only what the thread itself waits for in the event loop
+(`anyio.from_thread.run`) is cancelled, and `anyio.from_thread.check_cancelled` raises from then on.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ async def in_thread(call: Callable[[], T]) -> T:
     """What `call()` gives, or its exception; in a thread with a copy of this context.
 
     Cancelling: before the thread has begun it is as usual. After that it is heeded once the call has ended, and only if
-    that was by what it asked of the event loop: a call that comes to its end has done its work.
+    that was because of it: a call that comes to its end has done its work.
     """
     work = _Work(call)
     scope = anyio.CancelScope()

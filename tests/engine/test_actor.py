@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import trio
 
 from runtime.core.errors import RetryLater
-from runtime.core.job import Claim, Done, Released, Retried
+from runtime.core.job import Claim, Dead, Done, Released, Retried
+from runtime.core.retry import Retry
 from runtime.engine.actor import LAST_SETTLE_S, STOP_GRACE_S
 from runtime.engine.context import Context
+from runtime.ports import SHIELD_MOST_S
 from tests.engine.world import STUCK_S, CancelOnce, World
 
 HOUR_S = 3600.0
@@ -269,6 +273,79 @@ async def test_a_handler_that_finishes_although_it_was_cancelled_is_done(world: 
     serving.hurry()
     await serving.end()
     assert world.store.outcomes(row.id) == [Done("made")]
+
+
+async def test_the_end_waits_for_a_shield_and_no_longer(world: World) -> None:
+    cleaned: list[float] = []
+
+    async def work(ctx: Context) -> None:
+        try:
+            await trio.sleep(HOUR_S)
+        finally:
+            with ctx.shield("6s"):
+                await trio.sleep(5)
+            cleaned.append(world.now)
+
+    async def other(ctx: Context) -> None:
+        try:
+            await trio.sleep(HOUR_S)
+        finally:
+            with ctx.shield("1h"):
+                await trio.sleep(HOUR_S)
+
+    world.handle(work)
+    world.handle(other, name="other")
+    rows = [world.store.add(), world.store.add("other")]
+    serving = world.serve(world.actor())
+    await world.at(10)
+    serving.hurry()
+    assert await serving.end() == 10 + SHIELD_MOST_S
+    assert cleaned == [15]
+    assert [world.store.outcomes(row.id) for row in rows] == [[Released("shutdown")]] * 2
+
+
+async def test_who_goes_on_after_its_shield_is_given_back_so_long_after_it(world: World) -> None:
+    let_go = trio.Event()
+
+    async def work(ctx: Context) -> None:
+        with suppress(CancelOnce):
+            await trio.sleep(HOUR_S)
+        with suppress(CancelOnce), ctx.shield("5s"):
+            await trio.sleep(HOUR_S)
+        while not let_go.is_set():
+            with suppress(CancelOnce):
+                await let_go.wait()
+
+    world.handle(work)
+    row = world.store.add()
+    serving = world.serve(world.actor())
+    await world.at(10)
+    serving.hurry()
+    assert await serving.end() == 10 + 5 + STOP_GRACE_S
+    assert world.store.outcomes(row.id) == [Released("shutdown")]
+    let_go.set()
+
+
+async def test_a_shield_lets_a_job_that_timed_out_clean_up_for_so_long(world: World) -> None:
+    ended: list[float] = []
+
+    async def work(ctx: Context) -> None:
+        try:
+            await trio.sleep(HOUR_S)
+        finally:
+            try:
+                with ctx.shield(8):
+                    await trio.sleep(HOUR_S)
+            finally:
+                ended.append(world.now)
+
+    world.handle(work, timeout_s=20, retry=Retry(1))
+    row = world.store.add()
+    world.serve(world.actor())
+    await world.until(lambda: row.outcome)
+    assert ended == [28]
+    assert isinstance(row.outcome, Dead)
+    assert row.outcome.failure.error == "TimeoutError"
 
 
 async def test_a_handler_that_swallows_its_cancel_is_given_back_and_does_not_hold_up_the_end(world: World) -> None:

@@ -10,7 +10,7 @@ import math
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn
 
 import trio
@@ -31,6 +31,7 @@ from runtime.core.job import (
     Unreadable,
     Verdict,
 )
+from runtime.core.lifespan import no_state
 from runtime.core.limits import (
     Answer,
     Bucket,
@@ -916,12 +917,13 @@ class World:
         lease_s: float = LEASE_S,
         timeout_s: float = 300.0,
         ports: Ports | None = None,
+        state: Callable[[], Any] = no_state,
     ) -> Actor:
         return Actor(
             queues or ("q",),
             size,
             self.entries,
-            ports or self.ports,
+            ports or replace(self.ports, state=state),
             self.statistics,
             lease_s=lease_s,
             timeout_s=timeout_s,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runtime import Context, Invalid, Retry, handler
+from runtime import Context, Invalid, Retry, handler, lifespan, middleware
 from runtime.core.errors import HandlerInvalid, OptionInvalid, PayloadInvalid
 from runtime.core.request import check_options
 from runtime.core.spec import DEFAULT_QUEUE
@@ -237,3 +239,42 @@ def test_a_handler_can_be_called_like_its_function() -> None:
     with pytest.raises(StopIteration) as end:
         coroutine.send(None)
     assert end.value.value == 8
+
+
+# What goes with handlers.
+
+
+def test_a_lifespan_is_an_async_generator_without_arguments() -> None:
+    async def no_generator() -> Any: ...
+
+    async def wants(something: int) -> AsyncIterator[int]:
+        yield something
+
+    with pytest.raises(HandlerInvalid, match=r"'no_generator'.*no async generator.*yield"):
+        lifespan(no_generator)  # type: ignore[arg-type]
+    with pytest.raises(HandlerInvalid, match=r"'no_generator'.*no async generator"):
+        lifespan(asynccontextmanager(no_generator))  # type: ignore[arg-type]
+    with pytest.raises(HandlerInvalid, match=r"'wants'.*takes arguments"):
+        lifespan(wants)  # type: ignore[arg-type]
+
+
+def test_a_middleware_says_for_which_queue_it_is() -> None:
+    async def around(ctx: Any, call_next: Any) -> Any:
+        return await call_next()
+
+    assert middleware(around).queue is None
+    assert middleware(queue="q")(around).queue == "q"
+    assert HERE in middleware(around).where
+    with pytest.raises(OptionInvalid, match="queue="):
+        middleware(queue="")
+
+
+def test_what_is_no_middleware_is_refused() -> None:
+    def blocking(ctx: Any, call_next: Any) -> Any: ...
+
+    async def lone(ctx: Any) -> Any: ...
+
+    with pytest.raises(HandlerInvalid, match=r"'blocking'.*is not async"):
+        middleware(blocking)
+    with pytest.raises(HandlerInvalid, match=r"'lone'.*does not take two parameters"):
+        middleware(lone)  # type: ignore[arg-type]
