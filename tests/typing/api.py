@@ -3,10 +3,13 @@
 Both complain of an ignore that is not needed, so each rejects every line that carries its own.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from anyio import from_thread
 
 from runtime import (
     Allowance,
@@ -17,6 +20,8 @@ from runtime import (
     Invalid,
     Job,
     JobFailed,
+    Lifespan,
+    Middleware,
     Pool,
     Progress,
     Quota,
@@ -25,9 +30,12 @@ from runtime import (
     RetryLater,
     Snooze,
     Transient,
+    by,
     connect,
     enqueue_all,
     handler,
+    lifespan,
+    middleware,
 )
 
 
@@ -164,6 +172,72 @@ async def misuses_of_pools(ctx: Context) -> None:
         page: str = await browser.pdf("page")  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]  # a wrong type of what the item gives
         print(page)
     ctx.use("chromium")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a name for a pool
+
+
+@dataclass
+class State:
+    database: dict[str, int]
+
+
+@lifespan
+async def resources() -> AsyncIterator[State]:
+    yield State({})
+
+
+opened: Lifespan[State] = resources
+
+
+@middleware
+async def timed(ctx: Context[State], call_next: Callable[[], Awaitable[Any]]) -> Any:
+    print(ctx.handler, ctx.state.database)
+    return await call_next()
+
+
+@middleware(queue="ai-jobs")
+async def of_one_queue(ctx: Context, call_next: Callable[[], Awaitable[Any]]) -> Any:
+    return await call_next()
+
+
+layers: list[Middleware] = [timed, of_one_queue]
+
+
+@handler
+async def stateful(ctx: Context[State], key: str) -> int:
+    value: int = ctx.state.database[key]
+    try:
+        return value
+    finally:
+        with ctx.shield("5s"):
+            await create(key)
+
+
+@handler
+def bare_thread(ctx: Context[State], key: str) -> int:
+    return ctx.state.database[key]
+
+
+@handler(queue="reports", priority=by("tier", {"vip": 100}, default=1))
+def in_a_thread(ctx: Context, path: str, tier: str = "free") -> list[str]:
+    return [from_thread.run(create, path)]
+
+
+async def use_of_these() -> None:
+    number: int = await (await stateful.enqueue("a")).result()
+    other: int = await (await bare_thread.enqueue("a")).result()
+    lines: list[str] = await (await in_a_thread.options(key="k").enqueue("a", tier="vip")).result()
+    print(number, other, lines)
+
+
+async def misuses_of_these(ctx: Context[State]) -> None:
+    await bare_thread.enqueue(7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # a wrong type
+    await in_a_thread.enqueue()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # a missing argument
+    wrong: str = await (await bare_thread.enqueue("a")).result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]  # a wrong result type
+    ctx.state.databse  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # noqa: B018  # a misspelt part of the state
+    by("tier", {"vip": "100"})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]  # a text for a number
+    handler(priority="high")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]  # likewise
+    lifespan(create)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # no generator
+    middleware(create)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # no middleware
+    print(wrong)
 
 
 async def produce() -> None:
