@@ -38,9 +38,6 @@ from runtime.adapters.telemetry import logs, traces
 from runtime.apis import Apis
 from runtime.client import Client, use
 from runtime.core.errors import SettingsInvalid
-from runtime.core.lifespan import Lifespan
-from runtime.core.limits import Bucket
-from runtime.core.middleware import Middleware
 from runtime.core.policy import describe
 from runtime.core.redaction import Redactor
 from runtime.engine.actor import Actor
@@ -52,7 +49,7 @@ from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor, bug_of
 from runtime.groups import Group
 from runtime.ports import Away, Ports
-from runtime.registry import Handlers
+from runtime.registry import UNEQUIPPED, Equipment, Handlers
 from runtime.settings import Settings
 from runtime.standstill import Standstills
 
@@ -73,13 +70,7 @@ DUMP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 
 
 def serve(
-    settings: Settings,
-    url: str,
-    handlers: Handlers,
-    served: Sequence[Group],
-    buckets: Sequence[Bucket] = (),
-    lifespan: Lifespan[Any] | None = None,
-    middleware: Sequence[Middleware] = (),
+    settings: Settings, url: str, handlers: Handlers, served: Sequence[Group], equipment: Equipment = UNEQUIPPED
 ) -> int:
     """Run a worker until it is told to stop; the exit code. Raises `SettingsInvalid` for a port that is taken.
 
@@ -91,7 +82,7 @@ def serve(
         log.warning(warning, event_name="SETTING_WARNING")
     loop = loop_factory(settings.loop)
     listener = listen(settings.port) if settings.http else None
-    worker = Worker(settings, url, handlers, served, buckets, lifespan, middleware, log, listener, redact)
+    worker = Worker(settings, url, handlers, served, equipment, log, listener, redact)
     with asyncio.Runner(loop_factory=loop) as runner:
         code = _run_to_its_end(runner.get_loop(), worker.run(), log)
         logs.close()
@@ -140,9 +131,7 @@ class Worker:
         url: str,
         handlers: Handlers,
         served: Sequence[Group],
-        buckets: Sequence[Bucket],
-        lifespan: Lifespan[Any] | None,
-        middleware: Sequence[Middleware],
+        equipment: Equipment,
         log: Any,
         listener: socket.socket | None,
         redact: Redactor,
@@ -151,9 +140,9 @@ class Worker:
         self._url = url
         self._handlers = handlers
         self._groups = served
-        self._entries = within(handlers, middleware)
-        self._buckets = buckets
-        self._lifespan = lifespan
+        self._entries = within(handlers, equipment.middleware)
+        self._buckets = equipment.buckets
+        self._lifespan = equipment.lifespan
         self._log = log
         self._listener = listener
         self._redact = redact

@@ -41,13 +41,32 @@ def collect(modules: Sequence[str] = (), folder: Path | None = None) -> Handlers
     return found
 
 
-def buckets(modules: Sequence[str] = (), folder: Path | None = None) -> Sequence[Bucket]:
-    """The buckets that the same modules declare. Raises `HandlerInvalid` also for two rules under one name."""
-    found: dict[str, Bucket] = {}
+@frozen
+class Equipment:
+    """What modules declare beside handlers."""
+
+    buckets: Sequence[Bucket]
+    lifespan: Lifespan[Any] | None
+    middleware: Sequence[Middleware]
+    """In the order of modules and declarations."""
+
+
+UNEQUIPPED = Equipment((), None, ())
+
+
+def equipment(modules: Sequence[str] = (), folder: Path | None = None) -> Equipment:
+    """That of the same modules. Raises `HandlerInvalid` also for two rules under one name, and two lifespans."""
+    buckets: dict[str, Bucket] = {}
+    lifespans: list[Lifespan[Any]] = []
+    middleware: dict[Middleware, None] = {}
     for value in _declared(_named(modules, folder)):
         for bucket in _buckets_of(value):
-            _add_bucket(found, bucket)
-    return list(found.values())
+            _add_bucket(buckets, bucket)
+        for lifespan in _lifespans_of(value):
+            _add_lifespan(lifespans, lifespan)
+        if isinstance(value, Middleware):
+            middleware[value] = None
+    return Equipment(list(buckets.values()), lifespans[0] if lifespans else None, list(middleware))
 
 
 @frozen
@@ -129,20 +148,6 @@ def _declared(names: Sequence[str]) -> Iterator[Any]:
             modules.append(module)
         for module in modules:
             yield from list(vars(module).values())
-
-
-def lifespan(modules: Sequence[str] = (), folder: Path | None = None) -> Lifespan[Any] | None:
-    """The one that the same modules declare. Raises `HandlerInvalid` also for a second one."""
-    found: list[Lifespan[Any]] = []
-    for value in _declared(_named(modules, folder)):
-        for new in _lifespans_of(value):
-            _add_lifespan(found, new)
-    return found[0] if found else None
-
-
-def middleware(modules: Sequence[str] = (), folder: Path | None = None) -> Sequence[Middleware]:
-    """Those that the same modules declare, in the order of modules and declarations."""
-    return list(dict.fromkeys(value for value in _declared(_named(modules, folder)) if isinstance(value, Middleware)))
 
 
 def _lifespans_of(value: Any) -> list[Lifespan[Any]]:

@@ -52,9 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from runtime import app, client, groups, registry
 
     handlers = registry.collect(args.module)
-    buckets = registry.buckets(args.module)
-    lifespan = registry.lifespan(args.module)
-    middleware = registry.middleware(args.module)
+    equipment = registry.equipment(args.module)
     served = groups.groups(handlers, args.queue, config.concurrency)
     url, server = client.redis_url(config)
     if server is not None:
@@ -62,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     gc.freeze()
     gc.set_threshold(GARBAGE)
     gc.enable()
-    return app.serve(config, url, handlers, served, buckets, lifespan, middleware)
+    return app.serve(config, url, handlers, served, equipment)
 
 
 def _dump_no_core() -> None:

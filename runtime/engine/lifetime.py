@@ -55,13 +55,18 @@ class Lifetime:
         self._failed = failed
         self._warn = warn
         self._span: _Span | None = None
-        # One span at a time: whatever does not end keeps the next from beginning, which then fails.
-        self._begin, self._begun = anyio.create_memory_object_stream[_Span](1)
+        self._next: _Span | None = None
+        """Asked for, and not begun: one at a time. Whatever does not end keeps the next from beginning."""
+        self._asked = anyio.Event()
+        self._over = False
 
     async def run(self) -> None:
         """Until `end`. Call it once."""
-        with self._begun:
-            async for span in self._begun:
+        while not self._over:
+            await self._asked.wait()
+            self._asked = anyio.Event()
+            span, self._next = self._next, None
+            if span is not None:
                 await self._live(span)
 
     async def open(self) -> None:
@@ -70,8 +75,8 @@ class Lifetime:
             return
         span = self._span
         if span is None:
-            span = self._span = _Span()
-            self._begin.send_nowait(span)
+            span = self._span = self._next = _Span()
+            self._asked.set()
         with anyio.move_on_after(OPEN_S + CLOSE_S + OBEY_S):
             await span.opened.wait()
             return
@@ -96,7 +101,8 @@ class Lifetime:
         span, self._span = self._span, None
         if span is not None:
             self._leave(span)
-        self._begin.close()
+        self._over = True
+        self._asked.set()
 
     def state(self) -> Any:
         """What it has yielded. Raises `LifespanMissing` where there is none."""

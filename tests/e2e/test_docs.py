@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.registry import buckets, collect
+from runtime.registry import collect, equipment
 
 ROOT = Path(__file__).parents[2]
 PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if "```python" in page.read_text()]
@@ -28,4 +28,4 @@ def test_the_examples_of_a_page_are_typed_and_declare_handlers(
         )  # fmt: skip
         assert checked.returncode == 0, checked.stdout
         assert collect([name])
-        assert page.stem != "limits" or len(buckets([name])) == 3
+        assert page.stem != "limits" or len(equipment([name]).buckets) == 3

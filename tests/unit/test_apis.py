@@ -8,7 +8,7 @@ import pytest
 from runtime.apis import UNLIMITED, Apis
 from runtime.core.limits import Bucket
 from runtime.providers import openai, plain
-from runtime.registry import buckets
+from runtime.registry import equipment
 
 REQUESTS, TOKENS = Bucket("openai.requests", "500/m"), Bucket("openai.tokens", "30000/m")
 
@@ -62,6 +62,6 @@ def test_the_bucket_of_one_key_is_not_the_apis(tmp_path: Path) -> None:
         "all_of_them = Bucket('crm.requests', '1/s')\n"
         "other = Bucket('mail.requests', '1/s')['tenant-1']\n"
     )
-    found = buckets(["keyed_buckets"], tmp_path)
+    found = equipment(["keyed_buckets"], tmp_path).buckets
     assert of("crm", *found) == {"requests": Bucket("crm.requests", "1/s")}
     assert Apis(found).find("mail") is None

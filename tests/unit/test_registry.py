@@ -10,7 +10,7 @@ from textwrap import dedent
 import pytest
 
 from runtime.core.errors import HandlerInvalid, HandlerUnknown
-from runtime.registry import collect, find, inventory, lifespan, middleware
+from runtime.registry import collect, equipment, find, inventory
 
 ONE = """
     from runtime import handler
@@ -276,10 +276,13 @@ def test_a_handler_is_found_by_its_name(project: Project) -> None:
 # What goes with handlers.
 
 LIFESPAN = """
-    from runtime import lifespan, middleware
+    from runtime import lifespan
 
     @lifespan
     async def {name}(): yield 1
+"""
+MIDDLEWARE = """
+    from runtime import middleware
 
     @middleware
     async def {name}_first(ctx, call_next): ...
@@ -292,30 +295,30 @@ LIFESPAN = """
 def test_the_lifespan_is_found_however_often_it_is_imported(project: Project) -> None:
     project.write("app/__init__.py", "from app.state import *\n")
     project.write("app/state.py", LIFESPAN, name="state")
-    found = lifespan(("app",), project.folder)
+    found = equipment(("app",), project.folder).lifespan
     assert found is not None
     assert found.name == "state"
-    assert lifespan(("app.state", "app"), project.folder) is found
+    assert equipment(("app.state", "app"), project.folder).lifespan is found
 
 
 def test_without_one_there_is_none(project: Project) -> None:
     project.write("jobs.py", ONE, name="greet")
-    assert lifespan(("jobs",), project.folder) is None
-    assert middleware(("jobs",), project.folder) == []
+    assert equipment(("jobs",), project.folder).lifespan is None
+    assert equipment(("jobs",), project.folder).middleware == []
 
 
 def test_two_lifespans_are_refused_with_both_places(project: Project) -> None:
     project.write("one.py", LIFESPAN, name="first")
     project.write("two.py", LIFESPAN, name="second")
     with pytest.raises(HandlerInvalid) as caught:
-        lifespan(("one", "two"), project.folder)
+        equipment(("one", "two"), project.folder)
     for name, module in (("first", "one.py"), ("second", "two.py")):
         assert f"'{name}' at {project.folder / module}:4" in str(caught.value)
     assert [str(wrong) for wrong in inventory(("one", "two"), project.folder).wrong] == [str(caught.value)]
 
 
 def test_middleware_goes_by_modules_and_then_by_declaration(project: Project) -> None:
-    project.write("one.py", "from two import one_first\n" + dedent(LIFESPAN.format(name="late")))
-    project.write("two.py", LIFESPAN, name="one")
-    names = [each.name for each in middleware(("one", "two"), project.folder)]
+    project.write("one.py", "from two import one_first\n" + dedent(MIDDLEWARE.format(name="late")))
+    project.write("two.py", MIDDLEWARE, name="one")
+    names = [each.name for each in equipment(("one", "two"), project.folder).middleware]
     assert names == ["one_first", "late_first", "late_second", "one_second"]
