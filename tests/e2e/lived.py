@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -126,6 +127,24 @@ def polite(ctx: Context[State], length_s: float) -> None:
         while time.monotonic() < end:
             from_thread.check_cancelled()
             time.sleep(0.02)
+
+
+_now: set[int] = set()
+
+
+@handler(queue=QUEUE)
+def one_of_many(ctx: Context[State]) -> int:
+    _now.add(threading.get_ident())
+    time.sleep(0.05)
+    many = len(_now)
+    _now.discard(threading.get_ident())
+    return many
+
+
+@handler(queue=QUEUE)
+async def many(ctx: Context[State], count: int) -> int:
+    note(f"at once: {max(await asyncio.gather(*(one_of_many(ctx) for _ in range(count))))}")
+    return count
 
 
 KINDS = (loop, shielded, thread, polite)

@@ -261,6 +261,14 @@ def test_a_thread_that_never_ends_does_not_keep_the_process(redis_url: str, witn
         assert time.monotonic() - began < STOP_GRACE_S + 10
 
 
+def test_there_are_never_more_threads_than_slots(redis_url: str, witness: Witness, serving: Serving) -> None:
+    with serving(WORKER_CONCURRENCY=3).up() as worker:
+        (job,) = enqueue(redis_url, lived.many.request(30))
+        worker.wait_for("JOB_COMPLETED", job_id=job)
+        assert "at once: 3" in witness.said
+        assert worker.stop() == 0
+
+
 # Priorities.
 
 

@@ -619,3 +619,34 @@ def test_a_run_that_goes_on_after_its_shields_is_stuck_so_long_after_them(lab: L
         assert probe.stuck_at == [1 + 8 + STUCK_S]
 
     lab.run(test)
+
+
+@pytest.mark.parametrize(("clean_s", "cleaned", "ended_at"), [(3, [4], 4), (1000, [], 6)])
+def test_a_shield_holds_in_a_task_group_of_the_handlers(clean_s: float, cleaned: list[float], ended_at: float) -> None:
+    seen: list[float] = []
+
+    async def test(bench: Bench) -> None:
+        async def part() -> None:
+            try:
+                await anyio.sleep(1000)
+            finally:
+                with probe.run.shield(5):
+                    await anyio.sleep(clean_s)
+                    seen.append(probe.age)
+
+        async def work() -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(part)
+                await anyio.sleep(1000)
+
+        probe = bench.start(work)
+        await anyio.sleep(1)
+        probe.run.stop("abort")
+        await anyio.sleep(1)
+        probe.run.stop("shutdown")
+        assert isinstance((await probe.end()).error, asyncio.CancelledError)
+        assert probe.ended_at == ended_at
+        assert probe.stuck_at == []
+
+    AsyncioLab().run(test)
+    assert seen == cleaned

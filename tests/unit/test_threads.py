@@ -90,10 +90,11 @@ def test_a_cancel_scope_around_it_waits_likewise_and_at_rest() -> None:
     async def test() -> None:
         gate = Gate()
         asyncio.get_running_loop().call_later(0.5, gate.let_go.set)
-        began = time.process_time()
+        task = asyncio.current_task()
+        assert task is not None
         with anyio.move_on_after(0.1):
             assert await in_thread(gate) == "made"
-        assert time.process_time() - began < 0.25
+            assert task.cancelling() <= 2
 
     run(test)
 
