@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -21,7 +22,8 @@ from runtime import Context, Retry, by, handler, lifespan, middleware
 WITNESS = "RUNTIME_TEST_WITNESS"
 """The file in which is noted what happens, in order."""
 OPENING = "RUNTIME_TEST_OPENING"
-"""How the lifespan opens: in so many seconds, or not (`fails`, `exits`); or ends by itself (`breaks`)."""
+"""How the lifespan opens: in so many seconds, or not (`fails`, `exits`, the second time: `fails later`); or ends by
+itself (`breaks`)."""
 DOOR = "RUNTIME_TEST_DOOR"
 """A port to be connected with."""
 QUEUE = "lived"
@@ -48,7 +50,7 @@ async def break_down() -> None:
 async def resources() -> AsyncIterator[State]:
     how = os.environ.get(OPENING, "0")
     note("opening")
-    if how == "fails":
+    if how == "fails" or (how == "fails later" and "closed" in Path(os.environ[WITNESS]).read_text()):
         raise ConnectionRefusedError("no database here")
     if how == "exits":
         raise SystemExit(3)
@@ -59,7 +61,7 @@ async def resources() -> AsyncIterator[State]:
         if how == "breaks":
             group.start_soon(break_down)
         else:
-            await asyncio.sleep(float(how))
+            await asyncio.sleep(float(how) if how != "fails later" else 0)
         note("open")
         yield State("shared", writer)
     if writer is not None:

@@ -144,6 +144,22 @@ def test_while_the_worker_is_quiet_it_is_closed(
         assert witness.said.count("open") == witness.said.count("closed") == 2
 
 
+def test_a_worker_that_cannot_open_it_when_it_wakes_ends_and_claims_nothing(
+    redis_url: str, witness: Witness, serving: Serving
+) -> None:
+    settings = {"RUNTIME_SLEEP_AFTER": "5s", "RUNTIME_HTTP": "on", "PORT": 0, OPENING: "fails later"}
+    with serving(**settings).up() as worker:
+        port = port_of(worker)
+        worker.wait_for("WORKER_QUIET")
+        (job,) = enqueue(redis_url, lived.loop.request(0))
+        ask(port, "/wake", "POST")
+        assert worker.wait() == 1
+        assert "could not be opened" in worker.events("WORKER_CRASH")[0]["message"]
+        assert not worker.events("JOB_STARTED")
+    assert status(redis_url, job, QUEUE) == "waiting"
+    assert witness.said == ["opening", "open", "closed", "opening"]
+
+
 def _sockets(worker: Worker) -> list[str]:
     """Its TCP connections that are open."""
     links = [os.readlink(fd) for fd in Path(f"/proc/{worker.pid}/fd").iterdir() if fd.exists()]
