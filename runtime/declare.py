@@ -33,9 +33,7 @@ S = TypeVar("S")
 class Handler(Generic[P, R]):
     """A declared handler: called by the worker for each job, and typed for whoever enqueues one."""
 
-    def __init__(
-        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R] | R], spec: Spec, options: Options
-    ) -> None:
+    def __init__(self, function: Callable[Concatenate[Any, P], Any], spec: Spec, options: Options) -> None:
         self.function = function
         self.spec = spec
         self._options = options
@@ -198,7 +196,8 @@ class _Decorator:
         for rule in (spec.quota, spec.priority):
             if isinstance(rule, Quota | Ranked):
                 rule.check(f"the handler {name!r} at {where}", defaults(function))
-        return Handler(function, spec, {})
+        made: Handler[..., Any] = Handler(function, spec, {})
+        return made
 
 
 @overload
@@ -241,8 +240,9 @@ def handler(
     An `async def` runs in the event loop. A `def` runs in a thread, with the context variables of its run; the async
     methods of `ctx` are called from there as `anyio.from_thread.run(ctx.once, "create", create)`. Nothing can end a
     thread: one that is asked to stop (by a user, its timeout, a shutdown) learns it by what it waits for in this way,
-    or by `anyio.from_thread.check_cancelled()`, and keeps its slot until it ends. What it returns within 10 s counts;
-    after that its job is a dead letter (`stuck`). A worker that stops gives it back after 2 s, and ends with it.
+    by `ctx.cancel_reason` or by `anyio.from_thread.check_cancelled()`, and keeps its slot until it ends. What it returns
+    within 10 s counts; after that its job is a dead letter (`stuck`). A worker that stops gives it back after 2 s, and
+    ends with it.
 
     `name` is its name on the wire (default: the function's), `queue` the Redis key of its queue, `timeout` the longest
     run (default: the worker's), `retry` what follows a failure (default: three attempts), `priority` that of its jobs

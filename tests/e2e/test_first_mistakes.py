@@ -51,8 +51,8 @@ def test_a_module_without_handlers(redis_url: str, tmp_path: Path) -> None:
         ("def f(:\n", ("mistaken.py:1", "SyntaxError")),
         ("\n\nraise RuntimeError('not set up')\n", ("mistaken.py:3", "RuntimeError: not set up")),
         (
-            "from runtime import handler\n\n@handler\ndef plain(ctx): ...\n",
-            ("'plain'", "mistaken.py:3", "async def"),
+            "from runtime import handler\n\n@handler\ndef plain(ctx): yield\n",
+            ("'plain'", "mistaken.py:3", "generator"),
         ),
         (
             "from runtime import handler\n@handler(name='a')\nasync def one(ctx): ...\n"
@@ -61,7 +61,7 @@ def test_a_module_without_handlers(redis_url: str, tmp_path: Path) -> None:
         ),
         ("import sys\nsys.exit()\n", ("mistaken.py:2", "SystemExit")),
     ],
-    ids=["missing package", "missing name", "syntax", "any exception", "not async", "one name twice", "exit"],
+    ids=["missing package", "missing name", "syntax", "any exception", "a generator", "one name twice", "exit"],
 )
 def test_a_module_that_cannot_be_imported(redis_url: str, tmp_path: Path, source: str, words: tuple[str, ...]) -> None:
     (tmp_path / "mistaken.py").write_text(source)

@@ -253,6 +253,22 @@ def test_each_kind_times_out(redis_url: str, witness: Witness, serving: Serving)
         assert worker.stop() == 0
 
 
+def test_each_kind_is_cancelled_by_its_user_as_far_as_it_can_be(
+    redis_url: str, witness: Witness, serving: Serving
+) -> None:
+    requests = [kind.request(60.0 if kind is not lived.thread else 3.0) for kind in lived.KINDS]
+    with serving().up() as worker:
+        jobs = dict(zip(lived.slow, enqueue(redis_url, *requests), strict=True))
+        witness.says("loop begins with shared", "thread begins with shared", "polite begins", "shielded begins")
+        for job in jobs.values():
+            command("job", job, "--cancel", "-Q", QUEUE, REDIS_URL=redis_url)
+        ended = {line["job_id"] for line in worker.wait_for("JOB_CANCELLED", 3)}
+        assert ended == {jobs[name] for name in ("loop", "shielded", "polite")}
+        assert "shielded has cleaned up" in witness.said
+        worker.wait_for("JOB_COMPLETED", job_id=jobs["thread"])
+        assert worker.stop() == 0
+
+
 def test_a_thread_that_does_not_end_after_its_timeout_is_stuck_and_keeps_its_slot(
     redis_url: str, serving: Serving
 ) -> None:
