@@ -240,9 +240,9 @@ def handler(
     An `async def` runs in the event loop. A `def` runs in a thread, with the context variables of its run; the async
     methods of `ctx` are called from there as `anyio.from_thread.run(ctx.once, "create", create)`. Nothing can end a
     thread: one that is asked to stop (by a user, its timeout, a shutdown) learns it by what it waits for in this way,
-    by `ctx.cancel_reason` or by `anyio.from_thread.check_cancelled()`, and keeps its slot until it ends. What it returns
-    within 10 s counts; after that its job is a dead letter (`stuck`). A worker that stops gives it back after 2 s, and
-    ends with it.
+    by `ctx.cancel_reason` or by `anyio.from_thread.check_cancelled()`, and keeps its slot until it ends. What it
+    returns within 10 s counts; after that its job is a dead letter (`stuck`). A worker that stops gives it back after
+    2 s, and ends with it.
 
     `name` is its name on the wire (default: the function's), `queue` the Redis key of its queue, `timeout` the longest
     run (default: the worker's), `retry` what follows a failure (default: three attempts), `priority` that of its jobs
