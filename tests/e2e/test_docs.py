@@ -11,7 +11,12 @@ import pytest
 from runtime.registry import collect, equipment
 
 ROOT = Path(__file__).parents[2]
-PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if "```python" in page.read_text()]
+# Those that begin with `from-` are followed step by step in test_migration.py.
+PAGES = [
+    page
+    for page in sorted((ROOT / "docs").glob("*.md"))
+    if "```python" in page.read_text() and not page.name.startswith("from-")
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
