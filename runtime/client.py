@@ -35,7 +35,7 @@ from runtime.core.errors import (
 )
 from runtime.core.limits import Bucket
 from runtime.core.quota import Counted
-from runtime.core.request import Options, Request, check_name, check_options
+from runtime.core.request import Options, Request, check_name, check_options, check_pause
 from runtime.core.span import Span, seconds
 from runtime.core.spec import DEFAULT_QUEUE
 from runtime.core.values import frozen
@@ -89,7 +89,7 @@ class Job(Generic[R]):
         self.id = job_id
         self.queue = queue
         self.created = created
-        """False: the id was taken, and this is the job that has it."""
+        """False: the id was taken, and this is the job that has it; or has had it, and was to be unique for longer."""
         self._client = client
         self._read = read
 
@@ -199,13 +199,16 @@ class Client:
     ) -> Job[Any]:
         """Add a job for a handler known only by name, with plain arguments that nobody checks before the worker.
 
-        It counts for no quota: those are in declarations. `job_id` is the id as it is (`key` would be prefixed). Raises
-        as `Handler.enqueue` does.
+        It counts for no quota: those are in declarations. `job_id` is the id as it is (`key` would be prefixed). The
+        option `unique_for` without a key goes by the arguments that are given, as they are; `Handler.enqueue` names
+        them all. Raises as `Handler.enqueue` does.
         """
         options = options or {}
         check_options(options)
         if job_id is not None:
             check_name("job_id", job_id)
+        elif seconds(options.get("unique_for", 0)) and "key" not in options:
+            options = {**options, "key": _digest(handler, args, kwargs or {})}
         queue, priority = options.get("queue", DEFAULT_QUEUE), options.get("priority", 0)
         request = Request(handler, queue, priority, tuple(args), dict(kwargs or {}), options, lambda value: value)
         with traces.enqueueing(self.url) as spans:
@@ -297,16 +300,19 @@ class Client:
             if score is not None:
                 now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
                 return queue, "active" if running else "deferred" if float(score) > now_ms + 1 else "waiting"
-        return queues[-1], "dead" if letter else self._ending(result)
+        return queues[-1], self._ending(result, has_letter=bool(letter))
 
-    def _ending(self, result: bytes | None) -> Status:
+    def _ending(self, result: bytes | None, *, has_letter: bool) -> Status:
+        """The letter of a job may be of an earlier one of its id, whose result is gone."""
         if result is None:
-            return "unknown"
+            return "dead" if has_letter else "unknown"
         try:
             found = wire.decode_result(result, self._serializer)
         except codecs.Undecodable:
+            return "dead" if has_letter else "completed"
+        if found.ok:
             return "completed"
-        return "completed" if found.ok else "cancelled" if found.cancelled else "failed"
+        return "cancelled" if found.cancelled else "dead" if has_letter else "failed"
 
     async def progress(self, job_id: str) -> Progress | None:
         """How far a job is, as its handler has told (`ctx.progress`). None unless it runs now, and has told something.
@@ -375,6 +381,42 @@ class Client:
             return await scripts.cancel(self._redis, queue, job_id, body=body, result=result, result_ms=RESULT_MS)
 
         return await self._try("cancel", ask)
+
+    async def pause(self, queue: str = DEFAULT_QUEUE, *, reason: str = "", length: Span | None = None) -> None:
+        """Let no job of `queue` be started by our workers, for `length` (None: until `resume`), at once.
+
+        What runs goes on; jobs can be added; nobody is woken for them, or stays awake. Another pause of the queue is
+        replaced. Stock arq workers do not heed it. Raises `OptionInvalid`, `RedisUnreachable` and `RedisRefused`.
+        """
+        from runtime.adapters.redis import queues
+
+        check_pause(queue, reason, length)
+        length_s = None if length is None else seconds(length)
+        await self.ask(lambda redis: queues.pause(redis, queue, reason, length_s, wire.now_ms()))
+
+    async def resume(self, queue: str = DEFAULT_QUEUE) -> bool:
+        """End a pause of `queue`, and wake whoever is to go on with it; whether it was paused. Safe to call again.
+
+        Raises `RedisUnreachable` and `RedisRefused`.
+        """
+        from runtime.adapters.redis import queues
+
+        was, there = await self.ask(lambda redis: queues.resume(redis, queue))
+        if there:
+            await self.wake(queue)
+        return was
+
+    async def purge(self, queue: str, told: Callable[[int], object] = lambda gone: None) -> tuple[int, int]:
+        """Remove every job of `queue` that nobody runs, a hundred in a round trip: how many have gone, and how many run
+        and stay. `told` is called after each round trip with how many have gone so far.
+
+        Who waits for the end of one meets `JobCancelled`; nothing else is left of it, and its id is free at once. Jobs
+        that are added, or given back, while it lasts may stay. Raises `RedisUnreachable` and `RedisRefused`.
+        """
+        from runtime.adapters.redis import queues
+
+        purged = await self.ask(lambda redis: queues.purge(redis, queue, self._serializer, told))
+        return purged.gone, purged.held
 
     async def result(self, job_id: str, queue: str, timeout_s: float | None) -> wire.Result:
         """A job's result, waiting for it. Raises as `Job.result` does, except for how the job ended."""
@@ -520,8 +562,20 @@ def _new_job(
         due_ms=None if at is None else round(at.timestamp() * 1000),
         priority=request.priority,
         fresh=fresh,
+        unique_ms=round(1000 * seconds(options.get("unique_for", 0))),
         counted=request.counted,
     )
+
+
+def _digest(handler: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    from runtime.adapters.payload import digest
+
+    try:
+        return digest({**{str(place): arg for place, arg in enumerate(args)}, **kwargs})
+    except (TypeError, ValueError) as error:
+        raise PayloadInvalid(
+            f"{handler}: no key can be made of the arguments: {error}", hint="give it one: the option key"
+        ) from None
 
 
 def _expiry_ms(at: datetime | None, delay_s: float, expires_s: float | None) -> int | None:

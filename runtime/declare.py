@@ -62,7 +62,7 @@ class Handler(Generic[P, R]):
     def request(self, /, *args: P.args, **kwargs: P.kwargs) -> Request[R]:
         """The same as a value, for `enqueue_all`. Raises `PayloadInvalid`."""
         packed, named = self._pack(args, kwargs)
-        options = self._options
+        options = self._unique(packed, named)
         priority = options.get("priority")
         return Request(
             handler=self.name,
@@ -107,6 +107,23 @@ class Handler(Generic[P, R]):
         if isinstance(priority, int):
             return priority
         return priority.of(self.signature.arguments(args, kwargs)[priority.parameter])
+
+    def _unique(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Options:
+        """The options, and the key of a job that is unique by its arguments: those that are not given count, too."""
+        unique_for = self._options.get("unique_for", self.spec.unique_for_s)
+        if not unique_for:
+            return self._options
+        options: Options = {**self._options, "unique_for": unique_for}
+        if "key" in options or not seconds(unique_for):
+            return options
+        from runtime.adapters.payload import digest
+
+        try:
+            return {**options, "key": digest(self.signature.arguments(args, kwargs))}
+        except (TypeError, ValueError) as error:
+            raise PayloadInvalid(
+                f"{self.name}: no key can be made of the arguments: {error}", hint="give it one: options(key=…)"
+            ) from None
 
     def _count(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Counted | None:
         quota = self.spec.quota
@@ -217,6 +234,7 @@ def handler(
     retry: Retry | None = None,
     priority: int | Ranked = 0,
     keep_result: Span = "1h",
+    unique_for: Span = 0,
     limit: Keyed | Iterable[Keyed] = (),
     quota: Quota | None = None,
 ) -> _Decorator: ...
@@ -232,6 +250,7 @@ def handler(
     retry: Retry | None = None,
     priority: int | Ranked = 0,
     keep_result: Span = "1h",
+    unique_for: Span = 0,
     limit: Keyed | Iterable[Keyed] = (),
     quota: Quota | None = None,
 ) -> Any:
@@ -247,9 +266,10 @@ def handler(
     `name` is its name on the wire (default: the function's), `queue` the Redis key of its queue, `timeout` the longest
     run (default: the worker's), `retry` what follows a failure (default: three attempts), `priority` that of its jobs
     unless an enqueue says otherwise (a number, or `by` an argument), `keep_result` how long a result can be read ("0s":
-    none is kept), `limit` what every attempt takes before it runs: of each `Bucket` a token, of each `Concurrency` a
-    permit that it holds to its end (it waits for up to 10 s in its slot, else the job goes back for as long as it
-    takes), `quota` how many of its jobs one user may enqueue. Raises `HandlerInvalid`, `OptionInvalid` or
+    none is kept), `unique_for` how long from its enqueue a job is the only one with its key, or with its arguments
+    (`Options.unique_for`), `limit` what every attempt takes before it runs: of each `Bucket` a token, of each
+    `Concurrency` a permit that it holds to its end (it waits for up to 10 s in its slot, else the job goes back for as
+    long as it takes), `quota` how many of its jobs one user may enqueue. Raises `HandlerInvalid`, `OptionInvalid` or
     `LimitInvalid` where it stands.
     """
     check_options({"queue": queue} if isinstance(priority, Ranked) else {"priority": priority, "queue": queue})
@@ -269,6 +289,7 @@ def handler(
                 retry=retry or Retry(),
                 priority=priority,
                 keep_result_s=seconds(keep_result),
+                unique_for_s=seconds(unique_for),
                 limit=limited,
                 quota=quota,
                 where=where,

@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 from runtime.adapters.http.jobs import Ending, Order, Receipt
-from runtime.adapters.redis import board, keys, letters, pickles, scripts
+from runtime.adapters.redis import board, keys, letters, pickles, queues, scripts
 from runtime.adapters.redis.source import history_of
 from runtime.client import LIVE, Client, Status
 from runtime.core.errors import ResultUnknown, WaitTimedOut
+from runtime.core.span import Span
 from runtime.core.text import presentable
 from runtime.registry import Handlers, find
 
@@ -65,6 +66,20 @@ class Desk:
     async def count(self) -> Mapping[str, Mapping[str, Any]]:
         with self._awake():
             return {queue: await self._client.ask(partial(_counts, queue=queue)) for queue in self._queues}
+
+    async def pause(self, queue: str, reason: str, length: Span | None) -> Mapping[str, Any] | None:
+        if queue not in self._queues:
+            return None
+        with self._awake():
+            await self._client.pause(queue, reason=reason, length=length)
+            return await self._client.ask(partial(_counts, queue=queue))
+
+    async def resume(self, queue: str) -> Mapping[str, Any] | None:
+        if queue not in self._queues:
+            return None
+        with self._awake():
+            await self._client.resume(queue)
+            return await self._client.ask(partial(_counts, queue=queue))
 
     @contextmanager
     def _awake(self) -> Generator[None]:
@@ -128,7 +143,9 @@ class Desk:
 async def _counts(redis: Any, queue: str) -> Mapping[str, Any]:
     census = await scripts.census(redis, queue)
     shown = ("waiting", "active", "completed", "failed", "deferred", "dead", "oldest_age_s")
-    return {name: getattr(census, name) for name in shown}
+    (pause,) = await queues.pauses(redis, [queue])
+    paused = pause and {"reason": presentable(pause.reason), "left_s": pause.left_s}
+    return {**{name: getattr(census, name) for name in shown}, "paused": paused}
 
 
 def _iso(moment_ms: int) -> str:

@@ -22,6 +22,7 @@ class Health:
     """Reads the worker's parts; `away` gives the cause while Redis does not answer.
 
     `probe` asks it, if what is known is old. It takes no longer than a second, and never raises. `pools` counts.
+    `paused` names the queues whose jobs wait for the end of a pause.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Health:
         pools: Callable[[], Sequence[PoolStatistics]],
         governor: Callable[[], Governor],
         egress: Egress,
+        paused: Callable[[], Sequence[str]],
     ) -> None:
         self._actors = actors
         self._slots = slots
@@ -43,6 +45,7 @@ class Health:
         self.pools = pools
         self._governor = governor
         self._egress = egress
+        self._paused = paused
         self._transmitted = process.transmitted_bytes()
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
@@ -112,7 +115,8 @@ class Health:
             "worker": {
                 "healthy": self.live() and not stuck,
                 "message": f"{free} of {self._slots} slots free"
-                + (f", {stuck} lost to handlers that do not stop" if stuck else ""),
+                + (f", {stuck} lost to handlers that do not stop" if stuck else "")
+                + (f"; paused: {', '.join(paused)}" if (paused := self._paused()) else ""),
             },
         }
         well = all(check["healthy"] for check in checks.values())

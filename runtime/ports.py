@@ -38,7 +38,10 @@ class Pulled:
     more: bool = False
     """Jobs that are due were left in the queue."""
     due_in_s: float | None = None
-    """When the next job that is not yet due will be; None where none is known."""
+    """When the next job that is not yet due will be; None where none is known.
+
+    Where jobs are due, and the queue is paused: the end of the pause, None if somebody has to end it.
+    """
 
 
 class Source(Protocol):
@@ -72,7 +75,10 @@ class Source(Protocol):
         """Wake one idle worker of `queue`."""
 
     async def due_in(self, queue: str) -> float | None:
-        """Seconds until the first job of `queue` is due (0 where one is); None for an empty queue."""
+        """Seconds until the first job of `queue` is due (0 where one is); None for an empty queue.
+
+        Where the last claim found it paused: until the end of the pause, None if somebody has to end it.
+        """
         ...
 
     @property

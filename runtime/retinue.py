@@ -110,6 +110,7 @@ class Retinue:
             pools.statistics,
             lambda: self._governor,
             egress,
+            lambda: source.paused,
         )
         self.bulletins = Bulletins(log, settings, groups, handlers, supervisor.actors, self._health, source)
         self._heartbeats = Heartbeats(

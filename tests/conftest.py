@@ -9,7 +9,9 @@ from redis import Redis
 from tests.servers import Server
 
 # What may stay without a TTL: it empties itself, or its size is bounded otherwise.
-ENDLESS = ("rt:*:later", "rt:*:mark", "rt:*:dead", "rt:*:count", "rt:*:unknown", "rt:workers", "arq:abort")
+ENDLESS = (
+    "rt:*:later", "rt:*:mark", "rt:*:dead", "rt:*:count", "rt:*:unknown", "rt:*:paused", "rt:workers", "arq:abort",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

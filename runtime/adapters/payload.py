@@ -4,6 +4,7 @@ A producer sends plain data: what its annotations describe is taken apart here (
 pydantic models become dicts) and put together again at the worker. What is not annotated is passed as it is.
 """
 
+import hashlib
 import inspect
 import re
 import types
@@ -206,6 +207,20 @@ def yields(function: Any) -> bool:
         inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called)
         for called in (function, type(function).__call__)
     )
+
+
+def digest(arguments: Mapping[str, Any]) -> str:
+    """32 hex digits that tell these arguments, by name, from any others: the start of the SHA-256 of their JSON.
+
+    It has no spaces, and the keys of every object are sorted. What JSON does not know counts as it is written there:
+    bytes in base64, dates in ISO 8601, decimals and UUIDs as text. Raises `TypeError` for what cannot be written so.
+    """
+    plain = msgspec.to_builtins(arguments, str_keys=True)
+    try:
+        text = msgspec.json.encode(plain, order="deterministic")
+    except UnicodeEncodeError:
+        text = msgspec.json.encode(_encodable(plain), order="deterministic")
+    return hashlib.sha256(text).hexdigest()[:32]
 
 
 def to_json(value: object) -> bytes:

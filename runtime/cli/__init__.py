@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": "run a worker: claim jobs, run their handlers, settle their outcomes",
     "enqueue": "add a job; --wait prints its result",
     "job": "show where a job is, and its result",
+    "queue": "list, pause, resume, drain or purge queues",
     "dlq": "list, show, replay or discard dead letters",
     "handlers": "list what `serve` would run",
     "inspect": "show queues, jobs, workers, limits or settings",

@@ -22,6 +22,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("-m", "--module", action="append", default=[], help="handler module, as for serve; repeatable")
     parser.add_argument("--key", help="id of the job within its handler: a second one finds the first")
+    parser.add_argument(
+        "--unique-for", metavar="TIME",
+        help="for so long from now a second one of this key (or, without, of these arguments) finds the first",
+    )  # fmt: skip
     parser.add_argument("--priority", type=int, help="0 to 1000, higher first")
     parser.add_argument("--delay", help="not before so long from now, e.g. 30s or 5m")
     parser.add_argument("--expires", help="a dead letter if it has not started after so long")

@@ -43,9 +43,23 @@ def queues_page(document: Document) -> list[str]:
     rows: list[Sequence[object]] = [("QUEUE", *(name.upper() for name in counts), "OLDEST", "WORKERS", " ")]
     for queue in document["queues"]:
         numbers = [queue.get(name) for name in counts]
-        note = queue.get("trouble") or ("nobody serves it" if queue["waiting"] and not queue["workers"] else " ")
-        rows.append((queue["queue"], *numbers, roughly(queue.get("oldest_age_s")), queue["workers"], note))
+        rows.append((queue["queue"], *numbers, roughly(queue.get("oldest_age_s")), queue["workers"], _note(queue)))
     return columns(rows)
+
+
+def _note(queue: Document) -> str:
+    """What is to be known of a queue beside its numbers."""
+    if "trouble" in queue:
+        return str(queue["trouble"])
+    if queue["paused"]:
+        return paused(queue["paused"])
+    return "nobody serves it" if queue["waiting"] and not queue["workers"] else " "
+
+
+def paused(pause: Document) -> str:
+    """How a queue is paused, in words."""
+    length = "until it is resumed" if pause["left_s"] is None else f"for {roughly(pause['left_s'])} more"
+    return f"paused {length}" + (f": {pause['reason']}" if pause["reason"] else "")
 
 
 def workers_page(document: Document) -> list[str]:
@@ -151,6 +165,7 @@ def _kept(job: Mapping[str, Any]) -> list[Row]:
         ("snoozed", job["snoozed_since"] and f"since {job['snoozed_since']}"),
         ("unknown", job["unknown_since"] and f"its handler, since {job['unknown_since']}"),
         ("steps", ", ".join(job["steps"])),
+        ("unique", job["unique_left_s"] and f"for {roughly(job['unique_left_s'])} more"),
         ("abort", job["abort_asked_at"] and f"asked for at {job['abort_asked_at']}"),
     ]
 

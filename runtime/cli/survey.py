@@ -5,10 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from runtime import settings
-from runtime.adapters.redis import codecs, inspector
+from runtime.adapters.redis import codecs, inspector, queues
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.heartbeats import Heartbeat
 from runtime.adapters.redis.inspector import Holder, Letter, Listed, Sheet, Trouble
+from runtime.adapters.redis.queues import Pause
 from runtime.adapters.redis.wire import Result
 from runtime.cli.display import moment
 from runtime.core.spec import DEFAULT_QUEUE
@@ -30,11 +31,12 @@ class Survey:
 
     async def queues(self) -> list[Document]:
         found: list[Document] = []
-        for queue in self.names:
+        pauses = await queues.pauses(self.redis, self.names)
+        for queue, pause in zip(self.names, pauses, strict=True):
             census = await inspector.census(self.redis, queue)
             serve = sum(queue in beat.queues for beat in self.beats if beat.live(self.now_ms))
             counted = {"trouble": census.text} if isinstance(census, Trouble) else asdict(census)
-            found.append({"queue": queue, "workers": serve, **counted})
+            found.append({"queue": queue, "workers": serve, **counted, "paused": pause and _pause(pause, self.now_ms)})
         return found
 
     def workers(self) -> list[Document]:
@@ -64,6 +66,7 @@ class Survey:
             "ahead": sheet.ahead,
             "body_bytes": sheet.body_bytes,
             "steps": sheet.steps,
+            "unique_left_s": sheet.unique_left_s,
             "abort_asked_at": moment(sheet.abort_ms),
             "letter": sheet.letter and _letter(sheet.letter),
             "result": sheet.result and _result(sheet.result, sheet.result_left_s),
@@ -108,6 +111,11 @@ async def begin(redis: Any, named: Sequence[str], *, ask_workers: bool) -> Surve
         names.update(queue for beat in beats for queue in beat.queues)
     serializer = codecs.named(settings.serializer())
     return Survey(redis, now_ms, beats, sorted(names) or [DEFAULT_QUEUE], serializer)
+
+
+def _pause(pause: Pause, now_ms: int) -> Document:
+    ends_ms = None if pause.left_s is None else now_ms + 1000 * pause.left_s
+    return {"reason": pause.reason, "since": moment(pause.since_ms), "until": moment(ends_ms), "left_s": pause.left_s}
 
 
 def _worker(beat: Heartbeat, now_ms: int) -> Document:

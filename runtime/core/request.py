@@ -32,6 +32,10 @@ class Options(TypedDict, total=False):
     """A dead letter, if it has not been started so long after it is due."""
     queue: str
     """Another queue than the handler's."""
+    unique_for: Span
+    """For so long from the enqueue a second one of the same id finds the first, even if that has ended and no result
+    was kept. Then the id is free, once the job has ended, whatever it has left. Without `key`, the arguments make one.
+    Default: the handler's; 0 for none."""
 
 
 @frozen
@@ -61,7 +65,8 @@ def check_options(options: Options) -> None:
     check_name("queue", options.get("queue", "-"))
     if "delay" in options and "at" in options:
         raise OptionInvalid("delay and at are both given", hint="say when the job is due in one of the two ways")
-    for name, span in (("delay", options.get("delay", 0)), ("expires", options.get("expires", 0))):
+    spans = {"delay": options.get("delay", 0), "expires": options.get("expires", 0)}
+    for name, span in {**spans, "unique_for": options.get("unique_for", 0)}.items():
         try:
             length_s = seconds(span)
         except (TypeError, ValueError) as error:
@@ -69,6 +74,19 @@ def check_options(options: Options) -> None:
         if length_s > LONGEST_S:
             raise OptionInvalid(f"{name}={span!r}: it is more than ten years")
     _check_moment(options.get("at"))
+
+
+def check_pause(queue: object, reason: object, length: Span | None) -> None:
+    """Raise `OptionInvalid` for what makes no pause of a queue."""
+    check_name("queue", queue)
+    if reason != "":
+        check_name("reason", reason)
+    try:
+        length_s = 1.0 if length is None else seconds(length)
+    except (TypeError, ValueError) as error:
+        raise OptionInvalid(f"for: {error}") from None
+    if not 0 < length_s <= LONGEST_S:
+        raise OptionInvalid(f"for={length!r}: a pause lasts longer than nothing, and ten years at most")
 
 
 def check_name(option: str, name: object) -> None:

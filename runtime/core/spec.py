@@ -24,6 +24,8 @@ class Spec:
     retry: Retry = field(default_factory=Retry)
     priority: int | Ranked = 0
     keep_result_s: float = 3600.0
+    unique_for_s: float = 0.0
+    """For so long from its enqueue a job keeps its id for itself."""
     limit: Wanted = NOTHING
     """What each attempt takes before it runs; the permits are held until its end."""
     quota: Quota | None = None

@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from runtime.adapters.redis import buckets, controls, inspector, keys
+from runtime.adapters.redis import buckets, controls, inspector, keys, queues
 from runtime.adapters.redis.connection import TROUBLE, cause_of
 from runtime.adapters.redis.heartbeats import Heartbeat
 from runtime.adapters.redis.inspector import Trouble
-from runtime.core.diagnosis.handlers import Breaker, Queue, Rates
+from runtime.adapters.redis.queues import Pause
+from runtime.core.diagnosis.handlers import Breaker, Paused, Queue, Rates
 from runtime.core.diagnosis.platform import Peer
 from runtime.core.limits import Bucket
 
@@ -80,18 +81,25 @@ def _peer(beat: Heartbeat, now_ms: float) -> Peer:
 async def _queue(redis: Any, name: str, ours: bool, beats: Sequence[Heartbeat], now_ms: float) -> Queue:
     census = await inspector.census(redis, name)
     theirs = [beat for beat in beats if name in beat.queues]
+    (pause,) = await queues.pauses(redis, [name])
     queue = Queue(
         name,
         ours,
         awake=sum(beat.live(now_ms) and beat.state != "quiet" for beat in theirs),
         asleep=sum(beat.state == "quiet" for beat in theirs),
         stock=bool(await redis.exists(name + _STOCK)),
+        paused=_paused(pause, now_ms) if pause else None,
     )
     if isinstance(census, Trouble):
         return replace(queue, trouble=census.text)
     return replace(
         queue, waiting=census.waiting, deferred=census.deferred, active=census.active, unknown=census.unknown
     )
+
+
+def _paused(pause: Pause, now_ms: float) -> Paused:
+    for_s = None if pause.since_ms is None else max(0.0, (now_ms - pause.since_ms) / 1000)
+    return Paused(pause.reason, for_s, pause.left_s is not None)
 
 
 async def _found(redis: Any) -> set[str]:

@@ -313,7 +313,7 @@ TYPES: dict[str, Callable[[Any, str], object]] = {
     "hash": lambda admin, key: admin.hset(key, "spoiled", "1"),
     "nothing": lambda admin, key: None,
 }
-OF_A_JOB = (keys.JOB, keys.IN_PROGRESS, keys.RETRY, keys.OWN, keys.AWAITED, keys.RESULT, keys.ONCE)
+OF_A_JOB = (keys.JOB, keys.IN_PROGRESS, keys.RETRY, keys.OWN, keys.AWAITED, keys.RESULT, keys.ONCE, keys.UNIQUE)
 OF_A_QUEUE = {
     "the queue": DEFAULT_QUEUE,
     "later": keys.later(DEFAULT_QUEUE),

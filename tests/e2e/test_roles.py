@@ -111,6 +111,11 @@ async def _enqueues_and_follows(client: Client) -> None:
     ]
     retried, limited, dead, another = await client.send(requests)
     (again,) = await client.send([roles.at_the_second_try.options(key="k").request()])
+    for _ in range(2):
+        (unique,) = await client.send([roles.long.options(key="u", unique_for="0.05s").request(0.0)])
+        assert unique.created, "the second takes the id over"
+        await unique.result("20s")
+        await asyncio.sleep(0.1)
     assert not again.created
     assert await retried.result("20s") == 7
     await limited.result("20s")
@@ -208,6 +213,7 @@ def test_an_observer_sees_everything_and_an_operator_mends_it(shared: Shared, tm
         named = ("-Q", QUEUE)
         seen: list[tuple[tuple[str, ...], str]] = [
             (("inspect", "queues", *named), QUEUE),
+            (("queue", "list", QUEUE), QUEUE),
             (("inspect", "jobs", *named), dead),
             (("inspect", "job", dead, "--args", *named), "never"),
             (("inspect", "workers", *named), "awake"),
@@ -228,6 +234,10 @@ def test_an_observer_sees_everything_and_an_operator_mends_it(shared: Shared, tm
             (("dlq", "replay", dead), "back in its queue"),
             (("limit", "set", "roles", "--rate", "50/s"), "is 50/s"),
             (("limit", "reset", "roles"), "full again"),
+            (("queue", "pause", QUEUE, "--for", "1m"), "paused for 1 m"),
+            (("queue", "drain", QUEUE, "--timeout", "0.1s"), "stays paused"),
+            (("queue", "purge", QUEUE, "--yes"), "were left alone"),
+            (("queue", "resume", QUEUE), "resumed"),
             (("wake", "--if-due", *named), "nobody has to be woken"),
             (("doctor", MODULE), "0 failed"),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from runtime.core.retry import Retry
 from runtime.engine import puller
 from runtime.engine.context import Context
 from runtime.engine.puller import MOST_AT_ONCE
-from tests.engine.world import EPOCH_S, LEASE_S, Asked, World
+from tests.engine.world import EPOCH_S, LEASE_S, Asked, World, seconds_in
 
 HOUR_S = 3600.0
 
@@ -530,3 +531,89 @@ async def test_a_worker_that_waits_for_the_store_stops_at_once_when_told(world: 
     told: Callable[[], None] = getattr(serving, stop)
     told()
     assert await serving.end() == when
+
+
+# A queue that is paused
+
+
+async def test_a_paused_queue_is_left_in_peace_until_somebody_resumes_it(world: World) -> None:
+    world.handle_taking(1)
+    world.store.paused["q"] = math.inf
+    row = world.store.add()
+    world.serve(world.actor())
+    await world.at(HOUR_S)
+    assert row.starts_at == []
+    claims = world.store.times("claim")
+    assert len(claims) < 30, "a wait is over every three minutes, and then it is asked"
+    world.store.resume("q")
+    await world.rest()
+    assert row.starts_at == [HOUR_S]
+
+
+async def test_the_end_of_a_pause_is_slept_to(world: World) -> None:
+    world.handle_taking(1)
+    world.store.paused["q"] = EPOCH_S + 1234.5
+    row = world.store.add()
+    world.serve(world.actor())
+    await world.at(1300)
+    assert row.starts_at == [pytest.approx(1234.5, abs=0.1)]
+    assert len(world.store.times("claim")) < 30
+
+
+async def test_a_paused_queue_holds_no_other_up(world: World) -> None:
+    world.handle_taking(1)
+    world.store.paused["b"] = math.inf
+    for _ in range(100):
+        world.store.add(queue="b")
+    world.serve(world.actor("a", "b", "c", size=2))
+    await world.at(1)
+    for queue in ("a", "c", "a"):
+        at = seconds_in()
+        row = world.store.add(queue=queue)
+        await world.rest()
+        assert row.starts_at == [at]
+        await world.at(at + 100)
+    assert len(world.store.times("claim", "b")) < 20
+
+
+async def test_jobs_added_to_a_paused_queue_are_one_question_each_at_most(world: World) -> None:
+    world.handle_taking(1)
+    world.store.paused["b"] = math.inf
+    world.serve(world.actor("a", "b"))
+    await world.at(10)
+    before = len(world.store.asked)
+    for number in range(20):
+        world.store.add(queue="b")
+        await world.at(11 + number)
+    assert len(world.store.asked) - before <= 100
+
+
+# Queues that share slots
+
+SEVEN = ("default", "asr", "analysis", "followups", "indexing", "uwc", "shunya")
+
+
+async def test_a_slow_queue_takes_its_turn_with_those_it_shares_slots_with(world: World) -> None:
+    world.handle_taking(60)
+    for _ in range(200):
+        world.store.add(queue="asr")
+    world.serve(world.actor(*SEVEN, size=3))
+    await world.at(1)
+    assert len(world.ran) == 3, "it may use all slots while nobody else wants one"
+    others = [world.store.add(queue=queue) for queue in SEVEN if queue != "asr"]
+    await world.at(121)
+    assert all(row.starts_at for row in others), "each slot that becomes free is for who has waited for a turn"
+    assert max(row.starts_at[0] for row in others) <= 120
+
+
+async def test_a_slow_queue_with_slots_of_its_own_delays_nobody(world: World) -> None:
+    world.handle_taking(60)
+    for _ in range(200):
+        world.store.add(queue="asr")
+    world.serve(world.actor("asr", size=2))
+    world.serve(world.actor(*(queue for queue in SEVEN if queue != "asr"), size=3))
+    await world.at(1)
+    for queue in ("default", "shunya", "uwc"):
+        row = world.store.add(queue=queue)
+        await world.rest()
+        assert row.starts_at == [seconds_in()]

@@ -351,6 +351,8 @@ class Store:
         self.on_ask: Callable[[Asked], None] = lambda asked: None
         self.interrupted: list[str] = []
         """Calls whose answer was not waited for, although ports.py says that it must be."""
+        self.paused: dict[str, float] = {}
+        """Queues of which nothing is given, and when they end that (`math.inf`: when somebody says so)."""
         self._marked = trio.Event()
         self._waiting: set[frozenset[str]] = set()
         self.unheard = False
@@ -422,10 +424,23 @@ class Store:
         due = [row for row in free if row.due_at <= now]
         later = [row.due_at - now for row in free if row.due_at > now]
         self._stir()
+        if due and self._is_paused(queue):
+            return Pulled(queue, (), due_in_s=self._pause_left_s(queue))
         if self.others_are_quicker:
             return Pulled(queue, (), more=True)
         claims = [self._lease(row) for row in due[:room]]
         return Pulled(queue, claims, len(due) > room, min(later, default=None))
+
+    def _is_paused(self, queue: str) -> bool:
+        return self.paused.get(queue, -math.inf) > trio.current_time()
+
+    def _pause_left_s(self, queue: str) -> float | None:
+        return None if self.paused[queue] == math.inf else self.paused[queue] - trio.current_time()
+
+    def resume(self, queue: str) -> None:
+        """As `runtime queue resume` does."""
+        del self.paused[queue]
+        self._mark(queue)
 
     def _lease(self, row: Row) -> Claim:
         row.starts += 1
@@ -494,7 +509,7 @@ class Store:
         if not room:
             return announced
         due = {row.queue for row in self.rows.values() if row.is_free and row.due_at <= trio.current_time()}
-        claimed = next((queue for queue in queues if queue in due), queues[-1])
+        claimed = next((queue for queue in queues if queue in due and not self._is_paused(queue)), queues[-1])
         pulled = await self.claim(claimed, room)
         if self.unheard:
             self._claimed_unheard = list(pulled.claims)
@@ -525,6 +540,8 @@ class Store:
 
     async def due_in(self, queue: str) -> float | None:
         await self._answer("look", queue, 0)
+        if self._is_paused(queue):
+            return self._pause_left_s(queue)
         dues = [row.due_at for row in self.rows.values() if row.queue == queue and not row.token and not row.outcome]
         return max(0.0, min(dues) - trio.current_time()) if dues else None
 

@@ -11,6 +11,7 @@ import pytest
 from runtime.adapters.http.jobs import Ending, Order, Receipt
 from runtime.adapters.http.server import HttpServer
 from runtime.app import listen
+from runtime.core.span import Span
 from tests.http.asking import TOKEN, Answer, Site
 
 
@@ -32,6 +33,12 @@ class Ends:
         raise NotImplementedError
 
     async def count(self) -> Mapping[str, Mapping[str, Any]]:
+        raise NotImplementedError
+
+    async def pause(self, queue: str, reason: str, length: Span | None) -> Mapping[str, Any] | None:
+        raise NotImplementedError
+
+    async def resume(self, queue: str) -> Mapping[str, Any] | None:
         raise NotImplementedError
 
 

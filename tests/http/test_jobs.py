@@ -137,8 +137,69 @@ def test_queues_are_counted(site: Site) -> None:
     counts = site.ask("GET", "/queues").json
     assert set(counts) == {QUEUE, OTHER}
     for queue in counts.values():
-        assert set(queue) == {"waiting", "active", "completed", "failed", "deferred", "dead", "oldest_age_s"}
+        assert set(queue) == {"waiting", "active", "completed", "failed", "deferred", "dead", "oldest_age_s", "paused"}
+        assert queue["paused"] is None
     assert counts[QUEUE]["dead"] >= 1
+
+
+def test_a_queue_is_paused_and_resumed(site: Site) -> None:
+    try:
+        answer = site.ask("POST", f"/queues/{QUEUE}/pause", {"reason": "a bad deploy", "for": "1h"})
+        assert answer.code == 200
+        assert answer.json["paused"]["reason"] == "a bad deploy"
+        assert 3500 < answer.json["paused"]["left_s"] <= 3600
+        assert (
+            site.ask("POST", f"/queues/{quote(QUEUE, safe='')}/pause", b"", [BEARER]).json["paused"]["left_s"] is None
+        )
+        held_up = site.enqueue("double", 1)
+        time.sleep(0.5)
+        assert site.ask("GET", f"/jobs/{held_up}").json["status"] == "waiting"
+        assert wait_until(lambda: f"paused: {QUEUE}" in worker_check(site))
+        assert site.ask("GET", "/queues").json[OTHER]["paused"] is None
+    finally:
+        answer = site.ask("POST", f"/queues/{QUEUE}/resume", b"", [BEARER])
+    assert (answer.code, answer.json["paused"]) == (200, None)
+    assert settled(site, held_up)["result"] == 2
+    assert wait_until(lambda: "paused" not in worker_check(site))
+
+
+def worker_check(site: Site) -> str:
+    message: str = site.ask("GET", "/health").json["checks"]["worker"]["message"]
+    return message
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "error"),
+    [
+        ("/queues/nobodys/pause", {}, 404, "unknown-queue"),
+        ("/queues/nobodys/resume", {}, 404, "unknown-queue"),
+        (f"/queues/{QUEUE}/pause", {"until": "noon"}, 400, "unknown-field"),
+        (f"/queues/{QUEUE}/pause", {"for": "soon"}, 422, "option-invalid"),
+        (f"/queues/{QUEUE}/pause", {"for": [1]}, 422, "option-invalid"),
+        (f"/queues/{QUEUE}/pause", {"for": 0}, 422, "option-invalid"),
+        (f"/queues/{QUEUE}/pause", {"reason": 7}, 422, "option-invalid"),
+        (f"/queues/{QUEUE}/pause", {"reason": "x" * 513}, 422, "option-invalid"),
+        (f"/queues/{QUEUE}/pause?for=1h", {}, 400, "unknown-parameter"),
+        (f"/queues/{QUEUE}%ff/resume", {}, 422, "payload-invalid"),
+    ],
+)
+def test_what_makes_no_pause_is_refused(site: Site, path: str, body: dict[str, Any], code: int, error: str) -> None:
+    answer = site.ask("POST", path, body)
+    assert (answer.code, answer.error) == (code, error)
+    assert site.ask("GET", "/queues").json[QUEUE]["paused"] is None
+
+
+def test_a_job_is_unique_for_a_time_by_its_arguments(site: Site) -> None:
+    order = {"handler": "double", "args": [21], "unique_for": "1h"}
+    first = site.ask("POST", "/jobs", order)
+    assert first.code == 202
+    settled(site, first.json["jobId"])
+    by_name = {"handler": "double", "kwargs": {"times": 1, "number": 21}, "unique_for": "1h"}
+    second = site.ask("POST", "/jobs", by_name)
+    assert (second.code, second.json["created"], second.json["jobId"]) == (200, False, first.json["jobId"])
+    assert second.json["status"] == "completed"
+    assert site.ask("POST", "/jobs", {**order, "args": [22]}).code == 202
+    assert site.ask("POST", "/jobs", {**order, "unique_for": "soon"}).error == "option-invalid"
 
 
 def test_an_unknown_job_is_404_with_its_status(site: Site) -> None:

@@ -12,7 +12,10 @@ from tests.processes import Worker, command
 from tests.servers import Server
 
 HEALTH = ("/health", "/livez", "/readyz")
-GUARDED = (("POST", "/jobs"), ("GET", "/jobs/a"), ("DELETE", "/jobs/a"), ("GET", "/queues"))
+GUARDED = (
+    ("POST", "/jobs"), ("GET", "/jobs/a"), ("DELETE", "/jobs/a"), ("GET", "/queues"),
+    ("POST", "/queues/a/pause"), ("POST", "/queues/a/resume"),
+)  # fmt: skip
 SECURE = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",

@@ -19,20 +19,21 @@ SCRIPTS = Path(scripts.__file__).parent / "lua"
 
 # The likeliest to fail first.
 TESTS = {
-    "common": ("enqueue", "extend", "settle", "claim", "follow", "forward", "need", "outlook"),
-    "enqueue": ("enqueue", "quota", "commands"),
-    "claim": ("claim", "wait", "settle", "extend", "commands"),
+    "common": ("enqueue", "extend", "settle", "claim", "follow", "forward", "need", "outlook", "paused"),
+    "enqueue": ("enqueue", "quota", "commands", "unique", "paused"),
+    "claim": ("claim", "wait", "settle", "extend", "commands", "paused"),
     "extend": ("extend",),
-    "settle": ("settle", "follow", "claim", "commands"),
+    "settle": ("settle", "follow", "claim", "commands", "unique"),
     "once": ("once", "source"),
-    "cancel": ("cancel", "follow"),
+    "cancel": ("cancel", "follow", "unique"),
+    "purge": ("purge",),
     "follow": ("follow",),
     "progress": ("progress",),
     "permits": ("permits",),
     "acquire": ("permits",),
     "release": ("permits",),
-    "need": ("need",),
-    "outlook": ("outlook",),
+    "need": ("need", "paused"),
+    "outlook": ("outlook", "paused"),
     **dict.fromkeys(("schedule", "take", "leave", "adjust", "breaker"), ("buckets", "bucket_model")),
 }
 QUICKLY = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--assert=plain"]

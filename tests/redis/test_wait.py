@@ -332,7 +332,7 @@ def test_a_wait_that_is_just_ending_may_be_roused(redis_url: str) -> None:
 
 
 def _waits_and_claims(command: Sequence[bytes]) -> bool:
-    return command[0] == b"EVALSHA" and command[2] == b"12"
+    return command[0] == b"EVALSHA" and command[2] == b"15"
 
 
 def test_a_server_that_has_forgotten_the_script_is_asked_again(redis_url: str) -> None:

@@ -122,7 +122,7 @@ class Server:
 
     def _claim(self, names: Sequence[str], args: Sequence[Any]) -> list[Any]:
         room, lease_ms, incarnation, seq, again, _, *disowned = args
-        now, queues = self.now_ms, names[::4]
+        now, queues = self.now_ms, names[::5]
         due = (n for n, queue in enumerate(queues) if any(at <= now for at in self.models[queue].queue.values()))
         which = next(due, len(queues) - 1)
         queue = queues[which]
@@ -140,7 +140,7 @@ class Server:
             flat += [job.id.encode(), job.token.encode(), b"%.17g" % job.place, job.starts, job.body, own, abort, kind]
         due_in = -1 if claimed.due_in_ms is None else claimed.due_in_ms
         lapsed = [token.encode() for token in claimed.lapsed]
-        return [b"%d" % now, int(claimed.more), b"%.17g" % due_in, 0, claimed.others, flat, lapsed, [], which]
+        return [b"%d" % now, int(claimed.more), b"%.17g" % due_in, 0, claimed.others, flat, lapsed, [], which, 0]
 
     def _extend(self, names: Sequence[str], args: Sequence[Any]) -> list[Any]:
         lease_ms, reply = args[0], list[Any]()

@@ -64,6 +64,8 @@ async def _never(ctx: Any) -> None: ...
         ({"timeout": True}, "a length of time is a timedelta"),
         ({"keep_result": "for ever"}, "not a length of time"),
         ({"keep_result": None}, "a length of time is"),
+        ({"unique_for": "for ever"}, "not a length of time"),
+        ({"unique_for": None}, "a length of time is"),
     ],
 )
 def test_a_wrong_option_is_refused_where_it_stands(options: dict[str, Any], rule: str) -> None:
@@ -81,6 +83,28 @@ def test_a_priority_is_a_whole_number_from_0_to_1000(priority: Any) -> None:
 
 def test_no_result_may_be_kept() -> None:
     assert handler(keep_result="0s")(_never).spec.keep_result_s == 0
+
+
+def test_a_handler_without_a_time_to_be_unique_for_asks_for_none() -> None:
+    once = handler(unique_for="24h")(_never)
+    assert once.spec.unique_for_s == 86400
+    assert "key" not in handler(_never).request().options
+    assert "key" not in once.options(unique_for="0s").request().options
+    assert once.options(key="k").request().options == {"key": "k", "unique_for": 86400}
+
+
+def test_arguments_of_which_no_key_can_be_made_are_refused_without_being_quoted() -> None:
+    @handler(unique_for="1h")
+    async def odd(ctx: Any, value: Any) -> None: ...
+
+    with pytest.raises(PayloadInvalid, match="no key can be made of the arguments") as caught:
+        odd.request(Secret())
+    assert "s3cret" not in str(caught.value)
+
+
+class Secret:
+    def __repr__(self) -> str:
+        return "s3cret"
 
 
 def test_a_generator_is_refused() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runtime.core.diagnosis import handlers, platform, settings, store
-from runtime.core.diagnosis.handlers import Breaker, Declared, Mistake, Project, Queue, Rates
+from runtime.core.diagnosis.handlers import Breaker, Declared, Mistake, Paused, Project, Queue, Rates
 from runtime.core.diagnosis.platform import Peer, Place, Port, Telemetry
 from runtime.core.diagnosis.settings import Environment, is_placeholder
 from runtime.core.diagnosis.store import Store, Trial
@@ -241,6 +241,27 @@ def test_the_key_that_is_no_queue_is_named_in_the_fix() -> None:
 def test_jobs_that_nobody_knows_are_told() -> None:
     found = told(handlers.queue_verdicts([Queue("q", True, awake=1, deferred=2, unknown=2)]))
     assert found == {"handlers.queues": "pass", "handlers.unknown": "warn"}
+
+
+@pytest.mark.parametrize(
+    ("paused", "verdict"),
+    [
+        (Paused("a deploy", 7200.0, ends=False), "warn"),
+        (Paused("", None, ends=False), "warn"),
+        (Paused("", 60.0, ends=False), None),
+        (Paused("", 7200.0, ends=True), None),
+    ],
+)
+def test_a_pause_without_an_end_is_told_when_it_is_old(paused: Paused, verdict: str | None) -> None:
+    found = list(handlers.queue_verdicts([Queue("q", True, asleep=1, waiting=3, paused=paused)]))
+    assert told(found) == {"handlers.queues": "pass", **({"handlers.paused": verdict} if verdict else {})}
+    if verdict and paused.reason:
+        assert "q is paused for 2 h now, without an end: a deploy" in seen_of(found, "handlers.paused")
+
+
+def test_a_stock_worker_heeds_no_pause() -> None:
+    found = list(handlers.queue_verdicts([Queue("q", True, stock=True, paused=Paused("", 60.0, ends=True))]))
+    assert "a stock arq worker" in seen_of(found, "handlers.paused")
 
 
 A, B = Rule(3, 1_000_000, 10), Rule(5, 1_000_000, 10)

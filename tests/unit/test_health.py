@@ -34,6 +34,6 @@ def test_the_turns_that_were_not_made_while_it_was_quiet_are_not_missed(
     actor: Any = SimpleNamespace(
         puller=SimpleNamespace(turn_at=now - 3600), slots=SimpleNamespace(free=1, free_since=now - 3600)
     )
-    health = Health([actor], 1, Statistics(), lambda: None, probe, list, lambda: governor, Egress())
+    health = Health([actor], 1, Statistics(), lambda: None, probe, list, lambda: governor, Egress(), list)
     health._started = now - 3600  # a worker that has been up for long
     assert health.live() is live

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.adapters.payload import Signature, from_json, is_async, to_json
+from runtime.adapters.payload import Signature, digest, from_json, is_async, to_json
 from tests.unit.annotated import Card, Later, haunted, late
 
 
@@ -403,6 +404,17 @@ def test_json_is_read_as_the_kind_that_is_asked_for() -> None:
         from_json(b'{"x": "1"}', Point)
     with pytest.raises(ValueError, match="truncated"):
         from_json(b"{", Point)
+
+
+def test_a_digest_is_as_documented_and_the_same_everywhere() -> None:
+    by_hand = hashlib.sha256(b'{"day":"today","user_id":7}').hexdigest()[:32]
+    assert digest({"user_id": 7, "day": "today"}) == digest({"day": "today", "user_id": 7}) == by_hand
+    nested = {"a": [1, {"y": 2, "x": (3, None)}], "b": b"\x00", "c": datetime(2027, 1, 31, tzinfo=UTC), "d": {1: 2}}
+    text = b'{"a":[1,{"x":[3,null],"y":2}],"b":"AA==","c":"2027-01-31T00:00:00Z","d":{"1":2}}'
+    assert digest(nested) == hashlib.sha256(text).hexdigest()[:32]
+    assert len({digest({"a": value}) for value in (1, 1.0, "1", True, None, [1], "\ud800")}) == 7
+    with pytest.raises(TypeError):
+        digest({"a": object()})
 
 
 def test_what_can_be_awaited_is_known() -> None:

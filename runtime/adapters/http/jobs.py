@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from runtime.core.request import Options
+from runtime.core.span import Span
 from runtime.core.values import frozen
 
 
@@ -47,5 +48,16 @@ class Jobs(Protocol):
         ...
 
     async def count(self) -> Mapping[str, Mapping[str, Any]]:
-        """The jobs of each queue that this worker serves, by status."""
+        """The jobs of each queue that this worker serves, by status; and how it is paused."""
+        ...
+
+    async def pause(self, queue: str, reason: str, length: Span | None) -> Mapping[str, Any] | None:
+        """Let no job of `queue` be started, for `length` (None: until it is resumed); its counts, as `count` has them.
+
+        None: this worker does not serve it. Raises `OptionInvalid`.
+        """
+        ...
+
+    async def resume(self, queue: str) -> Mapping[str, Any] | None:
+        """Go on with `queue`; its counts. None: this worker does not serve it."""
         ...

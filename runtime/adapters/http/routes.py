@@ -6,6 +6,8 @@
 | `GET /jobs/{id}` | 200 and where it is; 404 |
 | `DELETE /jobs/{id}` | 200 it will not run; 202 it runs, and is told to stop; 404; 409 it has ended |
 | `GET /queues` | 200 and the counts of each queue |
+| `POST /queues/{name}/pause` | 200 and its counts; `{"reason": …, "for": …}` if wanted; 404 |
+| `POST /queues/{name}/resume` | 200 and its counts; 404 |
 """
 
 import asyncio
@@ -46,6 +48,8 @@ class JobApi:
         router.add_get(_ONE, self._guarded(self._show))
         router.add_delete(_ONE, self._guarded(self._cancel))
         router.add_get("/queues", self._guarded(self._count))
+        router.add_post(r"/queues/{name:[\s\S]+}/pause", self._guarded(self._pause))
+        router.add_post(r"/queues/{name:[\s\S]+}/resume", self._guarded(self._resume))
 
     def _guarded(self, serve: Handler) -> Handler:
         async def guarded(request: web.Request) -> web.Response:
@@ -77,6 +81,19 @@ class JobApi:
     async def _count(self, request: web.Request) -> web.Response:
         _no_parameters(request)
         return answer(await _in_time(self._jobs.count()))
+
+    async def _pause(self, request: web.Request) -> web.Response:
+        _no_parameters(request)
+        document = await _json_of(request) if request.body_exists else {}
+        if unknown := sorted(set(document) - {"reason", "for"}):
+            raise Refused(400, "unknown-field", f"there is no field {unknown[0]}", "the fields are reason, for")
+        reason = document.get("reason")
+        pausing = self._jobs.pause(_name(request), "" if reason is None else reason, document.get("for"))
+        return _of_queue(await _in_time(pausing))
+
+    async def _resume(self, request: web.Request) -> web.Response:
+        _no_parameters(request)
+        return _of_queue(await _in_time(self._jobs.resume(_name(request))))
 
 
 async def _in_time(asked: Awaitable[Any]) -> Any:
@@ -139,15 +156,30 @@ def _moment(text: object) -> datetime:
 
 
 def _id(request: web.Request) -> str:
-    """The id in the path, decoded once: whatever it holds, slashes too."""
-    encoded = request.raw_path.partition("?")[0].removeprefix("/jobs/")
-    try:
-        job_id = unquote(encoded, errors="strict")
-    except UnicodeDecodeError:
-        raise PayloadInvalid("the id in the path is no Unicode") from None
+    """The id in the path."""
+    job_id = _decoded(request.raw_path.partition("?")[0].removeprefix("/jobs/"))
     if not 1 <= len(job_id) <= LONGEST_ID:
         raise PayloadInvalid(f"an id has from 1 to {LONGEST_ID} characters")
     return job_id
+
+
+def _name(request: web.Request) -> str:
+    """The queue in the path, between `/queues/` and what is to be done with it."""
+    return _decoded(request.raw_path.partition("?")[0].removeprefix("/queues/").rpartition("/")[0])
+
+
+def _decoded(encoded: str) -> str:
+    """A name in the path, decoded once: whatever it holds, slashes too."""
+    try:
+        return unquote(encoded, errors="strict")
+    except UnicodeDecodeError:
+        raise PayloadInvalid("the id in the path is no Unicode") from None
+
+
+def _of_queue(counts: Mapping[str, Any] | None) -> web.Response:
+    if counts is None:
+        raise Refused(404, "unknown-queue", "this worker serves no such queue", "GET /queues names those it serves")
+    return answer(counts)
 
 
 def _queue(request: web.Request) -> str | None:

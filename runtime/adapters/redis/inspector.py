@@ -103,6 +103,8 @@ class Sheet:
     result: wire.Result | None
     result_left_s: float | None
     """For how long its result is still kept."""
+    unique_left_s: float | None
+    """For how long its id is still its own, whatever has become of it; None: it was not to be unique, or no longer."""
     call: Call | None
     trouble: Sequence[str]
 
@@ -275,6 +277,7 @@ async def job(redis: Any, job_id: str, queues: Sequence[str], serializer: Serial
         letter=letter,
         result=result,
         result_left_s=max(found.result_left_ms, 0) / 1000 if result else None,
+        unique_left_s=found.unique_left_ms / 1000 if found.unique_left_ms > 0 else None,
         call=call,
         trouble=[*found.trouble, *([why] if why else [])],
     )
@@ -320,6 +323,7 @@ class _Found:
     own: bytes | None
     result: bytes | None
     result_left_ms: int
+    unique_left_ms: int
     letter: bytes | None
     steps: Sequence[bytes]
     abort_ms: float | None
@@ -342,14 +346,31 @@ async def _found(redis: Any, job_id: str) -> _Found:
         pipe.zscore(keys.ABORT, keys.id_bytes(job_id))
         pipe.strlen(keys.of(keys.JOB, job_id))
         pipe.hstrlen(keys.of(keys.LETTER, job_id), "body")
+        pipe.pttl(keys.of(keys.UNIQUE, job_id))
         answers = await pipe.execute(raise_on_error=False)
-    names = ("", "lease", "", "count of starts", "history", "result", "", "letter", "steps", "abort flags", "body", "")
+    names = (
+        "",
+        "lease",
+        "",
+        "count of starts",
+        "history",
+        "result",
+        "",
+        "letter",
+        "steps",
+        "abort flags",
+        "body",
+        "",
+        "",
+    )
     trouble = [
         f"the key of its {name} is of a wrong type"
         for name, answer in zip(names, answers, strict=True)
         if name and isinstance(answer, ResponseError)
     ]
-    now, owner, left_ms, starts, own, result, result_ms, letter, steps, abort_ms, size, dead_size = map(_read, answers)
+    now, owner, left_ms, starts, own, result, result_ms, letter, steps, abort_ms, size, dead_size, unique_ms = map(
+        _read, answers
+    )
     body_bytes = size or dead_size or 0
     body = None
     if 0 < body_bytes <= wire.MAX_BODY:
@@ -363,6 +384,7 @@ async def _found(redis: Any, job_id: str) -> _Found:
         own=own,
         result=result,
         result_left_ms=result_ms,
+        unique_left_ms=unique_ms,
         letter=letter,
         steps=steps or (),
         abort_ms=abort_ms,
@@ -415,7 +437,7 @@ def _state(found: _Found, spot: _Spot | None, letter: Letter | None, result: wir
     """As `Client.status` says it."""
     if spot:
         return _Queued(b"", spot.score, found.owner).state(found.now_ms)
-    if letter:
+    if letter and not (result and (result.ok or result.cancelled)):  # else it is of an earlier job of the id
         return "dead"
     if result is None:
         return "unknown" if found.result is None else "completed"

@@ -19,11 +19,13 @@ Ours, all under `rt:`:
 | `rt:<queue>:mark` | zset: `0` | while there is something nobody has looked at |
 | `rt:<queue>:unknown` | hash: id → handler | while such jobs wait |
 | `rt:<queue>:dead` | zset: id → ms | while there are letters (30 days, at most 10 000) |
+| `rt:<queue>:paused` | string: why, and since when (`queues.py`) | until the pause ends, or is ended |
 | `rt:<queue>:count` | hash: completed, failed | for ever: two counters |
 | `rt:dead:<id>` | hash: letter, body | 30 days |
 | `rt:own:<id>` | string: `crashes|history` | 8 days |
 | `rt:awaited:<id>` | string: names of who waits for its end | until it has ended; 1 minute after the last look |
 | `rt:progress:<id>` | string: `token|ms|progress` | 10 minutes after it was written, again and again while it runs |
+| `rt:unique:<id>` | string: of whose enqueue | as long as the enqueue said; until its job is cancelled or purged |
 | `rt:once:<id>` | hash: step → state | 30 days, or until the job is done |
 | `rt:w:<incarnation>:<queue>` | string: last settled batch | 10 minutes |
 | `rt:workers` | hash: incarnation → heartbeat | until that worker stops; after a crash 1 h, then till one boots |
@@ -58,6 +60,7 @@ RESULT = "arq:result:"
 ABORT = "arq:abort"
 OWN = "rt:own:"
 ONCE = "rt:once:"
+UNIQUE = "rt:unique:"
 LETTER = "rt:dead:"
 AWAITED = "rt:awaited:"
 PROGRESS = "rt:progress:"
@@ -109,6 +112,10 @@ def dead(queue: str) -> str:
 
 def count(queue: str) -> str:
     return f"rt:{queue}:count"
+
+
+def paused(queue: str) -> str:
+    return f"rt:{queue}:paused"
 
 
 def quota(name: str, user: str) -> str:

@@ -65,6 +65,8 @@ class NewJob:
     due_ms: int | None = None
     priority: int = 0
     fresh: bool = False
+    unique_ms: int = 0
+    """For so long from now no other job gets its id, whatever becomes of it."""
     counted: Counted | None = None
 
 
@@ -75,7 +77,10 @@ class Enqueued:
     added: list[bool]
     """For each; False: its id is taken."""
     awake: int | None = None
-    """How many workers of the queue there are to see them, once all was written; None where it was not asked."""
+    """How many workers of the queue there are to see them, once all was written; None where it was not asked.
+
+    -1: none, and none is to be woken: the queue is paused until somebody resumes it.
+    """
     unseen: bool = False
     """There are some, but a job that has been due for 5 s lies there unseen: they are busy, or have vanished."""
 
@@ -87,7 +92,7 @@ async def enqueue(
 
     Raises `QuotaExceeded` where a quota does not allow all that would count for it; then nothing was written.
     """
-    names = [queue, keys.later(queue), keys.mark(queue), keys.ABORT]
+    names = [queue, keys.later(queue), keys.mark(queue), keys.ABORT, keys.paused(queue)]
     quotas = list(dict.fromkeys(job.counted for job in jobs if job.counted is not None))
     numbers = {counted: number for number, counted in enumerate(quotas, 1)}
     args: list[Any] = ["again" if again else "", len(quotas), keys.here(queue) if ask else ""]
@@ -98,7 +103,7 @@ async def enqueue(
         names += [keys.JOB + job.id, keys.RESULT + job.id]
         when = job.delay_ms if job.due_ms is None else f"@{job.due_ms}"
         number = "" if job.counted is None else numbers[job.counted]
-        args += [job.id, job.body, job.keep_ms, when, job.priority, "fresh" if job.fresh else "", number]
+        args += [job.id, job.body, job.keep_ms, when, job.priority, "fresh" if job.fresh else "", number, job.unique_ms]
     names += [keys.quota(counted.quota, counted.user) for counted in quotas]
     reply = await script("enqueue")(redis, names, args)
     if reply and reply[0] == b"over":
@@ -144,11 +149,14 @@ class ClaimReply:
     lapsed: Sequence[str]
     """Tokens of this worker whose lease has lapsed."""
     trouble: Sequence[str]
+    paused: bool
+    """Something is due that nobody may take; `due_in_ms` is then the end of the pause."""
 
 
 @frozen
 class Claiming:
-    """Lease up to `room` due jobs of the first of `queues` in which something is due, or else of the last.
+    """Lease up to `room` due jobs of the first of `queues` in which something is due, or else of the last; none of a
+    queue that is paused.
 
     `again`: the claim of this `seq` was made before and its reply was lost. `only_new`: leave what has been started,
     and say that there is more: read late, as after a stop of the server, it would take jobs from owners on their way.
@@ -174,13 +182,17 @@ class Claiming:
         return script("claim").command(*self._said())
 
     def _said(self) -> tuple[Sequence[str | bytes], Sequence[Any]]:
-        names = [name for queue in self.queues for name in (queue, keys.later(queue), keys.mark(queue), keys.ABORT)]
+        names = [
+            name
+            for queue in self.queues
+            for name in (queue, keys.later(queue), keys.mark(queue), keys.ABORT, keys.paused(queue))
+        ]
         kind = "again" if self.again else "new" if self.only_new else ""
         how = (self.room, self.lease_ms, self.incarnation, self.seq, kind, self.offset, self.until_ms)
         return names, [*how, *self.disowned]
 
     def read(self, reply: Any) -> ClaimReply:
-        now, more, due_in, go_on, others, flat, lapsed, trouble, which = reply
+        now, more, due_in, go_on, others, flat, lapsed, trouble, which, paused = reply
         jobs = [
             Leased(
                 id=flat[a],
@@ -205,6 +217,7 @@ class Claiming:
             jobs=jobs,
             lapsed=[token.decode() for token in lapsed],
             trouble=_texts(trouble),
+            paused=paused == 1,
         )
 
 
@@ -336,9 +349,10 @@ async def forward(redis: Any, queue: str, ids: Sequence[str | bytes]) -> int:
 async def outlook(redis: Any, queues: Sequence[str], handlers: Collection[str]) -> float | None:
     """Seconds until the first job of `queues` is due, or a lease on one; below zero if one is; None: no jobs at all.
 
-    Jobs that were given back to wait for a worker that knows their handler count only if it is one of `handlers`.
+    Jobs that were given back to wait for a worker that knows their handler count only if it is one of `handlers`; those
+    of a queue that is paused are due at the end of the pause, if it has one.
     """
-    names = [name for queue in queues for name in (queue, keys.unknown(queue))]
+    names = [name for queue in queues for name in (queue, keys.unknown(queue), keys.paused(queue))]
     reply: bytes = await script("outlook")(redis, names, list(handlers))
     return None if reply == b"-" else float(reply) / 1000
 
@@ -356,11 +370,30 @@ async def cancel(
     redis: Any, queue: str, job_id: str, *, body: bytes = b"", result: bytes = b"", result_ms: int = 0
 ) -> CancelReply:
     """Cancel a job that nobody holds, leaving `result`, if `body` is still its body; or flag one that is held."""
-    prefixes = (keys.JOB, keys.IN_PROGRESS, keys.RETRY, keys.RESULT, keys.OWN, keys.AWAITED)
+    prefixes = (keys.JOB, keys.IN_PROGRESS, keys.RETRY, keys.RESULT, keys.OWN, keys.AWAITED, keys.UNIQUE)
     names: list[Any] = [queue, keys.later(queue), keys.ABORT, keys.count(queue), keys.unknown(queue)]
     names += [keys.of(prefix, job_id) for prefix in prefixes]
     said, *now = await script("cancel")(redis, names, [keys.id_bytes(job_id), body, result, result_ms])
     return CancelReply(said.decode(), now[0], int(now[1])) if now else CancelReply(said.decode())
+
+
+@frozen
+class PurgeStep:
+    gone: int
+    held: int
+    """Jobs that stay, as somebody holds them."""
+    score: str
+    """Where the next step begins; empty at the end."""
+    passed: int
+    """How many jobs of that score it passes over."""
+
+
+async def purge(redis: Any, queue: str, score: str, passed: int, most: int, result: bytes, result_ms: int) -> PurgeStep:
+    """Remove up to `most` jobs from this score on that nobody holds; `result` is left for those who wait for one."""
+    names = [queue, keys.later(queue), keys.ABORT, keys.unknown(queue)]
+    reply = await script("purge")(redis, names, [score, passed, most, result, result_ms])
+    gone, held, go_on, pass_over = reply
+    return PurgeStep(gone, held, go_on.decode(), pass_over)
 
 
 @frozen
@@ -435,7 +468,7 @@ async def needs(redis: Any, queues: Sequence[str]) -> "list[Need]":
     """What these queues hold for workers that sleep, in one read-only call to the primary."""
     from runtime.core.alarm import Need  # workers have none of it
 
-    names = [name for queue in queues for name in (queue, keys.unknown(queue))]
+    names = [name for queue in queues for name in (queue, keys.unknown(queue), keys.paused(queue))]
     reply = await script("need")(redis, names, [keys.here(queue) for queue in queues])
     return [
         Need(queue, reply[a] == 1, reply[a + 1], None if float(reply[a + 2]) < 0 else float(reply[a + 2]) / 1000)

@@ -5,7 +5,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import field, fields, replace
 from functools import lru_cache
@@ -39,6 +39,7 @@ from runtime.core.job import (
     Done,
     Failure,
     History,
+    Outcome,
     Released,
     Settlement,
     Unreadable,
@@ -64,6 +65,7 @@ PROBE_S = 1.0
 PROBE_EVERY_S = 2.0
 # Asked instead of PING, which a replica answers, a server without memory, and one that lets us run no scripts.
 TRY_WRITING = "return redis.call('SET', KEYS[1], '', 'PX', 1000)"
+_NO_KEY = -2
 OFFSET_S = 1.0
 """For so long a claim goes on behind ids that others hold, before it starts from the head again."""
 
@@ -120,6 +122,11 @@ class RedisSource:
         """Why Redis does not work for us; None while it does."""
         return self._weather.away
 
+    @property
+    def paused(self) -> list[str]:
+        """The queues that were found paused, with jobs that are due; as of the last claim or look."""
+        return sorted(queue for queue, state in self._claims.items() if state.paused)
+
     @contextmanager
     def _asking(self, what: str, queue: str = "") -> Generator[None]:
         try:
@@ -170,6 +177,7 @@ class RedisSource:
         queue, state = reply.queue, self._claims[reply.queue]
         state.disowned = [token for token in reply.lapsed if not (self._keeper and self._keeper.holds(token))]
         state.go_on(reply.offset)
+        state.paused = reply.paused
         self._server_ahead_s = reply.now_ms / 1000 - time.monotonic()
         self.claimed.set()
         self._tell(reply.trouble)
@@ -360,7 +368,13 @@ class RedisSource:
             await self.redis.execute_command("ZADD", keys.mark(queue), 0, 0)
 
     async def due_in(self, queue: str) -> float | None:
+        state = self._claims.get(queue)
         with self._asking("look", queue):
+            if state is not None and state.paused:
+                left_ms = await self._looking.execute_command("PTTL", keys.paused(queue))
+                if left_ms != _NO_KEY:
+                    return left_ms / 1000 if left_ms >= 0 else None
+                state.paused = False
             first = await self._looking.execute_command("ZRANGE", queue, 0, 0, "WITHSCORES")
         if not first:
             return None
@@ -381,7 +395,8 @@ class RedisSource:
     async def outlook(self, queues: Sequence[str], handlers: Collection[str]) -> float | None:
         """Seconds until the first job of `queues` is due, or a lease on one, by the primary; None: none at all.
 
-        Jobs that wait for a worker that knows their handler count only if it is one of `handlers`.
+        Jobs that wait for a worker that knows their handler count only if it is one of `handlers`; those of a queue
+        that is paused are due at the end of the pause, if it has one.
         """
         with self._asking("look"):
             return await scripts.outlook(self.redis, queues, handlers)
@@ -468,6 +483,8 @@ class _ClaimState:
         self.disowned: Sequence[str] = ()
         self.has_old = False
         """A wait has left jobs that were started before: only a claim by itself may take them."""
+        self.paused = False
+        """The last claim found jobs that are due, and the queue paused."""
         self._offset = 0
         self._from_head_at = 0.0
 
@@ -608,6 +625,9 @@ def _ms(length_s: float) -> int:
     return round(1000 * min(max(length_s, 0.0), LONGEST_S))
 
 
+_ENDED: Mapping[type[Outcome], str] = {Done: "c", Dead: "f", Cancelled: "fx"}
+
+
 def _as_asked(settlement: Settlement, serializer: Serializer | None, with_body: bool, least: bool) -> scripts.Settling:
     claim, outcome = settlement.claim, settlement.outcome
     known = "u" if claim.history.unknown_since_ms else ""
@@ -631,7 +651,7 @@ def _as_asked(settlement: Settlement, serializer: Serializer | None, with_body: 
                 result_ms=keep_ms,
                 letter=letter,
                 body=claim.body if letter and not least else b"",
-                flags=("c" if isinstance(outcome, Done) else "f") + known + aborted + ("b" if least else ""),
+                flags=_ENDED[type(outcome)] + known + aborted + ("b" if least else ""),
             )
         case Released(why="shutdown" | "no-slot"):
             # As it was, but for the trace of the run that was cut short.

@@ -7,6 +7,8 @@ from runtime.core.limits import Rule
 from runtime.core.span import spell
 from runtime.core.values import frozen
 
+LONG_PAUSE_S = 3600.0
+"""Who has paused a queue without an end may have forgotten it."""
 SLOW_IMPORT_S = 2.0
 """Modules that take longer make each start late, and each waking."""
 
@@ -50,6 +52,16 @@ class Project:
 
 
 @frozen
+class Paused:
+    """How a queue is paused. None of since when: whoever paused it did not say."""
+
+    reason: str
+    for_s: float | None
+    ends: bool
+    """By itself."""
+
+
+@frozen
 class Queue:
     """A queue, and who serves it."""
 
@@ -66,6 +78,7 @@ class Queue:
     active: int = 0
     unknown: int = 0
     """Of the deferred: they wait for a worker that knows their handler."""
+    paused: Paused | None = None
     trouble: str | None = None
     """Why it could not be counted."""
 
@@ -178,6 +191,8 @@ def queue_verdicts(queues: Sequence[Queue]) -> Iterator[Finding]:
             well.append(f"{queue.name} ({_served(queue)})")
         else:
             yield found
+        if queue.paused:
+            yield from _paused(queue, queue.paused)
         if queue.unknown:
             yield Finding(
                 "handlers.unknown", "warn",
@@ -207,13 +222,29 @@ def _queue(queue: Queue) -> Finding | None:
             "a producer names a queue that no worker takes from",
             "correct the producer's queue, or start the worker that has its handlers",
         )  # fmt: skip
-    if queue.asleep and not queue.awake and queue.waiting and not queue.stock:
+    if queue.asleep and not queue.awake and queue.waiting and not (queue.stock or queue.paused):
         return Finding(
             "handlers.queues", "warn", f"{queue.name}: {_count(queue.waiting, 'job')} due, and its workers sleep",
             "who added them did not ring, or was not heard",
             "runtime wake; RUNTIME_WAKE_URL in the producer; runtime sentinel for others (docs/sleep.md)",
         )  # fmt: skip
     return None
+
+
+def _paused(queue: Queue, paused: Paused) -> Iterator[Finding]:
+    resume = f"once its reason is gone: runtime queue resume {queue.name}"
+    if queue.stock:
+        yield Finding(
+            "handlers.paused", "warn", f"{queue.name} is paused, and a stock arq worker serves it",
+            "it knows of no pause, and goes on taking jobs", "stop that worker",
+        )  # fmt: skip
+    if not paused.ends and (paused.for_s is None or paused.for_s >= LONG_PAUSE_S):
+        since = "" if paused.for_s is None else f" for {spell(paused.for_s)} now"
+        why = f": {paused.reason}" if paused.reason else ""
+        yield Finding(
+            "handlers.paused", "warn", f"{queue.name} is paused{since}, without an end{why}",
+            f"{_count(queue.jobs, 'job')} in it, and none is started", resume,
+        )  # fmt: skip
 
 
 def _served(queue: Queue) -> str:

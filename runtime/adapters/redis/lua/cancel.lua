@@ -2,7 +2,7 @@
 --
 -- KEYS  1 queue  2 later  3 arq:abort  4 count  5 unknown
 --       6 arq:job:<id>  7 arq:in-progress:<id>  8 arq:retry:<id>  9 arq:result:<id>  10 rt:own:<id>
---       11 rt:awaited:<id>
+--       11 rt:awaited:<id>  12 rt:unique:<id>
 -- ARGV  1 id  2 its body, as the last call gave it, else ''  3 the result to leave, made of that body
 --       4 the result's ttl (ms)
 -- Gives { 'cancelled' }, { 'asked' }, { 'gone' } (this queue has no such job; nothing was written),
@@ -11,7 +11,7 @@
 -- Whoever holds the job sees the flag: our keeper when it extends the lease, a stock worker that allows aborts. One of
 -- ours is told to look at once, by the token of its lease: that is of this claim alone, and what counts is the flag.
 
-local queue, later, abort, count, unknown, job, holder, retry, result, own, awaited = unpack(KEYS)
+local queue, later, abort, count, unknown, job, holder, retry, result, own, awaited, unique = unpack(KEYS)
 local id, seen, outcome, ttl = unpack(ARGV)
 
 local score = redis.call('ZSCORE', queue, id)
@@ -50,7 +50,7 @@ end
 local names = try('GET', awaited)
 
 -- As in settle.lua: a DEL first, then what may fail.
-redis.call('DEL', job, retry, own, awaited)
+redis.call('DEL', job, retry, own, awaited, unique) -- who cancels may enqueue it again
 -- A stock worker may be about to claim it, between its look and its EXEC: it watches this key, and gives up.
 try('SET', holder, '', 'PX', 1)
 try('DEL', holder)

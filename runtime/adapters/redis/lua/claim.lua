@@ -1,7 +1,7 @@
--- Leases up to `room` due jobs of one queue to a worker.
+-- Leases up to `room` due jobs of one queue to a worker. Of a queue that is paused: none.
 --
--- KEYS  1 queue  2 later  3 mark  4 arq:abort; and so on, four for each further queue: then it is the first of them in
---       which something is due, or the last
+-- KEYS  1 queue  2 later  3 mark  4 arq:abort  5 paused; and so on, five for each further queue: then it is the first of
+--       them in which something is due that may be taken, or the last
 -- ARGV  1 room  2 lease (ms)  3 incarnation of the worker  4 number of this claim
 --       5 'again' if the claim of this number was made before and its reply lost; 'new' if it may take nothing that has
 --         been started: where there is such a job it says that there is more; else ''
@@ -10,7 +10,8 @@
 --       then tokens of this worker that it holds no longer
 -- Gives { now (ms), more (0|1), next due (ms from now, -1: none), offset to go on from, seen held by others,
 --         { eight for each job: id, token, place, starts, body or nil, own or nil, abort or nil, kind of the body },
---         { tokens of ours that have lapsed }, { trouble }, which of the queues it was (from 0) }
+--         { tokens of ours that have lapsed }, { trouble }, which of the queues it was (from 0),
+--         paused (0|1): something is due, and nobody may take it; `next due` is then the end of the pause }
 --
 -- The score of a leased job is the end of its lease: a dead worker's jobs come due by themselves. `later` tells them
 -- from other due jobs, and gives them their place back.
@@ -26,18 +27,24 @@ local CRASH_DELAY = { 0, 10000 } -- after the third crash it is claimed at once:
 
 local now, now_us = clock()
 
-local function chosen()
-  for n = 0, #KEYS / 4 - 2 do
-    local first = try('ZRANGE', KEYS[4 * n + 1], 0, 0, 'WITHSCORES')
+local LAST = #KEYS / 5 - 1
+local which, queue, later, mark, abort, pause
+
+-- Turns to the first queue from `n` on in which something is due, or to the last.
+local function turn_to(n)
+  for m = n, LAST - 1 do
+    local first = try('ZRANGE', KEYS[5 * m + 1], 0, 0, 'WITHSCORES')
+    n = m + 1
     if first and first[2] and tonumber(first[2]) <= now then
-      return n
+      n = m
+      break
     end
   end
-  return #KEYS / 4 - 1
+  which = n
+  queue, later, mark, abort, pause = unpack(KEYS, 5 * n + 1, 5 * n + 5)
 end
 
-local which = chosen()
-local queue, later, mark, abort = unpack(KEYS, 4 * which + 1, 4 * which + 4)
+turn_to(0)
 local disowned, lapsed_of_ours, skip = {}, {}, {}
 for i = 8, #ARGV do
   disowned[ARGV[i]] = true
@@ -45,7 +52,7 @@ end
 
 -- It lay about while the server was stopped, or the network: leases may have lapsed, and their owners must come first.
 if tonumber(ARGV[7]) > 0 and now > tonumber(ARGV[7]) then
-  return { exact(now), 1, '-1', 0, 0, {}, {}, trouble, which }
+  return { exact(now), 1, '-1', 0, 0, {}, {}, trouble, which, 0 }
 end
 
 local function incarnation_of(token)
@@ -114,7 +121,7 @@ local function sweep()
   return changed, #due < 2 * SWEEP
 end
 
--- What is known of these ids, in one call: held by whom, body, starts, own.
+-- What is known of these ids, in one call: held by whom, body, starts, own. And, with it, whether the queue is paused.
 local function facts(ids)
   local names = {}
   for _, id in ipairs(ids) do
@@ -123,7 +130,9 @@ local function facts(ids)
     names[#names + 1] = RETRY .. id
     names[#names + 1] = OWN .. id
   end
-  return redis.call('MGET', unpack(names))
+  names[#names + 1] = pause
+  local known = redis.call('MGET', unpack(names))
+  return known, table.remove(known)
 end
 
 local taken, handed_out, awaits_flag = {}, 0, false
@@ -203,13 +212,20 @@ local function any_left(known)
 end
 
 -- What lies before `start` was seen, and is held by others.
-local more, next_due, others, offset = false, -1, start, start
+local more, next_due, others, offset, paused = false, -1, start, start, false
 
 local function scan()
   local size, seen, swept = math.min(room + 1, PAGE), 0, only_new
   while true do
     local ids, scores, due_in, full = look(offset, size)
-    local known = #ids > 0 and facts(ids) or {}
+    local known = {}
+    if #ids > 0 then
+      known, paused = facts(ids)
+    end
+    if paused then
+      next_due, offset, others = redis.call('PTTL', pause), 0, 0
+      return
+    end
     if only_new and any_left(known) then
       more = true
       return
@@ -225,7 +241,7 @@ local function scan()
       if changed then
         offset = start
         ids, scores, due_in, full = look(offset, size)
-        known = #ids > 0 and facts(ids) or {}
+        known = #ids > 0 and (facts(ids)) or {}
       end
     end
     for n, id in ipairs(ids) do
@@ -299,6 +315,10 @@ end
 
 if not (again and repeat_claim()) then
   scan()
+  while paused and which < LAST do
+    turn_to(which + 1)
+    scan()
+  end
 end
 if #taken > 0 then
   lease_taken()
@@ -316,4 +336,5 @@ end
 -- The jobs taken lay before `offset`, and have left for the ends of their leases.
 return {
   exact(now), more and 1 or 0, exact(next_due), math.max(offset - #taken, 0), others, jobs, lapsed_of_ours, trouble, which,
+  paused and 1 or 0,
 }

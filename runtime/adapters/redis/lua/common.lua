@@ -5,7 +5,7 @@
 --          due + p/1024          deferred, leased, retrying (the fraction keeps p, also through arq's ZINCRBY)
 
 local JOB, IN_PROGRESS, RETRY, RESULT = 'arq:job:', 'arq:in-progress:', 'arq:retry:', 'arq:result:'
-local OWN, ONCE, LETTER, AWAITED = 'rt:own:', 'rt:once:', 'rt:dead:', 'rt:awaited:'
+local OWN, ONCE, LETTER, AWAITED, UNIQUE = 'rt:own:', 'rt:once:', 'rt:dead:', 'rt:awaited:', 'rt:unique:'
 -- What a job remembers: its starts, and beside them `own`. Without starts an `own` is of an earlier job of the id: stock
 -- arq, which knows nothing of it, has finished that one. (arq itself keeps starts for 88400 s.)
 local REMEMBER_S = 691200
@@ -52,6 +52,11 @@ end
 local function parse(entry)
   local token, at, id = string.match(entry, '^([^|]*)|([^|]*)|(.*)$')
   return token, at, id
+end
+
+-- The ms for which a queue is paused yet; -1: until somebody resumes it, -2: it is not, as where the key is no string.
+local function pause_left(paused)
+  return try('GET', paused) and redis.call('PTTL', paused) or -2
 end
 
 -- Puts `id` in the queue for `due`, and in `later` if its priority counts only from then on. Nil if the queue is no zset.

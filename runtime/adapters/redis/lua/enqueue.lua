@@ -1,24 +1,29 @@
 -- Adds jobs to one queue; those that count for a user, only if his quota allows all of them.
 --
--- KEYS  1 queue  2 later  3 mark  4 arq:abort, then two for each job: its body, its result, then one for each quota
+-- KEYS  1 queue  2 later  3 mark  4 arq:abort  5 paused, then two for each job: its body, its result, then one for each quota
 -- ARGV  1 'again' if this call repeats one whose reply was lost, else ''  2 how many quotas
 --       3 the channel of which each awake worker of the queue is a subscriber; '' if the caller does not ask who is awake
 --       then two for each quota: most jobs of an hour, most jobs pending; '' for no limit
---       then seven for each job:
+--       then eight for each job:
 --         id, body, ttl (ms the body is kept after it is due), delay (ms, or '@' and the ms it is due at),
---         priority, 'fresh' if nobody can know the id yet, else '', number of its quota, else ''
--- Gives for each job 1 (added) or 0 (the id has a job or a result already; nothing was changed). A job without a body,
--- which has expired, is one as long as somebody holds it: who does will end it.
+--         priority, 'fresh' if nobody can know the id yet, else '', number of its quota, else '',
+--         how long from now its id is unique (ms), 0 if it does not say
+-- Gives for each job 1 (added) or 0 (the id is taken; nothing was changed). It is taken by a job that waits or runs, by
+-- one that is unique for some time yet, whatever has become of it, and by a result: not for a job that is to be unique
+-- itself, which takes the id over; the result and the steps of the earlier job are gone then. A job without a body, which
+-- has expired, is one as long as somebody holds it: who does will end it.
 -- For a caller who asks, two numbers more: how many workers are awake (0 if the server does not let the caller ask: they
--- are woken in vain, rather than not); and 1 if there are some, but a job that has been due for 5 s lies there unseen,
--- else 0: a host that vanishes stays subscribed until the server's tcp-keepalive finds out.
+-- are woken in vain, rather than not; -1: nobody, and nobody is to be woken, for the queue is paused until somebody
+-- resumes it. A pause that ends by itself needs a worker that is awake then, or has an alarm); and 1 if there are some,
+-- but a job that has been due for 5 s lies there unseen, else 0: a host that vanishes stays subscribed until the server's
+-- tcp-keepalive finds out.
 -- Or, and then nothing was written, { 'over', number of the quota, 'hourly' or 'pending', jobs that count already,
 -- jobs that would be added, ms until they fit into the hour }.
 --
 -- A user's tally (the key of a quota) holds `sha1 of the body|id` → when it was enqueued. An id may come again within the
 -- hour, its body does not. Pending is what has a body. Two quotas may be of one user: their tally is the same.
 
-local queue, later, mark, abort = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local queue, later, mark, abort, paused = unpack(KEYS, 1, 5)
 local again, quota_count, here = ARGV[1] == 'again', tonumber(ARGV[2]), ARGV[3]
 local HOUR_MS, UNSEEN_MS = 3600000, 5000
 local now = clock()
@@ -32,17 +37,19 @@ local function due_of(text)
 end
 
 local jobs, quotas, tallies = {}, {}, {}
-for i = 1, (#KEYS - 4 - quota_count) / 2 do
-  local a = 4 + 2 * quota_count + (i - 1) * 7
+for i = 1, (#KEYS - 5 - quota_count) / 2 do
+  local a = 4 + 2 * quota_count + (i - 1) * 8
   jobs[i] = {
     id = ARGV[a], body = ARGV[a + 1], ttl = tonumber(ARGV[a + 2]), due = due_of(ARGV[a + 3]),
     p = tonumber(ARGV[a + 4]), fresh = ARGV[a + 5] == 'fresh', quota = tonumber(ARGV[a + 6]),
-    key = KEYS[3 + 2 * i], result = KEYS[4 + 2 * i],
+    unique = tonumber(ARGV[a + 7]), key = KEYS[4 + 2 * i], result = KEYS[5 + 2 * i],
   }
 end
 
 local function is_free(job, ...)
-  return job.fresh and not again or redis.call('EXISTS', job.result, IN_PROGRESS .. job.id, ...) == 0
+  local unique = UNIQUE .. job.id
+  local ended = job.unique > 0 and unique or job.result
+  return job.fresh and not again or redis.call('EXISTS', unique, ended, IN_PROGRESS .. job.id, ...) == 0
 end
 
 for n = 1, quota_count do
@@ -141,10 +148,24 @@ for _, tally in pairs(tallies) do
   end
 end
 
+-- The id is this job's from now on: what an earlier one has left would be taken for its own.
+local function take_over(job)
+  local cleared = try('DEL', job.result, ONCE .. job.id)
+  return try('SET', UNIQUE .. job.id, redis.sha1hex(job.body), 'PX', exact(job.unique)) and cleared
+end
+
+local function is_ours(job)
+  return job.unique > 0 and try('GET', UNIQUE .. job.id) == redis.sha1hex(job.body)
+end
+
 local written, due, queued = {}, {}, true
 for i, job in ipairs(jobs) do
   if not job.known and is_free(job) and redis.call('SET', job.key, job.body, 'PX', exact(job.due - now + job.ttl), 'NX') then
     written[#written + 1] = job.key
+    if job.unique > 0 then
+      queued = take_over(job) and queued
+      written[#written + 1] = UNIQUE .. job.id
+    end
     if job.due > now then
       queued = defer(queue, later, job.id, job.due, job.p) and queued
     else
@@ -158,7 +179,7 @@ for i, job in ipairs(jobs) do
   else
     -- The body is unique to the call that made it: ours means that the first try went through. So does a result of a
     -- fresh id: a worker was quick.
-    added[i] = again and (job.known or job.fresh or try('GET', job.key) == job.body) and 1 or 0
+    added[i] = again and (job.known or job.fresh or try('GET', job.key) == job.body or is_ours(job)) and 1 or 0
   end
 end
 if #due > 0 then
@@ -190,7 +211,10 @@ end
 if here ~= '' then
   local counted = try('PUBSUB', 'NUMSUB', here)
   local awake = counted and counted[2] or 0
+  if awake == 0 and pause_left(paused) == -1 then
+    awake = -1
+  end
   added[#added + 1] = awake
-  added[#added + 1] = awake > 0 and announced == 0 and unseen() and 1 or 0
+  added[#added + 1] = awake > 0 and announced == 0 and unseen() and pause_left(paused) == -2 and 1 or 0
 end
 return added

@@ -1,12 +1,14 @@
 -- The last look before a worker goes quiet. A script, so that the primary answers, in its order.
 --
--- KEYS  two for each queue: queue, unknown
+-- KEYS  three for each queue: queue, unknown, paused
 -- ARGV  the handlers that the worker knows
 -- Gives the ms until the first of their jobs is due, or a lease on one; rounded up; '-' if there is none
 -- (a job that is held has the end of its lease for a score)
 --
 -- A job that waits for a worker which knows its handler counts for such a worker only. Another one would be kept awake
 -- by it for a day, to claim it every few minutes in vain; the one that is to do it brings it forward when it starts.
+-- Jobs of a queue that is paused are due when the pause is over: there are none, if somebody has to end it, who wakes
+-- workers then. So are lapsed leases, and with them the leases that may lapse.
 
 local SEE, PAGE = 1000, 50
 local now = clock()
@@ -40,9 +42,18 @@ local function first_of(queue, unknown)
   return scores[1] -- behind so many, somebody has to look
 end
 
+local function of_queue(queue, unknown, paused)
+  local score = first_of(queue, unknown)
+  local left = score and pause_left(paused) or -2
+  if left == -1 then
+    return nil
+  end
+  return left > 0 and math.max(score, now + left) or score
+end
+
 local first
-for i = 1, #KEYS, 2 do
-  local score = first_of(KEYS[i], KEYS[i + 1])
+for i = 1, #KEYS, 3 do
+  local score = of_queue(unpack(KEYS, i, i + 2))
   if score and (not first or score < first) then
     first = score
   end

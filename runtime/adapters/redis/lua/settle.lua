@@ -6,7 +6,8 @@
 --         id, token, place, starts, what ('end', 'again' after a delay, 'back' to its place),
 --         starts to keep, delay (ms), own, result, result's ttl (ms), letter, body, flags
 --       own, result, letter and body may be ''. Flags: c completed, f failed, a clear the abort flag,
---       u no longer unknown, n unknown (`letter` is then the handler's name), b the letter's body is the one that is there.
+--       u no longer unknown, n unknown (`letter` is then the handler's name), x cancelled, b the letter's body is the one
+--       that is there.
 -- Gives { a string with one digit for each outcome, { ids of dead letters dropped for room }, { trouble } }
 --   1 settled, 0 refused (not ours), 2 the body is gone: send again with it
 -- A batch that is sent again under its number gets the answer of the first time.
@@ -79,6 +80,9 @@ for n, job in ipairs(jobs) do
       drop[#drop + 1] = OWN .. job.id
       if flagged(job, 'c') then
         drop[#drop + 1] = ONCE .. job.id
+      end
+      if flagged(job, 'x') then
+        drop[#drop + 1] = UNIQUE .. job.id -- who cancels may enqueue it again
       end
       if held[#jobs + n] then
         drop[#drop + 1] = AWAITED .. job.id

@@ -1,0 +1,99 @@
+"""What operators do with a queue: pause it, resume it, purge it. Our workers obey with their next claim.
+
+Stock arq workers know nothing of a pause. Whatever runs goes on, and jobs can be added as ever.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from runtime.adapters.payload import LARGEST, from_json, to_json
+from runtime.adapters.redis import keys, scripts, wire
+from runtime.adapters.redis.codecs import Serializer
+from runtime.core.values import frozen
+
+PAGE = 100
+"""Jobs that one step of a purge looks at; others are served between two steps."""
+TOLD_MS = 60_000
+"""How long the result is kept by which those who wait for a purged job learn of its end."""
+
+
+@frozen
+class Pause:
+    """Why a queue is paused, and since when, as whoever paused it said so."""
+
+    reason: str
+    since_ms: int | None
+    left_s: float | None
+    """How long from now; None: until somebody resumes it."""
+
+
+@frozen
+class _Said:
+    reason: str = ""
+    since_ms: int | None = None
+
+
+async def pause(redis: Any, queue: str, reason: str, for_s: float | None, since_ms: int) -> None:
+    """Let no job of `queue` be claimed; another pause of it is replaced. None: until `resume`."""
+    said = to_json(_Said(reason, since_ms))
+    await redis.set(keys.paused(queue), said, px=None if for_s is None else max(1, round(1000 * for_s)))
+
+
+async def resume(redis: Any, queue: str) -> tuple[bool, int]:
+    """Let jobs of `queue` be claimed, from now on: whether it was paused, and how many jobs there are."""
+    was: int = await redis.delete(keys.paused(queue))
+    there: int = await redis.zcard(queue)
+    if there:
+        await redis.zadd(keys.mark(queue), {b"0": 0})
+    return was > 0, there
+
+
+async def pauses(redis: Any, queues: Sequence[str]) -> list[Pause | None]:
+    """How each of these queues is paused; None: it is not."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for queue in queues:
+            pipe.get(keys.paused(queue))
+            pipe.pttl(keys.paused(queue))
+        answers = await pipe.execute(raise_on_error=False)
+    for answer in answers:  # a key of another type pauses nothing
+        if isinstance(answer, Exception) and not (isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer)):
+            raise answer
+    return [_pause(said, left_ms) for said, left_ms in zip(answers[::2], answers[1::2], strict=True)]
+
+
+def _pause(value: object, left_ms: int) -> Pause | None:
+    if not isinstance(value, bytes):
+        return None
+    try:
+        said = from_json(value, _Said)
+    except (ValueError, RecursionError):  # somebody else has written it: it pauses the queue all the same
+        said = _Said()
+    since_ms = said.since_ms if said.since_ms is not None and 0 <= said.since_ms < LARGEST else None
+    return Pause(said.reason, since_ms, None if left_ms < 0 else left_ms / 1000)
+
+
+@frozen
+class Purged:
+    gone: int
+    held: int
+    """Jobs that somebody runs: they were left alone."""
+
+
+async def purge(
+    redis: Any, queue: str, serializer: Serializer | None = None, told: Callable[[int], object] = lambda gone: None
+) -> Purged:
+    """Remove every job of `queue` that nobody holds, in steps; `told` is called after each with how many have gone.
+
+    Whoever waits for one of them learns that it was cancelled. Nothing else is left: its id is free again at once. Jobs
+    that are added meanwhile may be removed or not; what is given back or retried meanwhile is not.
+    """
+    outcome = wire.encode_cancelled("", queue, b"", 0, serializer)
+    gone = held = passed = 0
+    score = "-inf"
+    while score:
+        page = await scripts.purge(redis, queue, score, passed, PAGE, outcome, TOLD_MS)
+        gone, held, score, passed = gone + page.gone, held + page.held, page.score, page.passed
+        told(gone)
+    return Purged(gone, held)
