@@ -1,4 +1,4 @@
-"""The pages for those who come from elsewhere, followed step by step: their files written, their lines run as pasted."""
+"""The pages for those who come from elsewhere, followed step by step: files written, lines run as pasted."""
 
 from __future__ import annotations
 
