@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from runtime.core.quota import Allowance, Quota
     from runtime.core.request import Options, Request
     from runtime.core.retry import Retry
-    from runtime.declare import Bucket, Handler, handler, lifespan, middleware
+    from runtime.declare import Bucket, Handler, cron, every, handler, lifespan, middleware
     from runtime.engine.context import Checked, Context
     from runtime.engine.limiter import Grant
 
@@ -91,7 +91,9 @@ __all__ = [
     "WaitTimedOut",
     "by",
     "connect",
+    "cron",
     "enqueue_all",
+    "every",
     "handler",
     "lifespan",
     "middleware",
@@ -111,7 +113,7 @@ _AT = {
     "runtime.core.quota": ("Allowance", "Quota"),
     "runtime.core.request": ("Options", "Request"),
     "runtime.core.retry": ("Retry",),
-    "runtime.declare": ("Bucket", "Handler", "handler", "lifespan", "middleware"),
+    "runtime.declare": ("Bucket", "Handler", "cron", "every", "handler", "lifespan", "middleware"),
     "runtime.engine.context": ("Checked", "Context"),
     "runtime.engine.limiter": ("Grant",),
 }

@@ -285,6 +285,7 @@ class Worker:
             self._pools,
             self._lifetime,
             self._traces,
+            self._serializer,
         )
 
     @cached_property

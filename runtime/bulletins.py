@@ -5,6 +5,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from runtime import __version__
@@ -15,13 +16,17 @@ from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.tasks import what_they_do
 from runtime.core.lifecycle import State
 from runtime.core.policy import describe
+from runtime.core.schedule import Move, Schedule
 from runtime.core.span import spell
+from runtime.core.text import one_line
 from runtime.engine.actor import Actor
 from runtime.groups import Group
 from runtime.health import Health
 from runtime.registry import Handlers
 from runtime.settings import Settings
 
+MOST_NAMED = 10
+"""A line names so many occurrences and jobs."""
 LAST_SENT = 3
 """A line names so many of those who have sent anything."""
 
@@ -94,6 +99,33 @@ class Bulletins:
             data={"state": state, "reason": why, "sent_ago_s": sent},
         )
 
+    def fired(self, schedule: Schedule, move: Move, added: Sequence[bool], late_ms: int) -> None:
+        """A schedule was due: which occurrences have a job now, and how long ago the first of all that were due was."""
+        first, fires = move.first_ms or 0, move.fires
+        about = {
+            "schedule": schedule.name,
+            "queue": schedule.queue,
+            "scheduled_for": [_moment(one) for one in fires[-MOST_NAMED:]],
+            "jobs": [schedule.id_of(one) for one, new in zip(fires, added, strict=True) if new][-MOST_NAMED:],
+            "late_ms": late_ms,
+        }
+        name = one_line(schedule.name)
+        if not fires:
+            text = f"Schedule {name}: what was due {spell(late_ms / 1000)} ago is skipped"
+            self._log.warning(text, event_name="SCHEDULE_SKIPPED", **about)
+            return
+        text = f"Schedule {name} fired: " + (f"{sum(added)} jobs" if len(fires) > 1 else _moment(fires[0]))
+        if not all(added):
+            text += (
+                "; somebody had enqueued it already" if len(fires) == 1 else "; the others had been enqueued already"
+            )
+        self._log.info(text, event_name="SCHEDULE_FIRED", **about)
+        if first != fires[0]:
+            since = f"from {_moment(first)} to before {_moment(fires[0])}"
+            self._log.warning(
+                f"Schedule {name}: nobody was there to fire it {since}", event_name="SCHEDULE_MISSED", **about
+            )
+
     def unsettled(self) -> None:
         """Nothing, if all is settled."""
         unsettled = sum(len(actor.unsettled) for actor in self._actors)
@@ -163,3 +195,7 @@ class Bulletins:
         if self._health.state != "quiet" or in_s is None:
             return None
         return self._source.server_ms() + round(1000 * max(in_s, 0.0))
+
+
+def _moment(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds" if ms % 1000 else "seconds")

@@ -6,8 +6,9 @@ Declaring has no side effect; `runtime serve` collects what is declared.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from runtime.core import limits
 from runtime.core.errors import HandlerInvalid, Invalid, PayloadInvalid
@@ -24,6 +25,7 @@ from runtime.core.spec import DEFAULT_QUEUE, Spec
 if TYPE_CHECKING:
     from runtime.adapters.payload import Signature
     from runtime.client import Job
+    from runtime.core.schedule import Misfire, Timetable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -299,6 +301,107 @@ def handler(
 
     decorate = _Decorator(name, spec)
     return decorate if function is None else decorate(function)
+
+
+class Handled(TypedDict, total=False):
+    """What `handler` may be told of one that has a schedule."""
+
+    name: str
+    queue: str
+    timeout: Span | None
+    retry: Retry | None
+    priority: int
+    keep_result: Span
+    limit: Keyed | Iterable[Keyed]
+
+
+class _Scheduled:
+    """Declares a handler without arguments, and when it is run."""
+
+    def __init__(self, decorate: _Decorator, timetable: Timetable, misfire: Misfire) -> None:
+        self._decorate = decorate
+        self._timetable = timetable
+        self._misfire = misfire
+
+    @overload
+    def __call__(self, function: Callable[[Any], Coroutine[Any, Any, R]]) -> Handler[[], R]: ...
+
+    @overload
+    def __call__(self, function: Callable[[Any], R]) -> Handler[[], R]: ...
+
+    def __call__(self, function: Callable[..., Any]) -> Any:
+        declared: Handler[..., Any] = self._decorate(function)
+        needed = declared.signature.required
+        if needed:
+            raise HandlerInvalid(
+                f"the handler {declared.name!r} at {declared.spec.where} has a schedule: nobody gives it {needed[0]!r}",
+                hint="give its arguments defaults; or enqueue one job for each from a handler that has the schedule",
+            )
+        made: Handler[..., Any] = Handler(
+            function, replace(declared.spec, timetable=self._timetable, misfire=self._misfire), {}
+        )
+        return made
+
+
+def cron(
+    expression: str,
+    /,
+    *,
+    tz: str = "UTC",
+    misfire: Misfire = "latest",
+    **handled: Unpack[Handled],
+) -> _Scheduled:
+    """Declare a function whose only parameter is the `Context` as a handler that is run at the times of a cron
+    expression, once however many workers there are: `@cron("0 3 * * *", tz="America/Sao_Paulo")`.
+
+    `expression` has five fields (minute, hour, day of month, month, day of week; `*`, lists, ranges, steps, names, `L`,
+    `#`), or six with the seconds first; its times are those of the zone `tz`. In summer time what is at fixed times of
+    the day is once a day (at the end of the hour that spring leaves out, the first time of two in autumn), and what is
+    every so many minutes or hours goes on as if there were no change; with six fields what the clock shows counts.
+
+    A schedule begins when a worker first tells of it. `misfire` says what becomes of times at which no worker was
+    there: "latest" (the last one is run, however late), "skip" (the same, but not later than a minute), "all" (each is
+    run, the last 1,000 at most). The job's id is `<name>:<ms since 1970>`, `ctx.scheduled_for` its time. It may be
+    enqueued by hand, too. The rest is as with `handler`. Raises `HandlerInvalid` where it stands.
+    """
+    from runtime.adapters.cron import Cron
+
+    return _scheduled(
+        lambda: Cron(expression, tz),
+        misfire,
+        handler(**handled),
+    )
+
+
+def every(
+    span: Span,
+    /,
+    *,
+    misfire: Misfire = "latest",
+    **handled: Unpack[Handled],
+) -> _Scheduled:
+    """The same at the multiples of a span since 1970 (UTC): `@every("60s")`. The span is a whole number of seconds.
+
+    One run does not wait for the end of the one before: a `Concurrency` in `limit` keeps them apart.
+    """
+    from runtime.adapters import cron as timetables
+
+    return _scheduled(
+        lambda: timetables.every(span),
+        misfire,
+        handler(**handled),
+    )
+
+
+def _scheduled(timetable: Callable[[], Timetable], misfire: Misfire, decorate: _Decorator) -> _Scheduled:
+    from runtime.core.schedule import MISFIRES
+
+    if misfire not in MISFIRES:
+        raise HandlerInvalid(f"misfire={misfire!r:.40}: it is one of {', '.join(MISFIRES)}")
+    try:
+        return _Scheduled(decorate, timetable(), misfire)
+    except (TypeError, ValueError) as error:
+        raise HandlerInvalid(str(error)) from None
 
 
 def lifespan(function: Callable[[], AsyncIterator[S]]) -> Lifespan[S]:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from runtime.core.feedback import Feedback
 from runtime.core.job import Claim, Settlement, Verdict
@@ -13,6 +13,10 @@ from runtime.core.policy import Ended, Stop
 from runtime.core.pool import Pool
 from runtime.core.redaction import BY_SHAPE, Redactor
 from runtime.core.values import frozen
+
+if TYPE_CHECKING:  # what is needed later than the first job
+    from runtime.core.lifecycle import Due
+    from runtime.core.schedule import Move, Schedule, Standing
 
 T = TypeVar("T")
 
@@ -298,14 +302,31 @@ class Board(Protocol):
         """
 
 
+class Schedules(Protocol):
+    """The schedules, as all workers see them. Every call raises `Away` when the store is lost."""
+
+    async def look(self, schedules: "Sequence[Schedule]") -> "tuple[int, Sequence[Standing]]":
+        """The store's clock in ms, and how each of these stands."""
+        ...
+
+    async def fire(self, schedule: "Schedule", move: "Move") -> Sequence[bool] | None:
+        """Make this move: for each occurrence whether a job was added, or its id was taken. None: it does not stand so
+        any longer, and nothing was done; after `Away` nobody knows, and a second call does no harm."""
+        ...
+
+    async def forget(self, schedules: "Sequence[Schedule]") -> None:
+        """Forget what has been due in their queues for 30 days and is none of them."""
+
+
 class Stillness(Protocol):
     """How a worker falls silent, and speaks again. All but `speak` raise `Away`."""
 
     async def leave(self) -> None:
         """Be no longer counted among those who are awake: returns when the server has confirmed it."""
 
-    async def due_in(self) -> float | None:
-        """Seconds until the first job of its queues, or lease on one, is due, by the server; None: there is nothing."""
+    async def due_in(self) -> "Due | None":
+        """The first job of its queues, lease on one, or schedule of its handlers to be due, by the server; None: there
+        is nothing."""
         ...
 
     async def fall_silent(self) -> None:

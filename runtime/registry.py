@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from runtime.core.errors import HandlerInvalid, HandlerUnknown, LimitInvalid, Problem
 from runtime.core.lifespan import Lifespan
@@ -17,6 +17,9 @@ from runtime.core.middleware import Middleware
 from runtime.core.policy import describe
 from runtime.core.values import frozen
 from runtime.declare import Handler
+
+if TYPE_CHECKING:
+    from runtime.core.schedule import Schedule
 
 Handlers = Mapping[str, Handler[..., Any]]
 
@@ -169,6 +172,22 @@ def _add_lifespan(found: list[Lifespan[Any]], new: Lifespan[Any]) -> None:
 def queues(handlers: Handlers) -> list[str]:
     """Those that the handlers are declared for, sorted."""
     return sorted({handler.spec.queue for handler in handlers.values()})
+
+
+def schedules(handlers: Handlers, queues: Sequence[str]) -> "list[Schedule]":
+    """Those of the handlers that are declared for these queues."""
+    timed = [handler for handler in handlers.values() if handler.spec.timetable and handler.spec.queue in queues]
+    if not timed:
+        return []
+    from runtime.core.schedule import Schedule  # most workers have none
+
+    found: list[Schedule] = []
+    for handler in timed:
+        spec = handler.spec
+        priority = spec.priority if isinstance(spec.priority, int) else handler.request().priority
+        if spec.timetable is not None:
+            found.append(Schedule(spec.name, spec.queue, spec.timetable, spec.misfire, priority))
+    return found
 
 
 def make_importable(folder: Path) -> None:

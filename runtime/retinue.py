@@ -5,6 +5,7 @@ retinue
   ├─ heartbeats
   ├─ presence: counted among those who are awake, and told at once of runs that are to stop
   ├─ ear: hears the server tell of jobs that anybody writes
+  ├─ scheduler, where handlers have schedules
   ├─ what is done once: jobs that waited for this worker, limits that nobody has used yet
   └─ HTTP server
 """
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.abc import TaskGroup
 
+from runtime import registry
 from runtime.adapters.egress import Egress
 from runtime.adapters.http.sessions import AiohttpSessions
 from runtime.adapters.redis.buckets import RedisLimits
+from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.connection import lent
 from runtime.adapters.redis.heartbeats import Heartbeats
 from runtime.adapters.redis.keeper import LeaseKeeper
@@ -28,7 +31,7 @@ from runtime.adapters.redis.permits import RedisPermits
 from runtime.adapters.redis.presence import Presence
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
-from runtime.adapters.telemetry.logs import Log, beside
+from runtime.adapters.telemetry.logs import Log, LogJournal, beside
 from runtime.adapters.telemetry.traces import Traces
 from runtime.bulletins import Bulletins
 from runtime.client import Client
@@ -47,11 +50,15 @@ from runtime.silence import Silence
 
 if TYPE_CHECKING:
     from runtime.adapters.http.server import HttpServer
+    from runtime.core.schedule import Schedule
     from runtime.desk import Desk
 
 IMPORTS_AFTER_S = 0.3
 """What takes long to import (the HTTP server, a quarter of a second; what handlers log with) waits for the jobs of the
 first look, and not longer than this."""
+
+AGAIN_S = 60.0
+"""After a bug of ours in firing schedules: what is due then is not lost."""
 
 
 def _http_parts() -> "tuple[type[HttpServer], type[Desk]]":
@@ -87,8 +94,10 @@ class Retinue:
         pools: Pools,
         lifetime: Lifetime,
         traces: Traces | None,
+        serializer: Serializer | None,
     ) -> None:
         self._settings = settings
+        self._serializer = serializer
         self._handlers = handlers
         self._buckets = buckets
         self._queues = [queue for group in groups for queue in group.queues]
@@ -196,6 +205,9 @@ class Retinue:
         group.start_soon(self._beside, "bringing jobs forward", self._bring_forward)
         group.start_soon(self._beside, "telling of the limits", self._tell_of_limits)
         group.start_soon(self._beside, "looking at what Redis deletes", self._warn_of_eviction)
+        schedules = registry.schedules(self._handlers, self._queues)
+        if schedules:
+            group.start_soon(self._fire, schedules)
 
     async def _unhurried(self) -> None:
         """While something is imported all else stands still, 5 ms at a time."""
@@ -232,6 +244,17 @@ class Retinue:
         while self._governor.state == "starting":  # the turn of that claim is about to end
             await anyio.sleep(0.02)
         await self._silence.while_speaking(self._heartbeats.run)
+
+    async def _fire(self, schedules: "Sequence[Schedule]") -> None:
+        from runtime.adapters.redis.schedules import RedisSchedules
+        from runtime.engine.scheduler import Scheduler
+
+        store = RedisSchedules(lent(self._source.redis, self._egress.of("schedules")), self._serializer)
+        trouble = LogJournal(self._log, self._settings.log_level).trouble
+        scheduler = Scheduler(schedules, store, self.bulletins.fired, lambda text: trouble(text, ""))
+        while True:
+            await self._beside("firing schedules", lambda: self._silence.while_speaking(scheduler.run))
+            await anyio.sleep(AGAIN_S)
 
     async def _listen(self) -> None:
         await self._silence.while_speaking(self._source.listen)

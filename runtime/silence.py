@@ -13,6 +13,7 @@ from runtime.adapters.redis.permits import RedisPermits
 from runtime.adapters.redis.presence import Presence
 from runtime.adapters.redis.source import RedisSource
 from runtime.client import Client
+from runtime.core.lifecycle import Due
 from runtime.engine.lifetime import Lifetime
 from runtime.engine.pools import Pools
 from runtime.ports import Away
@@ -61,7 +62,7 @@ class Silence:
     async def leave(self) -> None:
         await self._presence.leave()
 
-    async def due_in(self) -> float | None:
+    async def due_in(self) -> Due | None:
         return await self._source.outlook(self._queues, self._handlers)
 
     async def fall_silent(self) -> None:

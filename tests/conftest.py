@@ -10,7 +10,8 @@ from tests.servers import Server
 
 # What may stay without a TTL: it empties itself, or its size is bounded otherwise.
 ENDLESS = (
-    "rt:*:later", "rt:*:mark", "rt:*:dead", "rt:*:count", "rt:*:unknown", "rt:*:paused", "rt:workers", "arq:abort",
+    "rt:*:later", "rt:*:mark", "rt:*:dead", "rt:*:count", "rt:*:unknown", "rt:*:paused", "rt:*:schedule",
+    "rt:*:timetable", "rt:workers", "arq:abort",
 )  # fmt: skip
 
 

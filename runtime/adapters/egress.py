@@ -19,6 +19,7 @@ Sender = Literal[
     "heartbeat",
     "presence",
     "limits",
+    "schedules",  # looks when one is due, and every half minute
     "permits",
     "progress",  # what handlers tell of it
     "client",  # what this process enqueues and asks

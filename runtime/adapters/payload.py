@@ -57,6 +57,12 @@ class Signature:
             return types.GenericAlias(tuple, (kind, ...))
         return types.GenericAlias(dict, (str, kind)) if parameter.kind is parameter.VAR_KEYWORD else kind
 
+    @property
+    def required(self) -> list[str]:
+        """The parameters that an enqueue has to give."""
+        free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        return [p.name for p in self._parameters if p.default is p.empty and p.kind not in free]
+
     def pack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as plain data, checked. Raises `TypeError` (they do not fit) or `ValueError` (a wrong type)."""
         if self._by_place(args, kwargs):

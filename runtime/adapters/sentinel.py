@@ -1,7 +1,7 @@
 """The sentinel: watches queues for workers that sleep, and rings the doorbell where a job is due and nobody is awake.
 
-Two connections to Redis: one listens (`ear`), one looks. A look is two commands for a queue at rest: every 60 s if the
-server announces new jobs, else every 5 s; and when the first job of a queue comes due.
+Two connections to Redis: one listens (`ear`), one looks. A look is three commands for a queue at rest: every 60 s if
+the server announces new jobs, else every 5 s; and when the first job of a queue comes due, or a schedule.
 """
 
 import math
@@ -13,13 +13,13 @@ import anyio
 from redis.exceptions import ResponseError
 
 from runtime.adapters.doorbell import Doorbell
-from runtime.adapters.redis import heartbeats
+from runtime.adapters.redis import heartbeats, keys
 from runtime.adapters.redis.connection import away_when_lost, concerns_the_server, connect, shown
 from runtime.adapters.redis.ear import Ear
 from runtime.adapters.redis.needs import needs as needs_of
 from runtime.adapters.redis.weather import Weather
 from runtime.adapters.telemetry.logs import LogJournal
-from runtime.core.alarm import SAFE_LOOK_S, SLOW_LOOK_S, Calls, Need, next_look_s
+from runtime.core.alarm import NOBODYS_S, SAFE_LOOK_S, SLOW_LOOK_S, Calls, Need, next_look_s
 from runtime.core.span import spell
 from runtime.core.text import one_line
 from runtime.ports import Away
@@ -107,11 +107,13 @@ class Sentinel:
             return needs
 
     async def _heads(self, queues: Sequence[str]) -> Sequence[Need]:
-        """Whether the first job of each queue is due. One that is may be held, and nobody was asked who is awake."""
+        """Whether the first job of each queue is due, or a schedule. A job may be held, and nobody was asked who is
+        awake."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             for queue in queues:
                 pipe.zrange(queue, 0, 0, withscores=True)
+                pipe.zrange(keys.schedule(queue), 0, -1, withscores=True)
             now, *replies = await pipe.execute(raise_on_error=False)
         for reply in (now, *replies):
             if isinstance(reply, Exception) and concerns_the_server(reply):
@@ -119,7 +121,10 @@ class Sentinel:
         if isinstance(now, ResponseError):
             raise now
         now_ms = now[0] * 1000 + now[1] / 1000
-        return [_of_head(queue, reply, now_ms) for queue, reply in zip(queues, replies, strict=True)]
+        return [
+            _of_heads(queue, head, scheduled, now_ms)
+            for queue, head, scheduled in zip(queues, replies[::2], replies[1::2], strict=True)
+        ]
 
     async def _ask_for_queues(self) -> None:
         if self._asks_for_queues and time.monotonic() - self._asked_at >= SAFE_LOOK_S:
@@ -160,8 +165,13 @@ class Sentinel:
         self._log.info(text, event_name="SENTINEL_HEARING", announced=hears)
 
 
-def _of_head(queue: str, reply: Any, now_ms: float) -> Need:
-    if isinstance(reply, Exception) or not reply:  # a key of another type is no queue
-        return Need(queue, due=False, awake=0, next_in_s=None)
-    in_s = (float(reply[0][1]) - now_ms) / 1000
-    return Need(queue, due=in_s <= 0, awake=0, next_in_s=in_s if in_s > 0 else None)
+def _of_heads(queue: str, head: Any, scheduled: Any, now_ms: float) -> Need:
+    in_s = [in_s for in_s in _times(scheduled, now_ms) if -NOBODYS_S <= in_s < math.inf] + _times(head, now_ms)
+    return Need(
+        queue, due=any(one <= 0 for one in in_s), awake=0, next_in_s=min((one for one in in_s if one > 0), default=None)
+    )
+
+
+def _times(reply: Any, now_ms: float) -> list[float]:
+    """The seconds until each of these is due. A key of another type holds nothing."""
+    return [] if isinstance(reply, Exception) else [(float(at) - now_ms) / 1000 for _, at in reply]

@@ -21,6 +21,7 @@ COMMANDS = {
     "handlers": "list what `serve` would run",
     "inspect": "show queues, jobs, workers, limits or settings",
     "limit": "list, show, set or reset limits",
+    "schedule": "list, run, pause or resume schedules",
     "sentinel": "watch the queues, and wake workers that sleep",
     "wake": "wake a worker that sleeps; --if-due only for a job",
     "doctor": "find what is wrong, and how to mend it",

@@ -1,9 +1,9 @@
 """Wake a worker that sleeps: POST to its /wake, at RUNTIME_WAKE_URL or --url, again and again for a minute or until it
 answers.
 
-With --if-due it looks in Redis first, and wakes only if a job is due and no worker of its queue is awake: for a cron
-service that runs every few minutes, so that deferred jobs and retries wake a sleeper too. The queues are those of -Q,
-else those of the handlers found here, else all that workers have said they serve.
+With --if-due it looks in Redis first, and wakes only if a job or a schedule is due and no worker of its queue is awake:
+for a cron service that runs every few minutes, so that deferred jobs, retries and schedules wake a sleeper too. The
+queues are those of -Q, else those of the handlers found here, else all that workers have said they serve.
 
 Exit codes: 0 woken, or nothing to do; 69 Redis cannot be reached, 75 an address did not answer, 78 a setting is wrong.
 """

@@ -10,6 +10,8 @@ SAFE_LOOK_S = 60.0
 """Between two looks where it announces new jobs; what it announces is looked at when it is."""
 RING_AGAIN_S = (30.0, 900.0)
 """After a ring that has changed nothing: the first pause, and the longest. Each ring costs a sleeper its sleep."""
+NOBODYS_S = 86_400.0
+"""A schedule that nobody has fired so long after it was due is no reason to wake anybody."""
 
 
 @frozen
@@ -18,11 +20,12 @@ class Need:
 
     queue: str
     due: bool
-    """A job is due that nobody holds, and that does not wait for a worker which knows its handler."""
+    """A job is due that nobody holds, and that does not wait for a worker which knows its handler; or a schedule is."""
     awake: int
     """Workers of the queue that are awake. Only whether it is 0 is certain: Valkey 9.1 miscounts."""
     next_in_s: float | None
-    """Until the next job comes due: deferred, retrying, or held by a worker that may die. None: there is none."""
+    """Until the next job comes due (deferred, retrying, or held by a worker that may die) or schedule. None: there is
+    none."""
 
     @property
     def calls(self) -> bool:

@@ -38,6 +38,8 @@ class Call:
     """The producer's W3C trace context: `traceparent`, and `tracestate` if there is one."""
     codec: Codec = "pickle"
     """How it was written, and how its result is to be."""
+    scheduled_ms: int | None = None
+    """The occurrence of a schedule that it is for, by the server's clock."""
 
 
 @frozen

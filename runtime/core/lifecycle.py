@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Literal
 
 from runtime.core.span import spell
+from runtime.core.text import one_line
 from runtime.core.values import frozen
 
 State = Literal["starting", "awake", "drowsy", "quiet", "waking", "stopping"]
@@ -121,17 +122,28 @@ def worth_telling(holds: Sequence[Hold], told: Set[Kind], told_at: float, now: f
     return settled if news and now - told_at >= SETTLED_S else []
 
 
-def held_by(due_in_s: float | None, alarm_s: float | None) -> Reason | None:
+@frozen
+class Due:
+    """The first moment at which something will be due."""
+
+    in_s: float
+    """Below zero: it is."""
+    schedule: str | None = None
+    """Whose occurrence it is; None: a job's, or a lease's end."""
+
+
+def held_by(due: Due | None, alarm_s: float | None) -> Reason | None:
     """Why what lies in the queues keeps it awake; None: it does not.
 
-    `due_in_s` is the first moment at which something will be due, a lease of somebody else's included, which lapses if
-    that worker dies. Only an alarm (somebody outside who looks every `alarm_s`, and rings) makes sleeping safe then.
+    A lease of somebody else's counts, too: it lapses if that worker dies. Only an alarm (somebody outside who looks
+    every `alarm_s`, and rings) makes sleeping safe then.
     """
-    if due_in_s is None:
+    if due is None:
         return None
-    if due_in_s <= 0:
-        return Reason("came", "a job is due")
-    when = f"a job, or somebody's lease, is due in {spell(due_in_s)}"
+    what = "a job, or somebody's lease," if due.schedule is None else f"the schedule {one_line(due.schedule)}"
+    if due.in_s <= 0:
+        return Reason("came", "a job is due" if due.schedule is None else f"{what} is due")
+    when = f"{what} is due in {spell(due.in_s)}"
     if alarm_s is None:
         return Reason("due", f"{when}, and nobody would wake it: {NO_ALARM}")
-    return Reason("due", f"{when}, before the alarm is sure to ring") if due_in_s < alarm_s else None
+    return Reason("due", f"{when}, before the alarm is sure to ring") if due.in_s < alarm_s else None

@@ -1,12 +1,16 @@
 """What a declaration says about a handler, as a value."""
 
 from dataclasses import field
+from typing import TYPE_CHECKING
 
 from runtime.core.limits import NOTHING, Wanted
 from runtime.core.priority import Ranked
 from runtime.core.quota import Quota
 from runtime.core.retry import Retry
 from runtime.core.values import frozen
+
+if TYPE_CHECKING:
+    from runtime.core.schedule import Misfire, Timetable
 
 DEFAULT_QUEUE = "arq:queue"
 """arq's default: the queue's name is the Redis key of its sorted set, literally."""
@@ -30,5 +34,8 @@ class Spec:
     """What each attempt takes before it runs; the permits are held until its end."""
     quota: Quota | None = None
     """How many of its jobs one user may enqueue."""
+    timetable: "Timetable | None" = None
+    """When it is run without being enqueued."""
+    misfire: "Misfire" = "latest"
     where: str = ""
     """`file:line` of the declaration, for messages."""

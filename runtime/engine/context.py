@@ -105,6 +105,12 @@ class Context(Mapping[str, Any], Generic[S]):
         return datetime.fromtimestamp(self._call.enqueued_ms / 1000, UTC)
 
     @property
+    def scheduled_for(self) -> datetime | None:
+        """The occurrence that a schedule has fired it for (in UTC; the run may be later); None for any other job."""
+        moment_ms = self._call.scheduled_ms
+        return None if moment_ms is None else datetime.fromtimestamp(moment_ms / 1000, UTC)
+
+    @property
     def cancel_reason(self) -> CancelReason | None:
         """Why this run was asked to stop; None while it was not. For an `except asyncio.CancelledError` or a `finally`.
 

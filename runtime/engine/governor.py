@@ -185,8 +185,9 @@ class Governor:
         await self._stillness.leave()
         if self._busy():  # asked first: nothing begins during a pause, and what ends after this the store tells of
             return Reason("came", "a job came")
-        self.next_due_in_s = await self._stillness.due_in()
-        return held_by(self.next_due_in_s, self._alarm_s)
+        due = await self._stillness.due_in()
+        self.next_due_in_s = None if due is None else due.in_s
+        return held_by(due, self._alarm_s)
 
     async def _stay_awake(self) -> None:
         """Whatever has failed, jobs are not to wait for ever."""

@@ -18,4 +18,5 @@ INVARIANTS = {
     "I15": "Memory: no slope over many jobs, descriptors and tasks back to where they were.",
     "I16": "Inputs are data: nothing that a body names is imported, opened or run, no id is more than a text.",
     "I17": "Clocks: when a job is due is decided by the server's alone, how long it took by none that can be set.",
+    "I18": "Schedules: each occurrence is fired once, whoever dies, sleeps, or has a wrong clock.",
 }

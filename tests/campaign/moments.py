@@ -36,7 +36,7 @@ class WrongClock:
     """What makes a process's clock wrong, and how wrong it is."""
 
     def __init__(self, stage: Stage, wrong_by_s: float) -> None:
-        self._file = stage.folder / "clock"
+        self._file = stage.folder / f"clock{wrong_by_s:+g}"
         self.set(wrong_by_s)
 
     def set(self, wrong_by_s: float) -> None:

@@ -9,6 +9,7 @@ from tests.campaign import (
     killpoints,
     moments,
     network,
+    occurrences,
     poison,
     port,
     rest,
@@ -19,7 +20,8 @@ from tests.campaign import (
 from tests.campaign.scenario import Scenario
 
 MODULES = (
-    death, killpoints, signals, store, network, handlers, poison, aborts, actors, inputs, moments, secrecy, rest, port,
+    death, killpoints, signals, store, network, handlers, poison, aborts, actors, inputs, moments, occurrences,
+    secrecy, rest, port,
 )  # fmt: skip
 
 

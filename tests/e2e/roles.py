@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from runtime import Allowance, Bucket, Concurrency, Context, Permanent, Quota, Retry, handler
+from runtime import Allowance, Bucket, Concurrency, Context, Permanent, Quota, Retry, every, handler
 
 MODEST = Quota("modest", by="user", allow=Allowance(hourly=2, pending=5))
 
@@ -39,6 +39,10 @@ async def long(ctx: Context, length_s: float) -> None:
 async def another(ctx: Context) -> str:
     job = await at_the_second_try.options(delay="0.2s", priority=5).enqueue()
     return job.id
+
+
+@every("12h")
+async def seldom(ctx: Context) -> None: ...
 
 
 @handler(quota=MODEST)

@@ -223,6 +223,7 @@ def test_an_observer_sees_everything_and_an_operator_mends_it(shared: Shared, tm
             (("dlq", "show", dead), "never"),
             (("limit", "list"), "roles"),
             (("limit", "show", "roles"), "roles"),
+            (("schedule", "list", *named), "every 12 h"),
             (("job", dead, *named), "dead"),
             (("check", "--redis"), ""),
         ]
@@ -238,6 +239,8 @@ def test_an_observer_sees_everything_and_an_operator_mends_it(shared: Shared, tm
             (("queue", "drain", QUEUE, "--timeout", "0.1s"), "stays paused"),
             (("queue", "purge", QUEUE, "--yes"), "were left alone"),
             (("queue", "resume", QUEUE), "resumed"),
+            (("schedule", "pause", "seldom", *named), "paused"),
+            (("schedule", "resume", "seldom", *named), "next at"),
             (("wake", "--if-due", *named), "nobody has to be woken"),
             (("doctor", MODULE), "0 failed"),
         ]

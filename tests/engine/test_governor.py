@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 import trio
 
-from runtime.core.lifecycle import TABLE, Event, Reason, Standing, State, after, held_by, reasons
+from runtime.core.lifecycle import TABLE, Due, Event, Reason, Standing, State, after, held_by, reasons
 from runtime.engine import supervisor as supervisors
 from runtime.engine.context import Context
 from runtime.engine.governor import HISTORY, Governor
@@ -53,7 +53,7 @@ def test_every_cell_of_the_table(state: State, event: Event) -> None:
 def test_what_lies_in_the_queues_keeps_it_awake_unless_an_alarm_is_sure_to_ring(
     due_in_s: float | None, alarm_s: float | None, held: str | None
 ) -> None:
-    found = held_by(due_in_s, alarm_s)
+    found = held_by(None if due_in_s is None else Due(due_in_s), alarm_s)
     assert (found is None) == (held is None)
     assert found is None or (held or "") in found.text
 
@@ -99,11 +99,11 @@ class Still:
         self.counted = False
         self.between()
 
-    async def due_in(self) -> float | None:
+    async def due_in(self) -> Due | None:
         await self._do("due_in")
         found = await self.world.store.due_in("q")
         self.after_look()
-        return found
+        return None if found is None else Due(found)
 
     async def fall_silent(self) -> None:
         await self._do("fall_silent")

@@ -920,12 +920,18 @@ NEED = _of(
     ("behind so many somebody has to look", "return true -- behind", "return false -- behind"),
     ("who is awake counts", "out[#out + 1] = awake[2]", "out[#out + 1] = 0"),
     ("the next is none that is due", "'(' .. exact(now), '+inf'", "'-inf', '+inf'"),
-    ("the next is told", "first[2] and tonumber(first[2]) - now or -1", "-1"),
-    ("paused: nothing is due", "return false, left > 0", "return due, left > 0"),
-    ("paused: its end is the next", "math.max(left, due and 0 or next_in) or -1", "next_in or -1"),
-    ("paused: or a later job", "math.max(left, due and 0 or next_in) or -1", "left or -1"),
-    ("paused: until somebody resumes it nothing is next", "left > 0 and math.max(left, due and 0 or next_in) or -1", "math.max(left, due and 0 or next_in)"),
-    ("paused: where nothing lies its end is nothing", "(due or first[2]) and pause_left(paused) or -2", "pause_left(paused)"),
+    ("the next is told", "first < math.huge and first - now or -1", "-1"),
+    ("paused: nothing is due", "due, first = false, left > 0", "first = left > 0"),
+    ("paused: its end is the next", "math.max(now + left, due and now or first)", "first"),
+    ("paused: or a later job", "math.max(now + left, due and now or first)", "now + left"),
+    ("paused: until somebody resumes it nothing is next", "left > 0 and math.max(now + left, due and now or first) or math.huge", "math.max(now + left, due and now or first)"),
+    ("paused: where nothing lies its end is nothing", "(due or first < math.huge) and pause_left(paused) or -2", "pause_left(paused)",
+     "it saves a command: the later of its end and never is never"),
+    ("the next schedule", "first = math.min(first, scheduled)", ""),
+    ("the first of both", "first = math.min(first, scheduled)", "first = scheduled"),
+    ("a schedule is due", "scheduled <= now or is_due(queue, unknown)", "is_due(queue, unknown)"),
+    ("but not for ever", "exact(now - NOBODYS_MS), '+inf'", "'-inf', '+inf'"),
+    ("schedules of a wrong type are none", "local first = try('ZRANGEBYSCORE', zset", "local first = redis.call('ZRANGEBYSCORE', zset"),
 )  # fmt: skip
 
 OUTLOOK = _of(
@@ -941,6 +947,35 @@ OUTLOOK = _of(
     ("paused: where nothing lies its end is nothing", "score and pause_left(paused) or -2", "pause_left(paused)"),
     ("the first of all queues", "if score and (not first or score < first) then", "if score then"),
     ("what is past is due", "math.ceil(first - now)", "math.ceil(math.max(first - now, 1))"),
+    ("a schedule counts", "if at and (not score or at < score) then", "if false then"),
+    ("the first of both", "if at and (not score or at < score) then", "if at then"),
+    ("unless nobody here can fire it", "if knows[all[i]] then", "if true then"),
+    ("its name is told", "return tonumber(all[i + 1]), all[i]", "return tonumber(all[i + 1]), ''"),
+    ("one that is paused is never due", "'-inf', '(inf'", "'-inf', 'inf'"),
+    ("schedules of a wrong type are none", "try('ZRANGEBYSCORE', schedule", "redis.call('ZRANGEBYSCORE', schedule"),
+)  # fmt: skip
+
+FIRE = _of(
+    "fire",
+    ("whoever comes second does nothing", "tonumber(stands or nil) ~= tonumber(known_next) or", ""),
+    ("nor who declares it otherwise", " or (redis.call('HGET', timetable, 'said|' .. name) or '') ~= known_said", ""),
+    ("an id that stock arq has run is taken", "redis.call('EXISTS', result, IN_PROGRESS .. id) == 0 and", ""),
+    ("by its result", "'EXISTS', result, IN_PROGRESS .. id", "'EXISTS', IN_PROGRESS .. id"),
+    ("by who holds it", "'EXISTS', result, IN_PROGRESS .. id", "'EXISTS', result"),
+    ("an id that is enqueued is taken", ", ttl, 'NX')", ", ttl)"),
+    ("its body expires", "'PX', ttl, 'NX'", "'NX'"),
+    ("its priority is that of its jobs", "exact(place(now, p))", "exact(now)"),
+    ("it is due now", "exact(place(now, p))", "exact(place(now + 60000, p))"),
+    ("R19 nothing is left half done", "redis.call('DEL', unpack(written))", ""),
+    ("R19 a queue of a wrong type is told", "    return redis.error_reply(trouble[#trouble])\n", ""),
+    ("a flag was for an earlier job", "try('ZREM', abort, unpack(ids))", ""),
+    ("R19 flags of a wrong type stop nothing", "try('ZREM', abort", "redis.call('ZREM', abort"),
+    ("an idle worker is woken", "try('ZADD', mark, 0, 0)", ""),
+    ("R19 a mark of a wrong type stops nothing", "try('ZADD', mark", "redis.call('ZADD', mark"),
+    ("it moves on", "redis.call('ZADD', schedule, next_due, name)", ""),
+    ("one that is paused stays so", "if next_due ~= '' then", "if true then"),
+    ("its declaration is noted", "'said|' .. name, said", "'said|' .. name, known_said"),
+    ("what was fired last is noted", "if fired ~= '' then", "if false then"),
 )  # fmt: skip
 
 PROGRESS = _of(
@@ -1006,5 +1041,6 @@ MUTANTS = [
     *RELEASE,
     *NEED,
     *OUTLOOK,
+    *FIRE,
     *BUCKETS,
 ]

@@ -32,8 +32,9 @@ TESTS = {
     "permits": ("permits",),
     "acquire": ("permits",),
     "release": ("permits",),
-    "need": ("need", "paused"),
-    "outlook": ("outlook", "paused"),
+    "need": ("need", "paused", "fire"),
+    "outlook": ("outlook", "paused", "fire"),
+    "fire": ("fire",),
     **dict.fromkeys(("schedule", "take", "leave", "adjust", "breaker"), ("buckets", "bucket_model")),
 }
 QUICKLY = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--assert=plain"]

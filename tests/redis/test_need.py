@@ -134,4 +134,4 @@ def test_it_is_one_call_of_few_commands(store: Store) -> None:
     ours = {
         name: stat["calls"] for name, stat in stats.items() if name not in ("cmdstat_info", "cmdstat_config|resetstat")
     }
-    assert sum(ours.values()) == 7, ours
+    assert sum(ours.values()) == 8, ours

@@ -11,7 +11,8 @@ from tests.redis.test_need import need
 
 def outlook(store: Store, *knows: str, queues: tuple[str, ...] = ()) -> float | None:
     """Seconds until something is due, for a worker that knows these handlers."""
-    return store.run(scripts.outlook(store.scripts, queues or (store.queue,), knows))
+    due = store.run(scripts.outlook(store.scripts, queues or (store.queue,), knows))
+    return None if due is None else due.in_s
 
 
 def is_due(store: Store, *knows: str, queues: tuple[str, ...] = ()) -> bool:

@@ -32,7 +32,9 @@ from runtime import (
     Transient,
     by,
     connect,
+    cron,
     enqueue_all,
+    every,
     handler,
     lifespan,
     middleware,
@@ -238,6 +240,31 @@ async def misuses_of_these(ctx: Context[State]) -> None:
     lifespan(create)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # no generator
     middleware(create)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # no middleware
     print(wrong)
+
+
+@cron("0 3 * * *", tz="America/Sao_Paulo", misfire="skip", queue="nightly")
+async def cleanup(ctx: Context) -> int:
+    return 0 if ctx.scheduled_for is None else ctx.scheduled_for.day
+
+
+@every("5s", limit=tokens)
+async def drain_outbox(ctx: Context) -> None: ...
+
+
+async def scheduled_by_hand(ctx: Context) -> int:
+    job: Job[int] = await cleanup.options(priority=3).enqueue()
+    await drain_outbox(ctx)
+    return await job.result()
+
+
+async def needs_arguments(ctx: Context, name: str) -> None: ...
+
+
+async def misuses_of_schedules() -> None:
+    cron("0 3 * * *", misfire="never")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # no such policy
+    every("5s", tz="UTC")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # it has no zone
+    every("5s")(needs_arguments)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]  # nobody gives them
+    await cleanup.enqueue(7)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # it takes none
 
 
 async def produce() -> None:

@@ -14,7 +14,7 @@ from runtime.core.diagnosis.platform import Peer, Place, Port, Telemetry
 from runtime.core.diagnosis.settings import Environment, is_placeholder
 from runtime.core.diagnosis.store import Store, Trial
 from runtime.core.findings import Finding, count
-from runtime.core.lifecycle import Standing, held_by, reasons
+from runtime.core.lifecycle import Due, Standing, held_by, reasons
 from runtime.core.limits import Rule
 
 
@@ -296,7 +296,7 @@ def why(standing: Standing) -> list[str]:
     return [reason.text for reason in reasons(standing)]
 
 
-HELD = held_by(3600.0, None)
+HELD = held_by(Due(3600.0), None)
 assert HELD is not None
 DEFERRED = HELD.text
 

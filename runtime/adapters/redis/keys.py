@@ -21,6 +21,8 @@ Ours, all under `rt:`:
 | `rt:<queue>:dead` | zset: id → ms | while there are letters (30 days, at most 10 000) |
 | `rt:<queue>:paused` | string: why, and since when (`queues.py`) | until the pause ends, or is ended |
 | `rt:<queue>:count` | hash: completed, failed | for ever: two counters |
+| `rt:<queue>:schedule` | zset: schedule → ms of the next occurrence, or `inf` | 30 days after a worker last fired it |
+| `rt:<queue>:timetable` | hash: `said|`, `fired|`, `paused|` and schedule → text, ms, why | likewise |
 | `rt:dead:<id>` | hash: letter, body | 30 days |
 | `rt:own:<id>` | string: `crashes|history` | 8 days |
 | `rt:awaited:<id>` | string: names of who waits for its end | until it has ended; 1 minute after the last look |
@@ -116,6 +118,14 @@ def count(queue: str) -> str:
 
 def paused(queue: str) -> str:
     return f"rt:{queue}:paused"
+
+
+def schedule(queue: str) -> str:
+    return f"rt:{queue}:schedule"
+
+
+def timetable(queue: str) -> str:
+    return f"rt:{queue}:timetable"
 
 
 def quota(name: str, user: str) -> str:

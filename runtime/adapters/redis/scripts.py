@@ -1,6 +1,7 @@
 """The Lua scripts, each behind one typed function: callers never see a position in a list."""
 
 import hashlib
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import field
 from functools import cache
@@ -15,6 +16,8 @@ from runtime.core.values import frozen
 
 if TYPE_CHECKING:
     from runtime.core.alarm import Need
+    from runtime.core.lifecycle import Due
+    from runtime.core.schedule import Move, Schedule, Standing
 
 
 class Script:
@@ -346,15 +349,63 @@ async def forward(redis: Any, queue: str, ids: Sequence[str | bytes]) -> int:
     return moved
 
 
-async def outlook(redis: Any, queues: Sequence[str], handlers: Collection[str]) -> float | None:
-    """Seconds until the first job of `queues` is due, or a lease on one; below zero if one is; None: no jobs at all.
+async def outlook(redis: Any, queues: Sequence[str], handlers: Collection[str]) -> "Due | None":
+    """The first moment at which a job of `queues` is due, a lease on one, or a schedule; None: there is none.
 
-    Jobs that were given back to wait for a worker that knows their handler count only if it is one of `handlers`; those
-    of a queue that is paused are due at the end of the pause, if it has one.
+    Jobs that were given back to wait for a worker that knows their handler count only if it is one of `handlers`, and
+    so do schedules; those of a queue that is paused are due at the end of the pause, if it has one.
     """
-    names = [name for queue in queues for name in (queue, keys.unknown(queue), keys.paused(queue))]
-    reply: bytes = await script("outlook")(redis, names, list(handlers))
-    return None if reply == b"-" else float(reply) / 1000
+    from runtime.core.lifecycle import Due  # no job waits for it
+
+    names = [name for queue in queues for name in _of_queue(queue)]
+    in_ms, schedule = await script("outlook")(redis, names, list(handlers))
+    return None if in_ms == b"-" else Due(float(in_ms) / 1000, schedule.decode("utf-8", "replace") or None)
+
+
+def _of_queue(queue: str) -> Sequence[str]:
+    """What is looked at of a queue to know what is due next."""
+    return queue, keys.unknown(queue), keys.schedule(queue), keys.paused(queue)
+
+
+async def agenda(redis: Any, queue: str, names: Sequence[str]) -> "tuple[int, list[Standing]]":
+    """The server's clock in ms, and how these schedules of `queue` stand."""
+    now, nexts, said = await script("agenda")(redis, [keys.schedule(queue), keys.timetable(queue)], names)
+    return int(now), [_standing(next_at, text) for next_at, text in zip(nexts, said, strict=True)]
+
+
+def _standing(next_at: bytes | float | None, said: bytes | None) -> "Standing":
+    from runtime.core.schedule import Standing  # most workers have none
+
+    at = None if next_at is None else float(next_at)
+    paused = at == math.inf
+    declaration = None if said is None else said.decode("utf-8", "replace")
+    return Standing(None if at is None or paused else round(at), declaration, paused)
+
+
+async def fire(
+    redis: Any, schedule: "Schedule", move: "Move", jobs: Sequence[tuple[str, bytes]], *, keep_ms: int
+) -> list[bool] | None:
+    """Move a schedule on, adding these jobs (id, body); whether each was added: not where its id is taken.
+
+    None: it does not stand as `move` has it, and nothing was done.
+    """
+    queue, known = schedule.queue, move.standing
+    names = [queue, keys.mark(queue), keys.ABORT, keys.schedule(queue), keys.timetable(queue)]
+    args: list[Any] = [
+        schedule.name,
+        "inf" if known.paused else "" if known.next_ms is None else known.next_ms,
+        known.declaration or "",
+        "" if move.next_ms is None else move.next_ms,
+        schedule.declaration,
+        move.fires[-1] if move.fires else "",
+        schedule.priority,
+        keep_ms,
+    ]
+    for job_id, body in jobs:
+        names += [keys.JOB + job_id, keys.RESULT + job_id]
+        args += [job_id, body]
+    reply = await script("fire")(redis, names, args)
+    return None if reply == [b"moved"] else [flag == 1 for flag in reply]
 
 
 @frozen
@@ -468,7 +519,7 @@ async def needs(redis: Any, queues: Sequence[str]) -> "list[Need]":
     """What these queues hold for workers that sleep, in one read-only call to the primary."""
     from runtime.core.alarm import Need  # workers have none of it
 
-    names = [name for queue in queues for name in (queue, keys.unknown(queue), keys.paused(queue))]
+    names = [name for queue in queues for name in _of_queue(queue)]
     reply = await script("need")(redis, names, [keys.here(queue) for queue in queues])
     return [
         Need(queue, reply[a] == 1, reply[a + 1], None if float(reply[a + 2]) < 0 else float(reply[a + 2]) / 1000)

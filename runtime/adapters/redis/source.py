@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import field, fields, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
@@ -48,6 +48,9 @@ from runtime.core.job import (
 from runtime.core.policy import attempt_after
 from runtime.core.values import record
 from runtime.ports import Away, Pulled
+
+if TYPE_CHECKING:
+    from runtime.core.lifecycle import Due
 
 WAIT_REPLY_S = 3.0
 """For so much longer than was asked a blocking wait may take, a new connection included; then it is taken for lost."""
@@ -392,11 +395,11 @@ class RedisSource:
     async def news(self, after: int) -> int:
         return await self._ear.news(after)
 
-    async def outlook(self, queues: Sequence[str], handlers: Collection[str]) -> float | None:
-        """Seconds until the first job of `queues` is due, or a lease on one, by the primary; None: none at all.
+    async def outlook(self, queues: Sequence[str], handlers: Collection[str]) -> "Due | None":
+        """When the first job of `queues` is due, a lease on one, or a schedule, by the primary; None: none at all.
 
-        Jobs that wait for a worker that knows their handler count only if it is one of `handlers`; those of a queue
-        that is paused are due at the end of the pause, if it has one.
+        Jobs that wait for a worker that knows their handler count only if it is one of `handlers`, and so do schedules;
+        those of a queue that is paused are due at the end of the pause, if it has one.
         """
         with self._asking("look"):
             return await scripts.outlook(self.redis, queues, handlers)

@@ -37,6 +37,7 @@ def encode_call(
     expires_ms: int | None,
     priority: int,
     trace: Mapping[str, str] | None = None,
+    scheduled_ms: int | None = None,
     serializer: Serializer | None = None,
 ) -> bytes:
     """A body. Raises `TypeError` naming the type that no reader would admit."""
@@ -47,6 +48,8 @@ def encode_call(
         own["p"] = priority
     if trace:
         own["trace"] = dict(trace)
+    if scheduled_ms is not None:
+        own["s"] = scheduled_ms
     fields = {"t": None, "f": handler, "a": args, "k": dict(kwargs), "et": now_ms(), "rt": own}
     return codecs.dumps(fields, "custom" if serializer else "pickle", serializer)
 
@@ -75,7 +78,7 @@ def decode_call(body: bytes, serializer: Serializer | None = None) -> Call | Unr
         return Unreadable("the body's 'k' has a key that is no text")
     rt = said.get("rt")
     own = cast("dict[object, Any]", rt) if isinstance(rt, dict) else {}
-    expires_ms = own.get("x")
+    expires_ms, scheduled_ms = own.get("x"), own.get("s")
     return Call(
         handler=said["f"],
         args=tuple(said["a"]),
@@ -86,6 +89,7 @@ def decode_call(body: bytes, serializer: Serializer | None = None) -> Call | Unr
         expires_ms=expires_ms if type(expires_ms) is int else None,
         codec=codec,
         trace=_trace_of(own.get("trace")),
+        scheduled_ms=scheduled_ms if type(scheduled_ms) is int else None,
     )
 
 

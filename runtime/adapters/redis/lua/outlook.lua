@@ -1,12 +1,14 @@
 -- The last look before a worker goes quiet. A script, so that the primary answers, in its order.
 --
--- KEYS  three for each queue: queue, unknown, paused
+-- KEYS  four for each queue: queue, unknown, schedule, paused
 -- ARGV  the handlers that the worker knows
--- Gives the ms until the first of their jobs is due, or a lease on one; rounded up; '-' if there is none
+-- Gives { the ms until the first of their jobs is due, a lease on one, or a schedule; rounded up; '-' if there is none,
+--         the name of the schedule if it is one, else '' }
 -- (a job that is held has the end of its lease for a score)
 --
 -- A job that waits for a worker which knows its handler counts for such a worker only. Another one would be kept awake
 -- by it for a day, to claim it every few minutes in vain; the one that is to do it brings it forward when it starts.
+-- Schedules count likewise: who does not know the handler cannot fire them.
 -- Jobs of a queue that is paused are due when the pause is over: there are none, if somebody has to end it, who wakes
 -- workers then. So are lapsed leases, and with them the leases that may lapse.
 
@@ -42,20 +44,35 @@ local function first_of(queue, unknown)
   return scores[1] -- behind so many, somebody has to look
 end
 
-local function of_queue(queue, unknown, paused)
-  local score = first_of(queue, unknown)
+-- One that is paused is never due.
+local function next_scheduled(schedule)
+  local all = try('ZRANGEBYSCORE', schedule, '-inf', '(inf', 'WITHSCORES') or {}
+  for i = 1, #all, 2 do
+    if knows[all[i]] then
+      return tonumber(all[i + 1]), all[i]
+    end
+  end
+end
+
+-- When the first of a queue is due, and whose occurrence that is, if it is a schedule's.
+local function of_queue(queue, unknown, schedule, paused)
+  local score, scheduled = first_of(queue, unknown), ''
+  local at, name = next_scheduled(schedule)
+  if at and (not score or at < score) then
+    score, scheduled = at, name
+  end
   local left = score and pause_left(paused) or -2
   if left == -1 then
     return nil
   end
-  return left > 0 and math.max(score, now + left) or score
+  return left > 0 and math.max(score, now + left) or score, scheduled
 end
 
-local first
-for i = 1, #KEYS, 3 do
-  local score = of_queue(unpack(KEYS, i, i + 2))
+local first, scheduled = nil, ''
+for i = 1, #KEYS, 4 do
+  local score, name = of_queue(unpack(KEYS, i, i + 3))
   if score and (not first or score < first) then
-    first = score
+    first, scheduled = score, name
   end
 end
-return first and exact(math.ceil(first - now)) or '-'
+return { first and exact(math.ceil(first - now)) or '-', scheduled }
