@@ -17,7 +17,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
@@ -27,6 +27,7 @@ from runtime.adapters.http.sessions import AiohttpSessions
 from runtime.adapters.loop import loop_factory
 from runtime.adapters.redis import codecs
 from runtime.adapters.redis.buckets import RedisLimits
+from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.connection import lent
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.ledger import RedisLedger
@@ -37,11 +38,11 @@ from runtime.adapters.runner import AsyncioRunner
 from runtime.adapters.telemetry import logs, traces
 from runtime.apis import Apis
 from runtime.client import Client, use
+from runtime.core import lifespan
 from runtime.core.errors import SettingsInvalid
 from runtime.core.policy import describe
 from runtime.core.redaction import Redactor
 from runtime.engine.actor import Actor
-from runtime.engine.lifetime import CLOSE_S as LIFESPAN_CLOSE_S
 from runtime.engine.lifetime import OBEY_S, Lifetime
 from runtime.engine.middleware import within
 from runtime.engine.pools import LAST_CLOSE_S, Pools
@@ -59,8 +60,8 @@ if TYPE_CHECKING:
 
 FIRST_LOOK_S = 0.3
 """The retinue waits for so long to hear what came of the first look for jobs."""
-LET_GO_S = max(LAST_CLOSE_S, LIFESPAN_CLOSE_S) + OBEY_S
-"""How long is waited for the items of pools and the lifespan to close: what still goes on then does not obey."""
+LET_GO_S = max(LAST_CLOSE_S, lifespan.CLOSE_S) + OBEY_S
+"""How long is waited for the items of pools and a lifespan to close: what still goes on then does not obey."""
 CLOSE_S = 5.0
 """How long connections may take to close."""
 LEAVE_S = 1.0
@@ -69,8 +70,29 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 DUMP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 
 
+class Guest(Protocol):
+    """An application of another make that is served as it is: its functions are the handlers, and it has a lifespan."""
+
+    @property
+    def serializer(self) -> Serializer: ...
+
+    def source(self, *args: Any, **options: Any) -> RedisSource:
+        """A `RedisSource` of these arguments."""
+        ...
+
+    def attach(
+        self, url: str, statistics: Statistics, log: logs.Log, call: Callable[[], None], drain: Callable[[], None]
+    ) -> None:
+        """Told before its lifespan is opened. It is to `call` when it enqueues something, and may `drain` the worker."""
+
+
 def serve(
-    settings: Settings, url: str, handlers: Handlers, served: Sequence[Group], equipment: Equipment = UNEQUIPPED
+    settings: Settings,
+    url: str,
+    handlers: Handlers,
+    served: Sequence[Group],
+    equipment: Equipment = UNEQUIPPED,
+    guest: Guest | None = None,
 ) -> int:
     """Run a worker until it is told to stop; the exit code. Raises `SettingsInvalid` for a port that is taken.
 
@@ -82,7 +104,7 @@ def serve(
         log.warning(warning, event_name="SETTING_WARNING")
     loop = loop_factory(settings.loop)
     listener = listen(settings.port) if settings.http else None
-    worker = Worker(settings, url, handlers, served, equipment, log, listener, redact)
+    worker = Worker(settings, url, handlers, served, equipment, log, listener, redact, guest)
     with asyncio.Runner(loop_factory=loop) as runner:
         code = _run_to_its_end(runner.get_loop(), worker.run(), log)
         logs.close()
@@ -135,6 +157,7 @@ class Worker:
         log: Any,
         listener: socket.socket | None,
         redact: Redactor,
+        guest: Guest | None,
     ) -> None:
         self._settings = settings
         self._url = url
@@ -146,6 +169,7 @@ class Worker:
         self._log = log
         self._listener = listener
         self._redact = redact
+        self._guest = guest
         self._journal = logs.LogJournal(log, settings.log_level)
         self._egress = Egress()
         self._traces = self._make_traces()
@@ -153,7 +177,7 @@ class Worker:
         self._signals: asyncio.Queue[int] = asyncio.Queue(maxsize=3)
         self._told: list[int] = []
         self._failure: Exception | None = None
-        self._serializer = codecs.named(settings.serializer)
+        self._serializer = codecs.named(settings.serializer) if guest is None else guest.serializer
         if self._serializer is not None and self._serializer.runs_code:
             log.warning(
                 f"RUNTIME_SERIALIZER={self._serializer.name} is trusted: who can write to this Redis can run code here",
@@ -167,7 +191,8 @@ class Worker:
         self._weather = Weather(self._hear_back)
         egress = self._egress
         self._keeper = LeaseKeeper(self._url, lease_s, self._hear_keeper, egress.of("leases"))
-        self._source = RedisSource(
+        make_source = RedisSource if self._guest is None else self._guest.source
+        self._source = make_source(
             self._url,
             lease_s=lease_s,
             keeper=self._keeper,
@@ -222,6 +247,8 @@ class Worker:
             self._log,
             serializer=self._serializer,
         )
+        if self._guest is not None:
+            self._guest.attach(self._url, self._statistics, self._log, self._call_here, self._supervisor.drain)
         self._listen_to_signals()
         self._keeper.start()
         self._standstills.watch()
@@ -234,7 +261,7 @@ class Worker:
         finally:
             self._pools.close()
             self._lifetime.end()
-            await asyncio.wait([pooled, lived], timeout=LET_GO_S)
+            await asyncio.wait([pooled, lived], timeout=max(LET_GO_S, self._lifetime.close_s + OBEY_S))
             with anyio.move_on_after(CLOSE_S, shield=True):
                 await self._close()
         failure = self._failure or self._supervisor.failure
@@ -304,7 +331,13 @@ class Worker:
 
     def _call(self) -> None:
         """This process has enqueued something for itself: nobody else rings for it."""
-        self._retinue.call()
+        if "_retinue" in vars(self):  # else it has not looked for jobs yet
+            self._retinue.call()
+
+    def _call_here(self) -> None:
+        """The same, of what is most likely for this worker."""
+        self._call()
+        self._supervisor.wake()
 
     def _without_state(self, failure: Exception) -> None:
         """Handlers cannot run: whatever is held is for another worker."""

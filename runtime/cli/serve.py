@@ -14,7 +14,7 @@ from dataclasses import replace
 from types import FrameType
 
 from runtime import settings
-from runtime.core.errors import OptionInvalid
+from runtime.core.errors import OptionInvalid, UsageInvalid
 
 GARBAGE = 10_000
 """So many new containers between two looks for garbage. Python's 700 are those of fifteen jobs, and cost 6 %."""
@@ -33,6 +33,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-c", "--concurrency", type=int, metavar="N", help="jobs at once; goes before WORKER_CONCURRENCY"
     )
+    parser.add_argument(
+        "--arq", metavar="SETTINGS", help="run an arq application: the dotted name of its settings class, as for `arq`"
+    )
+    parser.add_argument("--burst", action="store_true", help="with --arq: stop when the queue is empty")
     parser.epilog = f"settings, from the environment:\n{settings.help_text()}"
 
 
@@ -41,7 +45,19 @@ def run(args: argparse.Namespace) -> int:
     _dump_no_core()
     # Until the worker listens to signals there is nothing to give back.
     signal.signal(signal.SIGTERM, _nothing_begun)
-    config = settings.read()
+    if args.burst and not args.arq:
+        raise UsageInvalid("--burst goes with --arq")
+    if args.arq and args.module:
+        raise UsageInvalid("--arq goes without modules", hint="a second worker can serve them")
+    session = config = None
+    if args.arq:
+        from runtime import arq
+
+        application = arq.read(args.arq)
+        config = settings.read(application.environment(os.environ))
+        session = arq.Session(application, burst=args.burst)
+    else:
+        config = settings.read()
     if config.redis_disabled:
         print("REDIS_DISABLED is set: this worker has nothing to do, and stops.", file=sys.stderr)
         return 0
@@ -51,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
         config = replace(config, concurrency=args.concurrency)
     from runtime import app, client, groups, registry
 
-    handlers = registry.collect(args.module)
-    equipment = registry.equipment(args.module)
+    handlers = session.handlers if session else registry.collect(args.module)
+    equipment = session.equipment if session else registry.equipment(args.module)
     served = groups.groups(handlers, args.queue, config.concurrency)
     url, server = client.redis_url(config)
     if server is not None:
@@ -60,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     gc.freeze()
     gc.set_threshold(GARBAGE)
     gc.enable()
-    return app.serve(config, url, handlers, served, equipment)
+    return app.serve(config, url, handlers, served, equipment, session)
 
 
 def _dump_no_core() -> None:

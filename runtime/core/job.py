@@ -104,13 +104,15 @@ class Claim:
 
 @frozen
 class Failure:
-    """An exception as it may be shown: names and text, never the object."""
+    """An exception as it may be shown: names and text."""
 
     error: str
     text: str
     category: Category
     builtin: bool = False
     """The type is one of Python's own, so that any reader of the result has it."""
+    raised: BaseException | None = field(default=None, repr=False)
+    """The object itself, where an application's own codec is to write it for clients that have its type."""
 
 
 @frozen

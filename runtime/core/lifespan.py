@@ -8,13 +8,21 @@ from runtime.core.errors import HandlerInvalid, LifespanMissing
 
 S = TypeVar("S")
 
+OPEN_S = 60.0
+"""How long a lifespan may take to open."""
+CLOSE_S = 5.0
+"""How long it may take to close; it is let go of after that."""
 _YIELDS = 0x200  # CO_ASYNC_GENERATOR, as in the documentation of `inspect`
 
 
 class Lifespan(Generic[S]):
     """What `@lifespan` gives: opens the state by running `function` to its `yield`, closes it by what follows that."""
 
-    def __init__(self, function: Callable[[], AsyncIterator[S]]) -> None:
+    def __init__(
+        self, function: Callable[[], AsyncIterator[S]], *, open_s: float = OPEN_S, close_s: float = CLOSE_S
+    ) -> None:
+        self.open_s = open_s
+        self.close_s = close_s
         code = getattr(function, "__code__", None)
         self.name = str(getattr(function, "__name__", function))
         self.where = f"{code.co_filename}:{code.co_firstlineno}" if code else "?"

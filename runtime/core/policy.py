@@ -154,10 +154,21 @@ def after_run(
     return after_error(ended.error, claim, retry, now_ms, chance)
 
 
+class Final(Exception):
+    """Raised by an entry whose application has rules of its own: by those the job has failed for good, with `error`."""
+
+    def __init__(self, error: BaseException, reason: Literal["permanent", "exhausted"] = "permanent") -> None:
+        super().__init__(reason)
+        self.error = error
+        self.reason = reason
+
+
 def after_error(error: BaseException, claim: Claim, retry: Retry, now_ms: int, chance: float) -> Outcome:
     """The outcome of an attempt that ended with `error`."""
     if isinstance(error, Snooze):
         return _snooze(error, claim, now_ms)
+    if isinstance(error, Final):
+        return Dead(error.reason, replace(describe(error.error), raised=error.error))
     failure = describe(error)
     failures = _failures(claim)
     wanted_s = _asked_delay_s(error)
@@ -262,7 +273,10 @@ def redacted(outcome: Outcome, redact: Redactor) -> Outcome:
         return outcome
     failure = outcome.failure
     text = redact.text(failure.text, TEXT_LIMIT - 1)  # and a mark where it was cut
-    return outcome if text == failure.text else replace(outcome, failure=replace(failure, text=text))
+    if text == failure.text:
+        return outcome
+    raised = failure.raised if redact.text(failure.text) == failure.text else None  # it would tell what is not to be
+    return replace(outcome, failure=replace(failure, text=text, raised=raised))
 
 
 def categorise(error: BaseException) -> Category:

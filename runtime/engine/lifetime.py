@@ -12,14 +12,10 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from runtime.core.errors import LifespanFailed
-from runtime.core.lifespan import Lifespan, no_state
+from runtime.core.lifespan import CLOSE_S, OPEN_S, Lifespan, no_state
 from runtime.core.policy import describe
 from runtime.core.values import record
 
-OPEN_S = 60.0
-"""How long the lifespan may take to open."""
-CLOSE_S = 5.0
-"""How long it may take to close; it is let go of after that."""
 OBEY_S = 1.0
 """How long it may take to heed that its time is over."""
 
@@ -52,6 +48,8 @@ class Lifetime:
         warn: Callable[[str], object],
     ) -> None:
         self._lifespan = lifespan
+        self._open_s = OPEN_S if lifespan is None else lifespan.open_s
+        self.close_s = CLOSE_S if lifespan is None else lifespan.close_s
         self._failed = failed
         self._warn = warn
         self._span: _Span | None = None
@@ -77,7 +75,7 @@ class Lifetime:
         if span is None:
             span = self._span = self._next = _Span()
             self._asked.set()
-        with anyio.move_on_after(OPEN_S + CLOSE_S + OBEY_S):
+        with anyio.move_on_after(self._open_s + self.close_s + OBEY_S):
             await span.opened.wait()
             return
         self._failed(self._failure("was not opened in time"))
@@ -88,7 +86,7 @@ class Lifetime:
         if span is None:
             return
         self._leave(span)
-        with anyio.move_on_after(CLOSE_S + OBEY_S):
+        with anyio.move_on_after(self.close_s + OBEY_S):
             await span.gone.wait()
 
     def give_up(self) -> None:
@@ -133,7 +131,7 @@ class Lifetime:
     async def _course(self, span: _Span) -> BaseException | None:
         """From opening to closing; what went wrong."""
         assert self._lifespan is not None
-        span.scope.deadline = anyio.current_time() + OPEN_S
+        span.scope.deadline = anyio.current_time() + self._open_s
         try:
             with span.scope:
                 async with self._lifespan.opened() as span.value:
@@ -143,11 +141,11 @@ class Lifetime:
                     try:
                         await span.left.wait()
                     finally:  # also where a task group of its own ends it
-                        span.stage, span.scope.deadline = "leaving", anyio.current_time() + CLOSE_S
+                        span.stage, span.scope.deadline = "leaving", anyio.current_time() + self.close_s
         except BaseException as error:  # a SystemExit that left the task would end the event loop
             return error
         if span.scope.cancelled_caught and not (span.left.is_set() and span.stage == "opening"):
-            return TimeoutError(f"it took longer than {OPEN_S if span.stage == 'opening' else CLOSE_S:g} s")
+            return TimeoutError(f"it took longer than {self._open_s if span.stage == 'opening' else self.close_s:g} s")
         return None if span.left.is_set() else RuntimeError("it came to its end")
 
     def _failure(self, what: str, error: BaseException | None = None) -> LifespanFailed:

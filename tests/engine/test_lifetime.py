@@ -10,9 +10,9 @@ import trio
 
 from runtime.core.errors import LifespanFailed, LifespanMissing
 from runtime.core.job import Dead, Done
-from runtime.core.lifespan import Lifespan
+from runtime.core.lifespan import CLOSE_S, OPEN_S, Lifespan
 from runtime.engine.context import Context
-from runtime.engine.lifetime import CLOSE_S, OBEY_S, OPEN_S, Lifetime
+from runtime.engine.lifetime import OBEY_S, Lifetime
 from tests.engine.world import World, seconds_in
 
 HOUR_S = 3600.0

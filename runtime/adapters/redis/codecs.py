@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 from runtime.adapters.redis import documents, pickles
-from runtime.adapters.redis.pickles import MAX_BYTES, Undecodable
+from runtime.adapters.redis.pickles import MAX_BYTES, Admitted, RemoteError, Undecodable
+from runtime.adapters.redis.pickles.machine import NONE_ADMITTED
 from runtime.adapters.redis.pickles.values import check_tree, refuse
 from runtime.core.errors import SettingsInvalid
 from runtime.core.job import Codec
@@ -37,6 +38,16 @@ class Serializer:
     name: str
     dumps: Callable[[Mapping[str, object]], bytes | str]
     loads: Callable[[bytes], object]
+    revive: Callable[[RemoteError], BaseException] | None = None
+    """Of a whole application, whose values may be of any type, and whose failures are exceptions: makes those that we
+    have the name of alone."""
+    admitted: Admitted | None = None
+    """It writes pickles, and they are read by ours, which makes these classes, too."""
+
+    @property
+    def codec(self) -> Codec:
+        """What it writes."""
+        return "custom" if self.admitted is None else "pickle"
 
     @property
     def runs_code(self) -> bool:
@@ -86,6 +97,8 @@ def loads(data: bytes, serializer: Serializer | None = None, *, any_error: bool 
         if data[:1] == b"\x80":  # nearly all of them: no further question
             return pickles.loads(data, any_error=any_error), "pickle"
         return _load(data, any_error)
+    if serializer.admitted is not None:
+        return _load(data, any_error, serializer.admitted)
     try:
         return _load_custom(data, serializer), "pickle" if serializer.runs_code else "custom"
     except Undecodable as refusal:
@@ -97,10 +110,10 @@ def loads(data: bytes, serializer: Serializer | None = None, *, any_error: bool 
     raise Undecodable(reason)
 
 
-def _load(data: bytes, any_error: bool) -> tuple[object, Codec]:
+def _load(data: bytes, any_error: bool, admitted: Admitted = NONE_ADMITTED) -> tuple[object, Codec]:
     codec = recognise(data)
     if codec == "pickle":
-        return pickles.loads(data, any_error=any_error), codec
+        return pickles.loads(data, any_error=any_error, admitted=admitted), codec
     if len(data) > MAX_BYTES:
         refuse(f"it is larger than {MAX_BYTES} bytes")
     try:
@@ -128,13 +141,19 @@ def _load_custom(data: bytes, serializer: Serializer) -> object:
         if type(value) is not dict:
             refuse(f"a {type(value).__name__}, not a dict")
         fields = cast("dict[object, Any]", value)
-        check_tree(fields)
+        if serializer.revive is None:
+            check_tree(fields)
         return fields
     raise Undecodable(reason)
 
 
 def dumps(fields: Mapping[str, object], codec: Codec, serializer: Serializer | None = None) -> bytes:
-    """`fields` as bytes that `loads` reads. Raises `TypeError` for what the codec cannot hold."""
+    """`fields` as bytes that `loads` reads. Raises `TypeError` for what the codec cannot hold.
+
+    A whole application's are written as they are, in its own codec: it must read them itself.
+    """
+    if serializer is not None and serializer.revive is not None and codec == serializer.codec:
+        return _dump_whole(fields, serializer)
     if codec == "pickle":
         return pickles.dumps(fields)
     try:
@@ -147,6 +166,19 @@ def dumps(fields: Mapping[str, object], codec: Codec, serializer: Serializer | N
         reason = type(error).__name__
     by = serializer.name if serializer and codec == "custom" else _SPELT[codec]
     raise TypeError(f"{by} cannot hold it: {reason}")
+
+
+def _dump_whole(fields: Mapping[str, object], serializer: Serializer) -> bytes:
+    try:
+        data = serializer.dumps(fields)
+        data = data.encode() if isinstance(data, str) else bytes(data)
+    except Exception as error:
+        reason = type(error).__name__
+    else:
+        if len(data) <= MAX_BYTES:
+            return data
+        reason = f"it is larger than {MAX_BYTES} bytes"
+    raise TypeError(f"{serializer.name} cannot hold it: {reason}")
 
 
 def _dump(fields: Mapping[str, object], codec: Codec, serializer: Serializer | None) -> bytes:

@@ -9,6 +9,7 @@ turns them into bytes: pickles where nothing else is asked for.
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import field
 from types import NoneType
 from typing import Any, cast
@@ -51,7 +52,7 @@ def encode_call(
     if scheduled_ms is not None:
         own["s"] = scheduled_ms
     fields = {"t": None, "f": handler, "a": args, "k": dict(kwargs), "et": now_ms(), "rt": own}
-    return codecs.dumps(fields, "custom" if serializer else "pickle", serializer)
+    return codecs.dumps(fields, serializer.codec if serializer else "pickle", serializer)
 
 
 # With the first of a class its `__init__` is compiled; nothing is to be while a body is read.
@@ -155,7 +156,7 @@ def encode_cancelled(job_id: str, queue: str, body: bytes, starts: int, serializ
 def _codec_of(claim: Claim, serializer: Serializer | None) -> Codec:
     if isinstance(claim.call, Call):
         return claim.call.codec
-    return "custom" if serializer else codecs.recognise(claim.body)
+    return serializer.codec if serializer else codecs.recognise(claim.body)
 
 
 def _encode(
@@ -163,9 +164,17 @@ def _encode(
 ) -> bytes:
     if isinstance(outcome, Done):
         return codecs.dumps({**fields, "s": True, "r": outcome.result}, codec, serializer)
+    if serializer is not None and serializer.revive is not None and codec == serializer.codec:
+        for error in (_raised(outcome), serializer.revive(_as_remote(outcome))):
+            with suppress(TypeError):
+                return codecs.dumps({**fields, "s": False, "r": error}, codec, serializer)
     if codec == "pickle":
         return pickles.dumps_failure({**fields, "s": False}, "r", _as_remote(outcome))
     return codecs.dumps({**fields, "s": False, "r": _as_text(outcome)}, codec, serializer)
+
+
+def _raised(outcome: Dead | Cancelled) -> BaseException | None:
+    return outcome.failure.raised if isinstance(outcome, Dead) else None
 
 
 def _result_fields(settlement: Settlement) -> dict[str, object]:
@@ -193,10 +202,12 @@ def _as_remote(outcome: Dead | Cancelled) -> pickles.RemoteError:
     failure: Failure = outcome.failure
     if failure.builtin:
         return pickles.RemoteError(f"builtins.{failure.error}", (failure.text,))
-    return pickles.RemoteError("arq.worker.JobExecutionFailed", (_as_text(outcome),))
+    text = failure.text if failure.error == _JOB_FAILED else _as_text(outcome)
+    return pickles.RemoteError(_JOB_FAILED, (text,))
 
 
 _CANCELLED = "asyncio.exceptions.CancelledError"
+_JOB_FAILED = "arq.worker.JobExecutionFailed"
 
 
 def _as_text(outcome: Dead | Cancelled) -> str:
@@ -249,7 +260,7 @@ def _error_of(value: object) -> tuple[str, str]:
         return (named[1], named[2] or "") if named else ("error", said)
     text = " ".join(str(arg) for arg in value.args)
     name = value.name.removeprefix("builtins.")
-    if name == "arq.worker.JobExecutionFailed" and ": " in text:
+    if name == _JOB_FAILED and ": " in text:
         inner, _, rest = text.partition(": ")
         if " " not in inner:  # as `_as_remote` writes it; arq's own texts are sentences
             return inner, rest

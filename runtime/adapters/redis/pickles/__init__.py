@@ -26,12 +26,13 @@ from datetime import datetime, time, timezone
 from types import NoneType
 from typing import Final, cast
 
-from runtime.adapters.redis.pickles.machine import CONSTRUCTORS, Machine
+from runtime.adapters.redis.pickles.machine import CONSTRUCTORS, NONE_ADMITTED, Machine
 from runtime.adapters.redis.pickles.proof import PROTO, proven
 from runtime.adapters.redis.pickles.values import (
     BARE,
     MAX_BYTES,
     MAX_NODES,
+    Admitted,
     RemoteError,
     Undecodable,
     check_tree,
@@ -39,18 +40,21 @@ from runtime.adapters.redis.pickles.values import (
     refuse,
 )
 
-__all__ = ["MAX_BYTES", "RemoteError", "Undecodable", "dumps", "dumps_failure", "loads"]
+__all__ = ["MAX_BYTES", "Admitted", "RemoteError", "Undecodable", "dumps", "dumps_failure", "loads"]
 
 
-def loads(data: bytes, *, max_bytes: int = MAX_BYTES, any_error: bool = False) -> object:
+def loads(
+    data: bytes, *, max_bytes: int = MAX_BYTES, any_error: bool = False, admitted: Admitted = NONE_ADMITTED
+) -> object:
     """The value in a pickle of protocol 2 to 5; raises `Undecodable` for whatever else it is given, and nothing else.
 
     Plain values, dates and times with UTC or a fixed offset, UUID, Decimal, bytearray, complex and OrderedDict come
     back as what they were; builtin exceptions, arq's and asyncio's as `RemoteError`. Other classes are refused, or with
-    `any_error` taken for exceptions too: for results, where a stock worker leaves whatever its function raised.
+    `any_error` taken for exceptions too: for results, where a stock worker leaves whatever its function raised. Those
+    that are `admitted` are made: their own code runs, and what it raises makes the body unreadable.
     """
     try:
-        return _load(data, max_bytes, any_error)
+        return _load(data, max_bytes, any_error, admitted)
     except Undecodable:
         raise
     except Exception as error:
@@ -172,7 +176,7 @@ def _strange_type(item: object) -> type | None:
 # Reading
 
 
-def _load(data: bytes, max_bytes: int, any_error: bool) -> object:
+def _load(data: bytes, max_bytes: int, any_error: bool, admitted: Admitted) -> object:
     if type(data) is not bytes:
         refuse("it is not bytes")
     if len(data) > max_bytes:
@@ -180,7 +184,9 @@ def _load(data: bytes, max_bytes: int, any_error: bool) -> object:
     if len(data) < 3 or data[0] != PROTO or not 2 <= data[1] <= 5:
         refuse("it is not a pickle of protocol 2 to 5")
     proof = proven(data)
-    value = pickle.loads(data) if proof else Machine(data, any_error=any_error).run()
-    if proof != "tree":
-        check_tree(value)
+    if proof == "tree":
+        return pickle.loads(data)
+    machine = Machine(data, any_error=any_error, admitted=admitted)
+    value = pickle.loads(data) if proof else machine.run()
+    check_tree(value, machine.others)
     return value

@@ -1,4 +1,8 @@
-"""An unpickler for what is not proven: its only classes are a table, and it counts what it does."""
+"""An unpickler for what is not proven: its only classes are a table, and it counts what it does.
+
+Classes that an application has vouched for (`Admitted`) are called as any unpickler calls them: by their names, with
+whatever arguments and state the body has.
+"""
 
 # `type(x) is list` tells pyright nothing of the members, and a cast would cost time for each value that is read.
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -10,7 +14,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from itertools import repeat
 from struct import unpack_from
@@ -29,11 +33,14 @@ from runtime.adapters.redis.pickles.values import (
     MAX_KEY_NODES,
     MAX_NODES,
     MAX_OPCODES,
+    Admitted,
     RemoteError,
     Undecodable,
     refuse,
     too_many_values,
 )
+
+NONE_ADMITTED: Final[Admitted] = {}
 
 
 class Machine:
@@ -44,6 +51,7 @@ class Machine:
     """
 
     __slots__ = (
+        "_admitted",
         "_any_error",
         "_copied",
         "_key_nodes",
@@ -53,12 +61,16 @@ class Machine:
         "data",
         "marks",
         "memo",
+        "others",
         "stack",
     )
 
-    def __init__(self, data: bytes, *, any_error: bool = False) -> None:
+    def __init__(self, data: bytes, *, any_error: bool = False, admitted: Admitted = NONE_ADMITTED) -> None:
         self.data = data
         self._any_error = any_error
+        self._admitted = admitted
+        self.others: set[type] = set()
+        """Of what was made that is not in the tables."""
         self.stack: list[object] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}  # a dict, as an index may be anything
@@ -309,20 +321,37 @@ class Machine:
         middle = self.data.index(b"\n", at, at + 100)
         end = self.data.index(b"\n", middle + 1, middle + 100)
         module, name = self.data[at:middle].decode(), self.data[middle + 1 : end].decode()
-        return self.push(_constructor(module, name, self._any_error), end + 1)
+        return self.push(self.constructor(module, name), end + 1)
 
     def stack_global(self, at: int) -> int:
         name, module = self.stack.pop(), self.stack.pop()
-        return self.push(_constructor(module, name, self._any_error), at)
+        return self.push(self.constructor(module, name), at)
+
+    def constructor(self, module: object, name: object) -> object:
+        if self._admitted and type(module) is str and type(name) is str:
+            admitted = _admitted(self._admitted, module, name)
+            if admitted is not None:
+                return _Guest(admitted)
+        return _constructor(module, name, self._any_error)
 
     def reduce(self, at: int) -> int:
         args, constructor = self.stack.pop(), self.stack.pop()
+        if type(constructor) is _Guest and type(args) is tuple:
+            return self.collect(self.guest(constructor.kind(*args)), at)
         if type(constructor) is not _Constructor or type(args) is not tuple:
             refuse("it calls what is no class")
         return self.collect(constructor.make(self, args), at)
 
+    def guest(self, made: object) -> object:
+        if type(made) not in LEAVES and type(made) not in _CONTAINERS:
+            self.others.add(type(made))
+        return made
+
     def newobj(self, at: int) -> int:
         args, constructor = self.stack.pop(), self.stack.pop()
+        if type(constructor) is _Guest and isinstance(constructor.kind, type) and type(args) is tuple:
+            kind: type[object] = constructor.kind
+            return self.collect(self.guest(kind.__new__(kind, *args)), at)
         if constructor is not _UUID or args != ():
             refuse("it makes an object in a way that its class does not use")
         blank = UUID.__new__(UUID)
@@ -333,6 +362,9 @@ class Machine:
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is RemoteError:
             return at  # notes and attributes: nothing that a stand-in needs
+        if type(target) in self.others:
+            _set_state(target, state)
+            return at
         blank = self._unbuilt.pop(id(target), None)
         if blank is None:
             refuse("it sets attributes")
@@ -340,6 +372,7 @@ class Machine:
         return at
 
 
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset, OrderedDict, RemoteError)
 # Their hashes are keyed with a secret of the process, or shared by few values.
 _CHEAP_KEYS: Final[frozenset[type]] = frozenset({NoneType, bool, float, str, bytes})
 _TOO_WIDE: Final = 10**MAX_DIGITS
@@ -378,6 +411,43 @@ class _Constructor:
         self.make = make
 
 
+class _Guest:
+    """What stands on the stack for a class that was vouched for."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: Callable[..., object]) -> None:
+        self.kind = kind
+
+
+def _admitted(admitted: Admitted, module: str, name: str) -> Callable[..., object] | None:
+    """The class of this name; or what one that is admitted makes its objects with (`ZoneInfo._unpickle`)."""
+    first, *rest = name.split(".")
+    for size in range(len(rest) + 1):
+        found: object = admitted.get((module, ".".join([first, *rest[:size]])))
+        if found is not None:
+            for part in rest[size:]:
+                found = getattr(found, part)
+            return found if callable(found) else None
+    return None
+
+
+def _set_state(target: object, state: object) -> None:
+    """As the C unpickler does it."""
+    set_state = getattr(target, "__setstate__", None)
+    if set_state is not None:
+        set_state(state)
+        return
+    attributes, slots = state if type(state) is tuple and len(state) == 2 else (state, None)
+    for part in (attributes, slots):
+        if part is None:
+            continue
+        if type(part) is not dict:
+            _wrong_arguments()
+        for key, value in part.items():
+            object.__setattr__(target, key, value)
+
+
 def _constructor(module: object, name: object, any_error: bool) -> _Constructor:
     if type(module) is str and type(name) is str:
         found = CONSTRUCTORS.get((module, name))
@@ -393,9 +463,9 @@ def _wrong_arguments() -> NoReturn:
     refuse("it calls a class with other arguments than its pickles have")
 
 
-def _state_and_zone(args: _Args, size: int) -> tuple[bytes, timezone | None]:
+def _state_and_zone(args: _Args, size: int) -> tuple[bytes, tzinfo | None]:
     state, zone = args if len(args) == 2 else (*args, None)
-    if type(state) is not bytes or len(state) != size or not (zone is None or type(zone) is timezone):
+    if type(state) is not bytes or len(state) != size or not (zone is None or isinstance(zone, tzinfo)):
         _wrong_arguments()
     return state, zone
 

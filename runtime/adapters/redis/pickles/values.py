@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from types import NoneType
@@ -36,6 +36,10 @@ class Undecodable(ValueError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+Admitted = Mapping[tuple[str, str], Callable[..., object]]
+"""What a body may hold besides the types in the tables, by module and name: classes that somebody has vouched for."""
 
 
 @frozen
@@ -77,13 +81,16 @@ def parts_of(item: object) -> Collection[object]:
     return item.args if isinstance(item, _ERRORS) else ()
 
 
-def check_tree(root: object) -> None:
+def check_tree(root: object, admitted: Set[type] = frozenset()) -> None:
     """Refuse a value with too many nodes, too deep (which a cycle is), or of a type that is not in the tables.
+
+    What is of an `admitted` type besides is taken as it is, with whatever it holds.
 
     Level by level, and on each level every container once, so that neither depth nor sharing costs more than counting.
     """
     nodes = 1
-    level = [root] if type(root) not in LEAVES else []
+    leaves = LEAVES | admitted if admitted else LEAVES
+    level = [root] if type(root) not in leaves else []
     times: Mapping[int, int] = {}  # how often a container is on this level, by id; empty if all are there once
     for _ in range(MAX_DEPTH):
         below: list[object] = []
@@ -96,8 +103,8 @@ def check_tree(root: object) -> None:
             nodes += more * len(parts)
             if nodes > MAX_NODES:
                 too_many_values()
-            if not LEAVES.issuperset(map(type, parts)):
-                inner = [part for part in parts if type(part) not in LEAVES]
+            if not leaves.issuperset(map(type, parts)):
+                inner = [part for part in parts if type(part) not in leaves]
                 below += inner
                 if more > 1:
                     for part in inner:

@@ -1,0 +1,91 @@
+"""A function of an arq application as a handler: arq's rules for what becomes of its jobs."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from arq.cron import CronJob
+from arq.utils import ms_to_datetime, to_unix_ms
+from arq.worker import Function, JobExecutionFailed, RetryJob
+from arq.worker import Retry as ArqRetry
+
+from runtime.core.errors import LeaseLost, RetryLater, Snooze
+from runtime.core.policy import Final
+from runtime.core.retry import Retry
+from runtime.core.spec import Spec
+from runtime.declare import Handler
+from runtime.engine.context import Context
+
+if TYPE_CHECKING:
+    from runtime.arq.application import Application
+    from runtime.arq.session import Session
+
+AS_OFTEN_AS_ASKED = Retry(2**31, on=())
+"""No failure is repeated by itself. How often a function may ask for it is counted where its next run begins."""
+OURS = (Snooze, RetryLater, LeaseLost)
+"""What a function may raise that begins to use what arq does not have."""
+
+
+class ArqFunction(Handler[..., Any]):
+    """Runs the hooks around the function, with one ctx for all of them, a dict of its own for each run."""
+
+    def __init__(self, function: Function | CronJob, application: "Application", session: "Session") -> None:
+        super().__init__(function.coroutine, _spec(function, application), {})
+        self._max_tries = application.max_tries if function.max_tries is None else function.max_tries
+        self._retry_jobs = application.retry_jobs
+        self._session = session
+
+    async def run(self, context: Context, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """As arq runs a job; raises `Final` for what has failed by arq's rules."""
+        if context.attempt - context.crashes > self._max_tries:
+            raise Final(JobExecutionFailed(f"max {self._max_tries} retries exceeded"), "exhausted")
+        ctx = await self._session.enter(_job_ctx(context))
+        try:
+            await self._session.hook("on_job_start", ctx)
+        except Exception as error:
+            raise Final(error) from None
+        try:
+            return await self.function(ctx, *args, **kwargs)
+        except (ArqRetry, RetryJob) as error:
+            if self._retry_jobs:
+                raise
+            raise Final(error) from None
+        except OURS:
+            raise
+        except Exception as error:
+            raise Final(error) from None
+        finally:
+            await self._session.try_hook("on_job_end", ctx)
+
+
+def _job_ctx(context: Context) -> dict[str, Any]:
+    return {
+        "job_id": context.job_id,
+        "job_try": context.attempt,
+        "enqueue_time": ms_to_datetime(to_unix_ms(context.enqueued_at)),
+        "score": context["score"],
+    }
+
+
+def _spec(function: Function | CronJob, application: "Application") -> Spec:
+    keep_s = application.keep_result_s if function.keep_result_s is None else function.keep_result_s
+    if function.keep_result_forever is not None:
+        keep_s = math.inf if function.keep_result_forever else _unless_forever(keep_s)
+    return Spec(
+        name=function.name,
+        queue=application.queue,
+        timeout_s=application.job_timeout_s if function.timeout_s is None else function.timeout_s,
+        retry=AS_OFTEN_AS_ASKED,
+        keep_result_s=keep_s,
+        where=_where(function.coroutine),
+    )
+
+
+def _unless_forever(keep_s: float) -> float:
+    return keep_s if math.isfinite(keep_s) else 3600.0
+
+
+def _where(function: Any) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else "?"

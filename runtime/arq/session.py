@@ -1,0 +1,288 @@
+"""What an arq application has as long as its worker lives: ctx, its ArqRedis, the hooks, the health key, burst mode."""
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import anyio
+from anyio.abc import TaskGroup
+from arq.connections import ArqRedis, RedisSettings, create_pool
+from arq.jobs import Job
+from redis.exceptions import RedisError
+
+from runtime.adapters.redis.source import RedisSource
+from runtime.adapters.telemetry.logs import Log, Within
+from runtime.arq.application import Application
+from runtime.arq.functions import ArqFunction
+from runtime.core.job import Settlement, Verdict
+from runtime.core.lifespan import Lifespan
+from runtime.core.policy import describe
+from runtime.engine.statistics import Statistics
+from runtime.ports import Pulled
+from runtime.registry import Equipment, Handlers
+
+OPEN_S = 600.0
+"""How long on_startup may take, for which arq has no limit."""
+HOOKS_S = 30.0
+"""How long on_shutdown may take, together with the last after_job_end."""
+LEAVE_S = 2.0
+AGAIN_S = 1.0
+"""From one attempt to the next while Redis is away."""
+LOOK_S = 0.1
+"""In burst mode, how often is looked whether the queue is empty."""
+MOST_AFTERWARDS = 100
+"""So many after_job_end go on at once; then no job begins, as arq keeps the slot of each."""
+MOST_RUNS = 10_000
+"""So many runs are remembered for after_job_end. There are more only where leases were lost: those never come to it."""
+_AWAY = (RedisError, OSError, TimeoutError)
+
+
+class Session:
+    """An application in one worker. It is told of that by `attach`, before its lifespan is opened."""
+
+    def __init__(self, application: Application, *, burst: bool) -> None:
+        self._application = application
+        self._burst = burst or application.burst
+        self._left = application.max_burst_jobs if self._burst and application.max_burst_jobs >= 0 else None
+        """How many runs may still begin, in a burst of so many."""
+        self.serializer = application.serializer
+        self.handlers: Handlers = {
+            name: ArqFunction(function, application, self) for name, function in application.functions.items()
+        }
+        self.ctx = application.ctx
+        self._runs: dict[tuple[str, int], dict[Any, Any]] = {}
+        """The ctx of each run until its outcome is stored, by job and attempt."""
+        self._afterwards: TaskGroup | None = None
+        self._going_on = 0
+        self._one_ended = anyio.Event()
+        self.equipment = Equipment((), self._lifespan(), ())
+        self._health = b""
+
+    # Runs
+
+    async def enter(self, of_job: Mapping[str, Any]) -> dict[Any, Any]:
+        """The ctx of a run that begins."""
+        while self._going_on >= MOST_AFTERWARDS:
+            self._one_ended = anyio.Event()
+            await self._one_ended.wait()
+        ctx = {**self.ctx, **of_job}
+        if "after_job_end" in self._application.hooks:
+            self._runs[of_job["job_id"], of_job["job_try"]] = ctx
+            if len(self._runs) > MOST_RUNS:
+                del self._runs[next(iter(self._runs))]
+        return ctx
+
+    def settled(self, settlement: Settlement, verdict: Verdict) -> None:
+        """The outcome of a run is stored; or refused, as another worker has the job, where its end is told then."""
+        claim = settlement.claim
+        ctx = self._runs.pop((claim.id, claim.attempt), None)
+        if ctx is not None and verdict == "settled" and self._afterwards is not None:
+            self._going_on += 1
+            with Within(claim):
+                self._afterwards.start_soon(self._after, ctx)
+
+    async def _after(self, ctx: dict[Any, Any]) -> None:
+        try:
+            await self.try_hook("after_job_end", ctx)
+        finally:
+            self._going_on -= 1
+            self._one_ended.set()
+
+    async def hook(self, name: str, ctx: dict[Any, Any]) -> None:
+        """Call it, if there is one. What it raises is told, and raised."""
+        call = self._application.hooks.get(name)
+        if call is None:
+            return
+        try:
+            await call(ctx)
+        except BaseException as error:
+            self._tell(name, error)
+            raise
+
+    async def try_hook(self, name: str, ctx: dict[Any, Any]) -> None:
+        """The same, and what it raises is told and no more: what it comes after stands."""
+        with suppress(BaseException):  # also that it is cancelled: a timeout that comes now is too late to be the run's
+            await self.hook(name, ctx)
+
+    def _tell(self, name: str, error: BaseException) -> None:
+        failure = describe(error)
+        self._log.error(
+            f"The hook {name} failed: {failure.error}: {failure.text}",
+            event_name="HOOK_FAILED",
+            hook=name,
+            error_type=failure.error,
+            exc_info=error,
+        )
+
+    # From before the first claim to the end of the last run, and again after each sleep
+
+    def attach(
+        self, url: str, statistics: Statistics, log: Log, call: Callable[[], None], drain: Callable[[], None]
+    ) -> None:
+        """`url` is where Redis is, unless the application has said how to connect. `call` is called where this process
+        enqueues something by `ctx["redis"]`, `drain` when a burst is over."""
+        self._url, self._statistics, self._log, self._call, self._drain = url, statistics, log, call, drain
+
+    def _lifespan(self) -> Lifespan[None]:
+        async def application() -> AsyncGenerator[None]:
+            async with self._opened():
+                yield
+
+        lifespan = Lifespan(application, open_s=OPEN_S, close_s=HOOKS_S)
+        lifespan.name, lifespan.where = "on_startup", self._application.name
+        return lifespan
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncGenerator[None]:
+        redis = self.ctx["redis"] = await self._connect()
+        try:
+            await self.hook("on_startup", self.ctx)
+            async with anyio.create_task_group() as beside:
+                beside.start_soon(self._tell_health, redis)
+                if self._burst:
+                    beside.start_soon(self._end_burst, redis)
+                async with anyio.create_task_group() as self._afterwards:
+                    yield
+                beside.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(HOOKS_S, shield=True):
+                await self.try_hook("on_shutdown", self.ctx)  # as by arq also where on_startup has failed
+            with anyio.move_on_after(LEAVE_S, shield=True), suppress(*_AWAY):
+                await self._leave(redis)
+
+    async def _connect(self) -> ArqRedis:
+        """An ArqRedis as arq makes it, once Redis is there."""
+        its = self._application
+        if its.redis_pool is not None:
+            return its.redis_pool
+        while True:
+            try:
+                pool = await create_pool(its.redis_settings or settings_of(self._url))
+            except _AWAY:  # arq has told, by its own log
+                await anyio.sleep(AGAIN_S)
+                continue
+            return _Calling(
+                pool.connection_pool,
+                self._call,
+                job_serializer=its.job_serializer,
+                job_deserializer=its.job_deserializer,
+                default_queue_name=its.queue,
+                expires_extra_ms=its.expires_extra_ms,
+            )
+
+    async def _leave(self, redis: ArqRedis) -> None:
+        key = self._application.health_check_key
+        if self._health and await redis.get(key) == self._health:  # else another worker tells of itself there
+            await redis.delete(key)
+        if self._application.redis_pool is None:
+            await redis.aclose(close_connection_pool=True)
+
+    async def _tell_health(self, redis: ArqRedis) -> None:
+        """Write what `arq --check` reads."""
+        every_s, statistics = self._application.health_check_interval_s, self._statistics
+        while True:
+            try:
+                queued = await redis.zcard(self._application.queue)
+                self._health = (
+                    f"{datetime.now():%b-%d %H:%M:%S} j_complete={statistics.succeeded} j_failed={statistics.failed} "
+                    f"j_retried={statistics.retried} j_ongoing={statistics.running} queued={queued}"
+                ).encode()
+                await redis.set(self._application.health_check_key, self._health, px=round(1000 * (every_s + 1)))
+            except _AWAY:
+                await anyio.sleep(AGAIN_S)
+            else:
+                await anyio.sleep(every_s)
+
+    # Burst
+
+    async def _end_burst(self, redis: ArqRedis) -> None:
+        """When nothing is left: jobs that run, or wait for their time, are still in the queue."""
+        while self._left != 0:
+            await anyio.sleep(LOOK_S)
+            with suppress(*_AWAY):
+                if not await redis.zcard(self._application.queue):
+                    break
+        self._drain()
+
+    def grant(self, room: int) -> int:
+        """How much of `room` a claim may have; what it does not use is to be given back."""
+        if self._left is None:
+            return room
+        granted = min(room, self._left)
+        self._left -= granted
+        return granted
+
+    def give_back(self, room: int) -> None:
+        if self._left is not None:
+            self._left += room
+
+    def source(self, *args: Any, **options: Any) -> RedisSource:
+        """The queue, as this session follows it."""
+        return _Followed(self, *args, **options)
+
+
+class _Followed(RedisSource):
+    """Tells a session what is claimed and settled."""
+
+    def __init__(self, session: Session, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._session = session
+
+    async def claim(self, queue: str, room: int) -> Pulled:
+        granted, used = self._session.grant(room), 0
+        try:
+            pulled = await super().claim(queue, granted)
+            used = len(pulled.claims)
+        finally:
+            self._session.give_back(granted - used)
+        return pulled
+
+    async def wait(
+        self, queues: Sequence[str], timeout_s: float, room: int, take: Callable[[Pulled], None]
+    ) -> str | None:
+        granted, used = self._session.grant(room), 0
+
+        def count(pulled: Pulled) -> None:
+            nonlocal used
+            used = len(pulled.claims)
+            take(pulled)
+
+        try:
+            return await super().wait(queues, timeout_s, granted, count)
+        finally:
+            self._session.give_back(granted - used)
+
+    async def settle(self, queue: str, batch: Sequence[Settlement]) -> Sequence[Verdict]:
+        verdicts = await super().settle(queue, batch)
+        for settlement, verdict in zip(batch, verdicts, strict=True):
+            self._session.settled(settlement, verdict)
+        return verdicts
+
+
+class _Calling(ArqRedis):
+    """An ArqRedis whose jobs this process need not find by looking."""
+
+    def __init__(self, pool: Any, call: Callable[[], None], **options: Any) -> None:
+        super().__init__(pool, **options)
+        self._call = call
+
+    async def enqueue_job(self, function: str, *args: Any, **options: Any) -> Job | None:
+        job = await super().enqueue_job(function, *args, **options)
+        self._call()
+        return job
+
+
+def settings_of(url: str) -> RedisSettings:
+    """A URL of ours as arq connects by it."""
+    settings, parts = RedisSettings.from_dsn(url), urlsplit(url)
+    settings.password = None if settings.password is None else unquote(settings.password)
+    settings.username = None if not settings.username else unquote(settings.username)
+    settings.ssl_check_hostname = True
+    for name, value in parse_qsl(parts.query):
+        if name == "ssl_cert_reqs":
+            settings.ssl_cert_reqs, settings.ssl_check_hostname = value, value != "none"
+        elif name.startswith("ssl_"):
+            setattr(settings, name, value)
+    return settings
