@@ -165,16 +165,14 @@ def _encode(
     if isinstance(outcome, Done):
         return codecs.dumps({**fields, "s": True, "r": outcome.result}, codec, serializer)
     if serializer is not None and serializer.revive is not None and codec == serializer.codec:
-        for error in (_raised(outcome), serializer.revive(_as_remote(outcome))):
+        raised = outcome.failure.raised if isinstance(outcome, Dead) else None
+        told = serializer.revive(_as_remote(outcome))
+        for error in (told,) if raised is None else (raised, told):
             with suppress(TypeError):
                 return codecs.dumps({**fields, "s": False, "r": error}, codec, serializer)
     if codec == "pickle":
         return pickles.dumps_failure({**fields, "s": False}, "r", _as_remote(outcome))
     return codecs.dumps({**fields, "s": False, "r": _as_text(outcome)}, codec, serializer)
-
-
-def _raised(outcome: Dead | Cancelled) -> BaseException | None:
-    return outcome.failure.raised if isinstance(outcome, Dead) else None
 
 
 def _result_fields(settlement: Settlement) -> dict[str, object]:
