@@ -83,7 +83,7 @@ class Guest(Protocol):
     def attach(
         self, url: str, statistics: Statistics, log: logs.Log, call: Callable[[], None], drain: Callable[[], None]
     ) -> None:
-        """Told before its lifespan is opened. It is to `call` when it enqueues something, and may `drain` the worker."""
+        """Told before its lifespan opens. It is to `call` when it enqueues something, and may `drain` the worker."""
 
 
 def serve(

@@ -1,5 +1,6 @@
 """What an arq application has as long as its worker lives: ctx, its ArqRedis, the hooks, the health key, burst mode."""
 
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -268,8 +269,12 @@ class _Calling(ArqRedis):
         super().__init__(pool, **options)
         self._call = call
 
-    async def enqueue_job(self, function: str, *args: Any, **options: Any) -> Job | None:
-        job = await super().enqueue_job(function, *args, **options)
+    async def enqueue_job(
+        self, function: str, *args: Any, _defer_until: datetime | None = None, **options: Any
+    ) -> Job | None:
+        if _defer_until is not None and _defer_until.timestamp() < time.time():
+            _defer_until = None  # arq would write a body that has expired, if it is a day ago, and an id without one
+        job = await super().enqueue_job(function, *args, _defer_until=_defer_until, **options)
         self._call()
         return job
 

@@ -244,6 +244,15 @@ def attempt_after(claim: Claim, outcome: Outcome) -> int:
     return claim.attempt if isinstance(outcome, Retried) else claim.attempt - 1
 
 
+CANCELLED_S = 60.0
+"""So long it can be seen that a job was cancelled, also where its handler keeps no results: somebody asked for it."""
+
+
+def kept_s(outcome: Outcome, keep_result_s: float) -> float:
+    """How long the result of a job with this outcome is kept."""
+    return max(keep_result_s, CANCELLED_S) if isinstance(outcome, Cancelled) else keep_result_s
+
+
 def failed(outcome: Outcome) -> bool:
     """The job ended, and not well."""
     return isinstance(outcome, Dead | Cancelled)

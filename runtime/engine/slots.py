@@ -19,6 +19,7 @@ from runtime.core.policy import (
     after_standstill,
     before_run,
     describe,
+    kept_s,
     redacted,
     remember,
     suspect,
@@ -212,7 +213,7 @@ class Slots:
     ) -> None:
         # The one way to the journal, the history, the letter and the result.
         outcome = redacted(outcome, self._ports.redact)
-        keep_s = spec.keep_result_s if spec else 3600.0
+        keep_s = kept_s(outcome, spec.keep_result_s if spec else 3600.0)
         history = remember(claim, outcome, now_ms, trace)
         settlement = Settlement(claim, outcome, claim.now_ms, now_ms, history, keep_s, waited_s)
         self._put(settlement)  # first: whatever comes of telling it, a job without an outcome is held for ever

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF012  # settings classes are written like this, and never made objects of
 """Applications as arq's documentation teaches to write them; each test names the settings that it serves.
 
 They know neither the tests nor us: what they do is seen in the results of their jobs, and in a file of notes.

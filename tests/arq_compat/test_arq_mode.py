@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from arq.worker import JobExecutionFailed
 
 from tests.arq_compat import documented
 from tests.arq_compat.test_interop import with_arq
-from tests.processes import ROOT, Worker, command, environment, wait_until
+from tests.processes import ROOT, command, environment, wait_until
 
 APPLICATIONS = "tests.arq_compat.documented"
 SOON_S = 30.0
@@ -30,15 +29,16 @@ SOON_S = 30.0
 class Make:
     """A worker of one make or the other, for an application."""
 
-    def __init__(self, kind: str, url: str, folder: Path) -> None:
+    def __init__(self, kind: str, url: str, folder: Path, applications: str = APPLICATIONS) -> None:
         self.kind = kind
+        self._applications = applications
         self.url = url
         self.notes = folder / f"notes of {kind}"
         self.notes.touch()
         self.settings = {"APPLICATION_DSN": url, "RUNTIME_TEST_NOTES": self.notes, "RUNTIME_HTTP": "off"}
 
     def command(self, settings: str, *arguments: str) -> list[str]:
-        name = f"{APPLICATIONS}.{settings}"
+        name = f"{self._applications}.{settings}"
         serve = ["arq", name] if self.kind == "arq" else ["runtime", "serve", "--arq", name]
         return [sys.executable, "-m", *serve, *arguments]
 
@@ -65,7 +65,13 @@ class Process:
     """A worker that stays."""
 
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        self._process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -115,7 +121,7 @@ def outcome(make: Make, job_id: str) -> tuple[bool, Any, int]:
 
 def ttl_s(make: Make, key: str) -> float:
     async def ask(pool: ArqRedis) -> float:
-        return await pool.pttl(key) / 1000
+        return float(await pool.pttl(key)) / 1000
 
     found: float = do(make, ask)
     return found
@@ -184,7 +190,7 @@ def test_failures_are_final_and_raised_where_they_are_awaited(make: Make) -> Non
     assert make.burst("Jobs").returncode == 0
 
     async def ask(pool: ArqRedis) -> None:
-        with pytest.raises(ValueError, match="^a text$"):
+        with pytest.raises(ValueError, match=r"^a text$"):
             await Job("builtin", pool).result()
         with pytest.raises(documented.Wrong) as raised:
             await Job("own", pool).result()
