@@ -10,12 +10,15 @@ nothing.
                               as it said so (by whom, how long ago), and when the next job is due
   runtime inspect limits      the level of each limit, what waits for it; more, and what to do: runtime limit
   runtime inspect settings    every setting, its value and its source; exit 78 if one is wrong
+  runtime inspect --decode    which bodies in the queues a worker would refuse, and why; exit 1 if there are any. With
+                              --arq, those of an arq application, before it is served
 
 --json prints one document. Its first key is "schema": "runtime.inspect/1"; keys are only ever added. Lengths of time
 are seconds (`_s`), moments are ISO 8601 in UTC (`_at`).
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +42,10 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--module", action="append", default=[], help="handler module, as for serve; repeatable")
     parser.add_argument("-n", "--limit", type=int, default=50, help="jobs of each state and queue [default: 50]")
     parser.add_argument("--args", action="store_true", help="with `job`: also its arguments and its result")
+    parser.add_argument("--decode", action="store_true", help="read every body, and list what would be refused")
+    parser.add_argument(
+        "--arq", metavar="SETTINGS", help="with --decode: as `serve --arq` reads them, where its Redis is"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -53,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageInvalid(f"--limit {args.limit}: a whole number from 1 to 1000")
     if args.what == "settings":
         return _settings(as_document=args.json)
+    if args.decode or args.arq:
+        if args.what or not args.decode:
+            raise UsageInvalid("--decode stands alone, and --arq goes with it", hint="runtime inspect --decode")
+        return _decode(args)
     # The store's side is imported for what asks the store.
     from runtime.cli.session import queues_of_handlers, with_client
 
@@ -85,6 +96,34 @@ async def _found(redis: Any, url: str, named: Sequence[str], args: argparse.Name
         case _:
             queues, limits = await found.queues(), await gauges.read(redis)
             return {"redis": shown(url), "queues": queues, "workers": found.workers(), **limits}
+
+
+def _decode(args: argparse.Namespace) -> int:
+    from runtime.cli.session import queues_of_handlers, with_client
+
+    if args.arq:
+        from runtime import arq
+
+        its = arq.read(args.arq)
+        environment, serializer, queues = its.environment(os.environ), its.serializer, args.queue or [its.queue]
+    else:
+        environment, serializer, queues = os.environ, None, args.queue or queues_of_handlers(args.module)
+    alone = bool(args.queue or args.arq)
+    document = with_client(
+        lambda client: client.ask(lambda redis: _bodies(redis, queues, serializer, ask_workers=not alone)), environment
+    )
+    if args.json:
+        say_json({"schema": SCHEMA, **document})
+    else:
+        say(*pages.bodies_page(document))
+    return 1 if any(queue["refused"] for queue in document["bodies"]) else 0
+
+
+async def _bodies(redis: Any, named: Sequence[str], serializer: Any, *, ask_workers: bool) -> Document:
+    from runtime.cli import survey
+
+    found = await survey.begin(redis, named, ask_workers=ask_workers)
+    return {"bodies": await found.bodies(serializer)}
 
 
 def _settings(*, as_document: bool) -> int:

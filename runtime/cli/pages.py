@@ -62,6 +62,17 @@ def paused(pause: Document) -> str:
     return f"paused {length}" + (f": {pause['reason']}" if pause["reason"] else "")
 
 
+def bodies_page(document: Document) -> list[str]:
+    rows: list[Sequence[object]] = [("QUEUE", "READABLE", "REFUSED", "MISSING", " ")]
+    reasons: list[Sequence[object]] = [("QUEUE", "JOBS", "REFUSED AS", "TYPES", "EXAMPLE")]
+    for queue in document["bodies"]:
+        numbers = [queue[name] for name in ("readable", "refused", "missing")]
+        rows.append((queue["queue"], *numbers, queue.get("trouble") or " "))
+        for why in queue["reasons"]:
+            reasons.append((queue["queue"], why["jobs"], why["reason"], ", ".join(why["types"]), why["example"]))
+    return [*columns(rows), *(["", *columns(reasons)] if len(reasons) > 1 else [])]
+
+
 def workers_page(document: Document) -> list[str]:
     if not document["workers"]:
         return ["no worker has sent a heartbeat"]

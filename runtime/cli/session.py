@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TypeVar
@@ -14,15 +14,15 @@ from runtime.core.span import seconds
 T = TypeVar("T")
 
 
-def with_client(work: Callable[[client.Client], Awaitable[T]]) -> T:
-    """Run `work` with a client of the Redis that the environment names."""
+def with_client(work: Callable[[client.Client], Awaitable[T]], environment: Mapping[str, str] | None = None) -> T:
+    """Run `work` with a client of the Redis that the environment names, or another one than this process has."""
 
     async def session() -> T:
         async with client.connect(url) as connected:
             return await work(connected)
 
     registry.make_importable(Path.cwd())
-    url, server = client.redis_url(settings.read())
+    url, server = client.redis_url(settings.read(environment))
     try:
         return asyncio.run(session())
     finally:

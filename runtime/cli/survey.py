@@ -5,7 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from runtime import settings
-from runtime.adapters.redis import codecs, inspector, queues
+from runtime.adapters.redis import bodies, codecs, inspector, queues
+from runtime.adapters.redis.bodies import Bodies
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.heartbeats import Heartbeat
 from runtime.adapters.redis.inspector import Holder, Letter, Listed, Sheet, Trouble
@@ -16,6 +17,8 @@ from runtime.core.spec import DEFAULT_QUEUE
 from runtime.core.values import frozen
 
 Document = dict[str, Any]
+REASONS = 100
+"""Of the reasons for which bodies of a queue are refused, so many are told, the commonest first."""
 
 
 @frozen
@@ -50,6 +53,15 @@ class Survey:
                 found.append({"queue": queue, "jobs": [], "trouble": jobs.text})
             else:
                 found.append({"queue": queue, "jobs": [self._listed(job, self.now_ms) for job in jobs]})
+        return found
+
+    async def bodies(self, serializer: Serializer | None) -> list[Document]:
+        """By this serializer, else by that of the environment."""
+        found: list[Document] = []
+        for queue in self.names:
+            seen = await bodies.examine(self.redis, queue, serializer or self.serializer)
+            trouble = {"trouble": seen.text} if isinstance(seen, Trouble) else {}
+            found.append({"queue": queue, **_seen(Bodies() if isinstance(seen, Trouble) else seen), **trouble})
         return found
 
     async def job(self, job_id: str, *, with_args: bool) -> Document:
@@ -116,6 +128,18 @@ async def begin(redis: Any, named: Sequence[str], *, ask_workers: bool) -> Surve
 def _pause(pause: Pause, now_ms: int) -> Document:
     ends_ms = None if pause.left_s is None else now_ms + 1000 * pause.left_s
     return {"reason": pause.reason, "since": moment(pause.since_ms), "until": moment(ends_ms), "left_s": pause.left_s}
+
+
+def _seen(found: Bodies) -> Document:
+    return {
+        "readable": found.readable,
+        "missing": found.missing,
+        "refused": found.refused.total(),
+        "reasons": [
+            {"jobs": count, "reason": refusal.reason, "types": refusal.types, "example": found.examples[refusal]}
+            for refusal, count in found.refused.most_common(REASONS)
+        ],
+    }
 
 
 def _worker(beat: Heartbeat, now_ms: int) -> Document:

@@ -161,7 +161,7 @@ def test_g10_who_aborts_a_job_is_told_also_where_no_result_is_kept(make: Make) -
 
 
 def test_g12_a_job_that_was_due_long_ago_is_enqueued(make: Make) -> None:
-    """By the application itself. From elsewhere arq's client leaves an id without a body: a dead letter that says so."""
+    """By the application itself. From elsewhere arq's client leaves an id without a body: a letter that says so."""
     enqueue(make, ("enqueues_late", (), {"_job_id": "first"}))
     with make.start("Usual") as worker:
         assert ended(make, worker, "first", "late")

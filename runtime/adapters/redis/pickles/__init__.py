@@ -22,11 +22,12 @@ from __future__ import annotations
 import builtins
 import pickle
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, time, timezone
 from types import NoneType
 from typing import Final, cast
 
-from runtime.adapters.redis.pickles.machine import CONSTRUCTORS, NONE_ADMITTED, Machine
+from runtime.adapters.redis.pickles.machine import CONSTRUCTORS, NONE_ADMITTED, Machine, Strangers
 from runtime.adapters.redis.pickles.proof import PROTO, proven
 from runtime.adapters.redis.pickles.values import (
     BARE,
@@ -40,7 +41,7 @@ from runtime.adapters.redis.pickles.values import (
     refuse,
 )
 
-__all__ = ["MAX_BYTES", "Admitted", "RemoteError", "Undecodable", "dumps", "dumps_failure", "loads"]
+__all__ = ["MAX_BYTES", "Admitted", "RemoteError", "Undecodable", "dumps", "dumps_failure", "loads", "strangers"]
 
 
 def loads(
@@ -61,6 +62,14 @@ def loads(
         # Text of the unpickler's own errors can quote the body; so can a chained exception.
         reason = f"not a well-formed pickle ({type(error).__name__})"
     raise Undecodable(reason)
+
+
+def strangers(data: bytes, admitted: Admitted = NONE_ADMITTED) -> list[str]:
+    """The classes that a pickle names and `loads` would refuse, dotted and sorted: as far as it can be followed."""
+    names = Strangers(admitted)
+    with suppress(Exception):
+        Machine(data, admitted=names).run()
+    return sorted(names.found)
 
 
 def dumps(value: object, *, max_bytes: int = MAX_BYTES) -> bytes:

@@ -19,7 +19,7 @@ from decimal import Decimal
 from itertools import repeat
 from struct import unpack_from
 from types import NoneType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn, Self
 from uuid import UUID, SafeUUID
 
 from runtime.adapters.redis.pickles.proof import MEMOIZE, SHORT_BINUNICODE, STOP, after_string
@@ -132,7 +132,7 @@ class Machine:
         for key in keys:
             if type(key) in _CHEAP_KEYS or (type(key) is int and abs(key) < 2**63):
                 continue
-            self._key_nodes += _key_nodes(key)
+            self._key_nodes += 1 if type(key) in self.others else _key_nodes(key)
             if self._key_nodes > MAX_NODES:
                 refuse("its keys are too large")
             code = hash(key)
@@ -329,7 +329,9 @@ class Machine:
 
     def constructor(self, module: object, name: object) -> object:
         if self._admitted and type(module) is str and type(name) is str:
-            admitted = _admitted(self._admitted, module, name)
+            if name == "getattr" and module in ("builtins", "__builtin__"):
+                return _GETATTR
+            admitted = self._admitted.get((module, name))
             if admitted is not None:
                 return _Guest(admitted)
         return _constructor(module, name, self._any_error)
@@ -338,6 +340,8 @@ class Machine:
         args, constructor = self.stack.pop(), self.stack.pop()
         if type(constructor) is _Guest and type(args) is tuple:
             return self.collect(self.guest(constructor.kind(*args)), at)
+        if constructor is _GETATTR:
+            return self.push(_attribute(args), at)
         if type(constructor) is not _Constructor or type(args) is not tuple:
             refuse("it calls what is no class")
         return self.collect(constructor.make(self, args), at)
@@ -420,16 +424,58 @@ class _Guest:
         self.kind = kind
 
 
-def _admitted(admitted: Admitted, module: str, name: str) -> Callable[..., object] | None:
-    """The class of this name; or what one that is admitted makes its objects with (`ZoneInfo._unpickle`)."""
-    first, *rest = name.split(".")
-    for size in range(len(rest) + 1):
-        found: object = admitted.get((module, ".".join([first, *rest[:size]])))
-        if found is not None:
-            for part in rest[size:]:
-                found = getattr(found, part)
-            return found if callable(found) else None
-    return None
+_GETATTR: Final = object()
+
+
+def _attribute(args: object) -> _Guest:
+    """What a class that was vouched for makes its objects with: `getattr(ZoneInfo, "_unpickle")`."""
+    match args:
+        case (_Guest() as guest, str() as name):
+            found = getattr(guest.kind, name)
+        case _:
+            refuse("it takes an attribute of what is no class on the list")
+    if not callable(found):
+        refuse("it calls what is no class")
+    return _Guest(found)
+
+
+class _AnyAttribute(type):
+    def __getattr__(cls, name: str) -> Any:
+        return cls
+
+
+class _StandIn(tzinfo, metaclass=_AnyAttribute):
+    """For an object of any class, in a pickle of which only the names are wanted. It may be a datetime's zone, too."""
+
+    def __new__(cls, *args: object) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class Strangers(Mapping[tuple[str, str], Callable[..., object]]):
+    """Admits all classes, each as a stand-in; those that are neither in the tables nor `admitted` are in `found`."""
+
+    def __init__(self, admitted: Admitted) -> None:
+        self._admitted = admitted
+        self.found: set[str] = set()
+
+    def __getitem__(self, key: tuple[str, str]) -> Callable[..., object]:
+        if key in CONSTRUCTORS:
+            raise KeyError(key)
+        if key not in self._admitted:
+            self.found.add(".".join(key))
+        return _StandIn
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._admitted)
+
+    def __len__(self) -> int:
+        return 1  # never none
 
 
 def _set_state(target: object, state: object) -> None:
