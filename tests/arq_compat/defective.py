@@ -3,6 +3,7 @@
 
 import asyncio
 import math
+import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -111,6 +112,39 @@ class Old:
     poll_delay = 0.05
 
 
+# What lasts as long as a worker
+
+
+async def begin(ctx: Ctx) -> None:
+    how = os.environ.get("RUNTIME_TEST_START", "")
+    note("startup")
+    if how == "fail":
+        raise ValueError("no database")
+    if how == "wait":
+        await asyncio.sleep(60)
+
+
+async def chain(ctx: Ctx, n: int) -> int:
+    note("run", ctx["job_id"], ctx["job_try"])
+    if n:
+        await ctx["redis"].enqueue_job("chain", n - 1, _job_id=f"chain {n - 1}")
+    return n
+
+
+class Lived:
+    functions = [task, chain, func(long, name="short", timeout=0.5)]
+    on_startup = begin
+    on_shutdown = on_shutdown
+    redis_settings = REDIS
+    max_jobs = 2
+
+
+class Silent:
+    """Says nothing of Redis, nor of anything but its function."""
+
+    functions = [task]
+
+
 class Hasty:
     """Waits for nothing when it is stopped, which arq does without being told."""
 
@@ -118,3 +152,10 @@ class Hasty:
     redis_settings = REDIS
     poll_delay = 0.05
     job_completion_wait = 0
+
+
+class Burst(Usual):
+    functions = [task]
+    on_shutdown = None
+    max_burst_jobs = 7
+    max_jobs = 5

@@ -21,7 +21,7 @@ from arq.worker import RetryJob
 
 Ctx = dict[Any, Any]
 log = logging.getLogger(__name__)
-REDIS = RedisSettings.from_dsn(os.environ.get("APPLICATION_DSN", "redis://localhost"))
+REDIS = RedisSettings.from_dsn(os.environ.get("APPLICATION_REDIS", "redis://localhost"))
 
 
 def note(*words: object) -> None:

@@ -35,7 +35,11 @@ class Make:
         self.url = url
         self.notes = folder / f"notes of {kind}"
         self.notes.touch()
-        self.settings = {"APPLICATION_DSN": url, "RUNTIME_TEST_NOTES": self.notes, "RUNTIME_HTTP": "off"}
+        self.settings: dict[str, Any] = {
+            "APPLICATION_REDIS": url,
+            "RUNTIME_TEST_NOTES": self.notes,
+            "RUNTIME_HTTP": "off",
+        }
 
     def command(self, settings: str, *arguments: str) -> list[str]:
         name = f"{self._applications}.{settings}"

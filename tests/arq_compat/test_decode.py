@@ -44,7 +44,7 @@ def url(tcp_url: str) -> str:
 
 
 def decode(url: str, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
-    done = command("inspect", "--decode", "--json", *arguments, REDIS_URL=url, APPLICATION_DSN=url)
+    done = command("inspect", "--decode", "--json", *arguments, REDIS_URL=url, APPLICATION_REDIS=url)
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout)["bodies"]
 

@@ -1,0 +1,120 @@
+"""What an arq application has as long as its worker lives, where arq and we differ or arq has no such thing."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from tests.arq_compat.test_arq_mode import SOON_S, Make, do, enqueue, outcome
+from tests.e2e.test_sleep import Sleeper
+from tests.processes import Worker, wait_until
+
+DEFECTIVE = "tests.arq_compat.defective"
+
+
+@pytest.fixture
+def make(tcp_url: str, tmp_path: Path) -> Make:
+    return Make("runtime", tcp_url, tmp_path, DEFECTIVE)
+
+
+@contextmanager
+def served(make: Make, name: str, *arguments: str, **settings: Any) -> Iterator[Worker]:
+    words = ["--arq", f"{DEFECTIVE}.{name}", *arguments]
+    with Worker(arguments=words, **{**make.settings, **settings}) as worker:
+        yield worker
+
+
+def test_a_startup_that_fails_ends_the_worker_and_no_job_is_touched(make: Make) -> None:
+    enqueue(make, ("task", (), {"_job_id": "one"}))
+    with served(make, "Lived", RUNTIME_TEST_START="fail") as worker:
+        assert worker.start().wait() == 1
+        (failed,) = worker.events("HOOK_FAILED")
+        assert (failed["hook"], failed["error_type"]) == ("on_startup", "ValueError")
+        (crash,) = worker.events("WORKER_CRASH")
+        assert "no database" in crash["exception"]
+    assert make.noted() == ["startup", "shutdown"]
+    with served(make, "Lived") as worker:
+        worker.up()
+        wait_until(lambda: "run one 1" in make.noted(), SOON_S)
+
+
+def test_a_startup_is_cut_short_by_a_signal(make: Make) -> None:
+    with served(make, "Lived", RUNTIME_TEST_START="wait") as worker:
+        worker.start()
+        wait_until(lambda: make.noted() == ["startup"], SOON_S)
+        began = time.monotonic()
+        assert worker.stop() == 0
+        assert time.monotonic() - began < 10
+    assert make.noted() == ["startup", "shutdown"]
+
+
+def test_what_a_job_enqueues_is_taken_at_once(make: Make) -> None:
+    """Not when an idle worker looks next: on a server that tells of nothing, that is half a second for each."""
+    with Redis.from_url(make.url) as redis:
+        redis.config_set("notify-keyspace-events", "")
+    with served(make, "Lived") as worker:
+        worker.up()
+        enqueue(make, ("chain", (10,), {"_job_id": "chain 10"}))
+        wait_until(lambda: "run chain 10 1" in make.noted(), SOON_S)
+        began = time.monotonic()
+        wait_until(lambda: "run chain 0 1" in make.noted(), SOON_S)
+        assert time.monotonic() - began < 2.5
+
+
+def test_an_application_that_says_nothing_has_the_environments_redis(make: Make) -> None:
+    with served(make, "Silent", REDIS_URL=make.url, WORKER_CONCURRENCY=4) as worker:
+        (boot,) = worker.up().events("WORKER_BOOT")
+        assert boot["data"]["concurrency"] == 4
+        enqueue(make, ("task", (), {"_job_id": "one"}))
+        wait_until(lambda: "run one 1" in make.noted(), SOON_S)
+    with served(make, "Lived", "-c", "5", REDIS_URL="redis://127.0.0.1:1", WORKER_CONCURRENCY=4) as worker:
+        (boot,) = worker.up().events("WORKER_BOOT")
+        assert boot["data"]["concurrency"] == 5
+        assert boot["data"]["redis"] == f"{make.url}/0"
+
+
+def test_a_burst_of_so_many_jobs_leaves_the_others(make: Make) -> None:
+    enqueue(make, *(("task", (), {"_job_id": f"job {n}"}) for n in range(20)))
+    assert make.burst("Burst").returncode == 0
+    assert len(make.noted()) == 7
+    with Redis.from_url(make.url) as redis:
+        assert redis.zcard("arq:queue") == 13
+        assert not list(redis.scan_iter("arq:in-progress:*"))
+
+
+def test_a_worker_that_sleeps_shuts_the_application_and_starts_it_again(make: Make) -> None:
+    words = ["--arq", f"{DEFECTIVE}.Lived"]
+    sleeper = Sleeper(make.url)
+    settings: dict[str, Any] = {**make.settings, "RUNTIME_HTTP": "on", "PORT": 0, "RUNTIME_SLEEP_AFTER": "5s"}
+    sleeper.worker = Worker(arguments=words, **settings)
+    with sleeper.worker as worker:
+        worker.up()
+        assert sleeper.sockets()
+        sleeper.until_quiet()
+        wait_until(lambda: not sleeper.sockets(), SOON_S)
+        assert make.noted() == ["startup", "shutdown"]
+        enqueue(make, ("task", (), {"_job_id": "one"}))
+        sleeper.ask("/wake", "POST")
+        wait_until(lambda: make.noted()[2:] == ["startup", "run one 1"], SOON_S)
+        assert worker.stop() == 0
+    assert make.noted()[4:] == ["shutdown"]
+
+
+def test_a_timeout_is_told_and_final(make: Make) -> None:
+    with served(make, "Lived") as worker:
+        worker.up()
+        enqueue(make, ("short", (), {"_job_id": "one"}))
+        worker.wait_for("JOB_DEAD")
+        wait_until(lambda: do(make, lambda pool: pool.exists("arq:result:one")), SOON_S)
+        success, error, job_try = outcome(make, "one")
+        assert (success, type(error), job_try) == (False, TimeoutError, 1)
+        assert str(error) == "it ran longer than its timeout of 500 ms"
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0
