@@ -154,8 +154,8 @@ class Hasty:
     job_completion_wait = 0
 
 
-class Burst(Usual):
+class Burst:
     functions = [task]
-    on_shutdown = None
+    redis_settings = REDIS
     max_burst_jobs = 7
     max_jobs = 5
