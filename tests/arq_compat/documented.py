@@ -157,6 +157,45 @@ class Jobs:
     runtime_types = [Item]
 
 
+# What arq's own tests look at
+
+
+async def returns_an_error(ctx: Ctx) -> Exception:
+    return TypeError("a value")
+
+
+async def unserializable(ctx: Ctx) -> Any:
+    return lambda: None
+
+
+async def crowd(ctx: Ctx) -> int:
+    ctx["crowd"].append(1)
+    await asyncio.sleep(0.2)
+    now = len(ctx["crowd"])
+    ctx["crowd"].pop()
+    return now
+
+
+class Behaviours:
+    functions = [
+        the_task,
+        crowd,
+        func(returns_an_error, name="error", keep_result=10),
+        unserializable,
+    ]
+    ctx = {"crowd": []}
+    queue_name = "another:queue"
+    max_jobs = 4
+    poll_delay = 0.05
+    redis_settings = REDIS
+
+
+class KeepsNothing:
+    functions = [the_task, fails]
+    keep_result = 0
+    redis_settings = REDIS
+
+
 # Retrying
 
 
@@ -272,6 +311,12 @@ async def do_stuff(ctx: Ctx, seconds: float = 30.0) -> str:
         note("cancelled", ctx["job_id"])
         raise
     return "done"
+
+
+class Completes:
+    functions = [do_stuff]
+    job_completion_wait = 20
+    redis_settings = REDIS
 
 
 class Long:

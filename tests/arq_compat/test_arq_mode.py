@@ -342,6 +342,117 @@ def test_arq_check_finds_the_worker(make: Make) -> None:
         assert not found()
 
 
+# What arq's own tests look at, of its worker and its jobs
+
+
+def test_a_value_may_be_an_exception(make: Make) -> None:
+    enqueue(make, ("error", (), {"_job_id": "one", "_queue_name": "another:queue"}))
+    assert make.burst("Behaviours").returncode == 0
+
+    async def ask(pool: ArqRedis) -> Any:
+        return await Job("one", pool, "another:queue").result(timeout=5)
+
+    assert repr(do(make, ask)) == "TypeError('a value')"
+
+
+def test_a_queue_of_another_name_is_the_only_one_served(make: Make) -> None:
+    enqueue(
+        make,
+        ("the_task", (), {"_job_id": "here", "_queue_name": "another:queue"}),
+        ("the_task", (), {"_job_id": "elsewhere"}),
+    )
+    assert make.burst("Behaviours").returncode == 0
+    assert make.noted() == ["run here 1"]
+
+
+def test_no_more_than_max_jobs_run_at_once(make: Make) -> None:
+    enqueue(make, *(("crowd", (), {"_job_id": f"{n}", "_queue_name": "another:queue"}) for n in range(12)))
+    assert make.burst("Behaviours").returncode == 0
+
+    async def ask(pool: ArqRedis) -> list[Any]:
+        return [await Job(f"{n}", pool, "another:queue").result(timeout=5) for n in range(12)]
+
+    assert max(do(make, ask)) == 4
+
+
+def test_a_value_that_cannot_be_written(make: Make) -> None:
+    """arq makes a failure of it."""
+    enqueue(make, ("unserializable", (), {"_job_id": "one", "_queue_name": "another:queue"}))
+    make.burst("Behaviours")
+
+    async def ask(pool: ArqRedis) -> Any:
+        return await Job("one", pool, "another:queue").result_info()
+
+    found = do(make, ask)
+    if make.kind == "arq":
+        assert (found.success, found.result) == (False, "unable to serialize result")
+    else:
+        assert (found.success, found.result) == (
+            True,
+            "the handler's return value cannot be kept as a result: function",
+        )
+
+
+def test_a_job_that_expired_in_the_queue_has_failed(make: Make) -> None:
+    enqueue(make, ("the_task", (), {"_job_id": "one", "_expires": 0.01}))
+    time.sleep(0.1)
+    assert make.burst("Jobs").returncode == 0
+    success, error, _ = outcome(make, "one")
+    assert (success, type(error)) == (False, JobExecutionFailed)
+    assert make.noted() == []
+
+
+def test_nothing_is_left_of_a_job_but_its_result(make: Make) -> None:
+    enqueue(make, ("the_task", (), {"_job_id": "one"}), ("fails", ("builtin",), {"_job_id": "bad"}))
+    make.burst("Jobs")
+
+    async def left(pool: ArqRedis) -> list[str]:
+        return sorted(key.decode() for key in await pool.keys("arq:*"))
+
+    assert do(make, left) == ["arq:result:bad", "arq:result:one"]
+
+
+def test_nothing_at_all_is_left_where_no_result_is_kept(make: Make) -> None:
+    enqueue(make, ("the_task", (), {"_job_id": "one"}), ("fails", ("builtin",), {"_job_id": "bad"}))
+    make.burst("KeepsNothing")
+
+    async def left(pool: ArqRedis) -> list[str]:
+        return sorted(key.decode() for key in await pool.keys("arq:*"))
+
+    assert do(make, left) == []
+
+
+def test_a_body_that_cannot_be_read_fails_its_job_alone(make: Make) -> None:
+    async def write(pool: ArqRedis) -> None:
+        await pool.set("arq:job:torn", b"\x80\x04not a pickle")
+        await pool.zadd("arq:queue", {"torn": 1})
+
+    do(make, write)
+    enqueue(make, ("the_task", (), {"_job_id": "good"}))
+    assert make.burst("Jobs").returncode == 0
+    assert outcome(make, "good") == (True, 42, 1)
+    success, error, _ = outcome(make, "torn")
+    assert success is False
+    assert isinstance(error, RuntimeError), "arq's DeserializationError is one, and our JobExecutionFailed"
+
+
+def test_a_job_may_end_within_job_completion_wait(make: Make) -> None:
+    with make.start("Completes") as worker:
+        enqueue(make, ("do_stuff", (3,), {"_job_id": "one"}))
+        wait_until(lambda: make.noted() == ["run one 1"], SOON_S)
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0
+    assert make.noted() == ["run one 1"]
+    assert outcome(make, "one") == (True, "done", 1)
+
+
+def test_two_workers_share_a_queue(make: Make) -> None:
+    enqueue(make, *(("the_task", (n,), {"_job_id": f"job {n}"}) for n in range(60)))
+    with make.start("Jobs"), make.start("Jobs"):
+        wait_until(lambda: len(make.noted()) >= 60, SOON_S)
+    assert sorted(make.noted()) == sorted(f"run job {n} 1" for n in range(60))
+
+
 WRONG: dict[str, tuple[str, str]] = {
     "nothing here": ("nowhere.WorkerSettings", "cannot be imported"),
     "no name": ("WorkerSettings", "dotted name"),
