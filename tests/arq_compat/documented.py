@@ -183,7 +183,7 @@ class Behaviours:
         func(returns_an_error, name="error", keep_result=10),
         unserializable,
     ]
-    ctx = {"crowd": []}
+    ctx: Ctx = {"crowd": []}
     queue_name = "another:queue"
     max_jobs = 4
     poll_delay = 0.05
