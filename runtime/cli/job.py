@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from runtime.adapters.redis import board, inspector
+from runtime.adapters.redis.pickles import Undecodable
 from runtime.cli import without_secrets
 from runtime.cli.display import say_json
 from runtime.cli.session import queues_of_handlers, timeout_s, with_client
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
                 found["error"] = {"type": failure.error, "message": without_secrets(failure.text)}
             except ResultUnknown:
                 pass  # its result was not kept, or has expired
+            except Undecodable as refusal:  # an arq worker's, of a type of its application's
+                found["error"] = {"type": "unreadable", "message": str(refusal)}
             found["status"] = await job.status()
         say_json(found)
         return 0 if found["status"] in ("waiting", "deferred", "active", "completed") else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from redis import Redis
 
 from tests.arq_compat.test_arq_mode import SOON_S, Make, do, enqueue, outcome
 from tests.e2e.test_sleep import Sleeper
-from tests.processes import Worker, wait_until
+from tests.processes import Worker, command, wait_until
 
 DEFECTIVE = "tests.arq_compat.defective"
 
@@ -105,6 +106,15 @@ def test_a_worker_that_sleeps_shuts_the_application_and_starts_it_again(make: Ma
         wait_until(lambda: make.noted()[2:] == ["startup", "run one 1"], SOON_S)
         assert worker.stop() == 0
     assert make.noted()[4:] == ["shutdown"]
+
+
+def test_a_result_of_a_type_of_its_own_is_no_riddle_to_who_lacks_it(make: Make) -> None:
+    enqueue(make, ("item", ("a",), {"_job_id": "one"}))
+    Make("runtime", make.url, make.notes.parent).burst("Jobs")
+    done = command("job", "one", REDIS_URL=make.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = json.loads(done.stdout)
+    assert (shown["status"], shown["error"]["type"]) == ("completed", "unreadable")
 
 
 def test_a_timeout_is_told_and_final(make: Make) -> None:
