@@ -258,6 +258,18 @@ def test_a_stop_neither_burns_a_try_nor_cuts_a_job_short(make: Make) -> None:
 TESTED = {name[5:].split("_")[0].upper() for name in globals() if re.match(r"test_g\d", name)}
 
 
+def test_what_is_said_to_show_a_thing_is_there() -> None:
+    page, faults = (ROOT / "docs/arq.md").read_text(), (ROOT / "docs/faults.md").read_text()
+    rows = re.findall(r"^\| (A\d+) \|.*\| (.*) \|$", page, re.MULTILINE)
+    assert [name for name, _ in rows] == [f"A{n}" for n in range(1, 36)], "the last is none of behaviour"
+    for name, shown in rows:
+        assert shown == "above" or "`" in shown or "faults.md#" in shown, name
+        for scenario, anchor in re.findall(r"\[(K[^]]+)\]\(faults\.md#(\w+)\)", shown):
+            assert f"[{scenario}](#{anchor})" in faults
+        for path in re.findall(r"`(tests/[^`]+)`", shown):
+            assert (ROOT / path).exists(), path
+
+
 def test_each_defect_has_its_row_and_its_test() -> None:
     wanted = {f"G{n}" for n in (2, *range(4, 19), 20)}
     table = (ROOT / "docs/arq.md").read_text()
