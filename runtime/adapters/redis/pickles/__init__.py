@@ -195,7 +195,11 @@ def _load(data: bytes, max_bytes: int, any_error: bool, admitted: Admitted) -> o
     proof = proven(data)
     if proof == "tree":
         return pickle.loads(data)
+    if proof:
+        value = pickle.loads(data)
+        check_tree(value)
+        return value
     machine = Machine(data, any_error=any_error, admitted=admitted)
-    value = pickle.loads(data) if proof else machine.run()
+    value = machine.run()
     check_tree(value, machine.others)
     return value
