@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from arq.connections import ArqRedis, RedisSettings, create_pool
-from arq.jobs import Job, JobStatus
+from arq.jobs import DeserializationError, Job, JobStatus
 from arq.worker import JobExecutionFailed
 
 from tests.arq_compat import documented
@@ -204,6 +204,18 @@ def test_failures_are_final_and_raised_where_they_are_awaited(make: Make) -> Non
 
     do(make, ask)
     assert [outcome(make, name)[::2] for name in [*names, "long"]] == [(False, 1)] * 3
+
+
+def test_an_exception_that_nobody_can_read_again_hides_nothing(make: Make) -> None:
+    """Of arq's worker the whole result is unreadable (arq issue 123)."""
+    enqueue(make, ("fails", ("own, unreadable",), {"_job_id": "one"}))
+    assert make.burst("Jobs").returncode == 0
+    if make.kind == "arq":
+        with pytest.raises(DeserializationError):
+            outcome(make, "one")
+        return
+    error = JobExecutionFailed("tests.arq_compat.documented.Unreadable: own 7")
+    assert outcome(make, "one") == (False, error, 1)
 
 
 def test_wrong_arguments_fail_the_job(make: Make) -> None:

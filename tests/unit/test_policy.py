@@ -38,11 +38,13 @@ from runtime.core.job import (
     Unreadable,
 )
 from runtime.core.policy import (
+    CANCELLED_S,
     ERRORS_KEPT,
     MAX_CRASHES,
     STALE_ABORT_MS,
     TEXT_LIMIT,
     Ended,
+    Final,
     Stop,
     after_error,
     after_run,
@@ -53,6 +55,7 @@ from runtime.core.policy import (
     describe,
     ended,
     failed,
+    kept_s,
     redacted,
     remember,
 )
@@ -486,6 +489,22 @@ def test_a_secret_at_the_cut_of_a_text_does_not_keep_its_first_half() -> None:
     kept = redacted(Retried(1.0, failure), Redactor(["canary-of-a-key"]))
     assert isinstance(kept, Retried)
     assert "cana" not in kept.failure.text
+
+
+@pytest.mark.parametrize("text", ["fine", "it was canary-of-a-key", "x" * 3000])
+def test_an_exception_that_tells_a_secret_is_not_kept_itself(text: str) -> None:
+    error = ValueError(text)
+    dead = after(Final(error))
+    assert isinstance(dead, Dead)
+    assert (dead.reason, dead.failure.raised) == ("permanent", error)
+    kept = redacted(dead, Redactor(["canary-of-a-key"]))
+    assert isinstance(kept, Dead)
+    assert (kept.failure.raised is None) == ("canary" in text)
+
+
+def test_that_a_job_was_cancelled_is_kept_for_a_minute_at_least() -> None:
+    assert [kept_s(Cancelled(), kept) for kept in (0, 3600)] == [CANCELLED_S, 3600]
+    assert kept_s(Done(None), 0) == 0
 
 
 @given(st.text(st.characters(), max_size=50))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import pytest
 from arq.connections import ArqRedis, RedisSettings
 
@@ -16,6 +18,7 @@ from runtime import arq, settings
 from runtime.arq import address
 from runtime.arq.session import settings_of
 from runtime.core.errors import HandlerInvalid
+from runtime.core.job import Call, Claim, Done, Settlement
 
 SETTINGS = {
     "redis://localhost:6379/0": RedisSettings(),
@@ -132,6 +135,30 @@ def test_settings_have_many_shapes(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     if isinstance(found, Heir) or found is Heir:
         assert read.job_timeout_s == math.inf
         assert read.hooks["on_startup"] is Base.on_startup
+
+
+async def after(ctx: Any) -> None:
+    await anyio.sleep(0.5)
+
+
+def test_jobs_wait_for_the_hooks_of_those_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There are never more than so many, however slow they are."""
+    its = application(monkeypatch, tmp_path, {"functions": [task], "after_job_end": after})
+    lived = arq.Session(its, burst=False)
+    monkeypatch.setattr("runtime.arq.session.MOST_AFTERWARDS", 1)
+
+    async def play() -> None:
+        claim = Claim("one", "q", "token", "0", 1, 1, Call("task", (), {}, 0), b"", 0)
+        ctx = await lived.enter({"job_id": "one", "job_try": 1})
+        assert ctx["job_id"] == "one"
+        async with anyio.create_task_group() as lived._afterwards:
+            lived.settled(Settlement(claim, Done(None), 0, 0), "settled")
+            with anyio.move_on_after(0.05) as scope:
+                await lived.enter({"job_id": "two", "job_try": 1})
+            assert scope.cancelled_caught
+        await lived.enter({"job_id": "two", "job_try": 1})
+
+    asyncio.run(play())
 
 
 def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
