@@ -55,6 +55,8 @@ class Application:
     job_timeout_s: float | None
     """inf: unlimited."""
     keep_result_s: float
+    keep_result_forever: bool
+    """That goes before how long."""
     max_tries: int
     retry_jobs: bool
     burst: bool
@@ -209,7 +211,8 @@ def _read(name: str, said: _Said) -> Application:
         max_jobs=said.whole("max_jobs", None, 1, MOST_JOBS),
         job_completion_wait_s=said.span("job_completion_wait", None),
         job_timeout_s=timeout_s,
-        keep_result_s=_kept_s(said.get("keep_result_forever"), said.span("keep_result", 3600.0)),
+        keep_result_s=said.span("keep_result", 3600.0),
+        keep_result_forever=said.switch("keep_result_forever", False),
         max_tries=said.whole("max_tries", 5, 1, 2**31),
         retry_jobs=said.switch("retry_jobs", True),
         burst=said.switch("burst", False),
@@ -219,10 +222,6 @@ def _read(name: str, said: _Said) -> Application:
         expires_extra_ms=said.whole("expires_extra_ms", expires_extra_ms, 1, 2**53),
         timezone=said.kind("timezone", tzinfo, "a tzinfo, such as ZoneInfo('America/Sao_Paulo')"),
     )
-
-
-def _kept_s(forever: object, kept_s: float | None) -> float:
-    return float("inf") if forever else kept_s or 0.0
 
 
 def _functions(said: _Said) -> Mapping[str, Function | CronJob]:

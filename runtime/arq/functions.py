@@ -69,21 +69,16 @@ def _job_ctx(context: Context) -> dict[str, Any]:
 
 
 def _spec(function: Function | CronJob, application: "Application") -> Spec:
+    for_ever = application.keep_result_forever if function.keep_result_forever is None else function.keep_result_forever
     keep_s = application.keep_result_s if function.keep_result_s is None else function.keep_result_s
-    if function.keep_result_forever is not None:
-        keep_s = math.inf if function.keep_result_forever else _unless_forever(keep_s)
     return Spec(
         name=function.name,
         queue=application.queue,
         timeout_s=application.job_timeout_s if function.timeout_s is None else function.timeout_s,
         retry=AS_OFTEN_AS_ASKED,
-        keep_result_s=keep_s,
+        keep_result_s=math.inf if for_ever else keep_s,
         where=_where(function.coroutine),
     )
-
-
-def _unless_forever(keep_s: float) -> float:
-    return keep_s if math.isfinite(keep_s) else 3600.0
 
 
 def _where(function: Any) -> str:

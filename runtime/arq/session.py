@@ -49,6 +49,7 @@ class Session:
         self._left = application.max_burst_jobs if self._burst and application.max_burst_jobs >= 0 else None
         """How many runs may still begin, in a burst of so many."""
         self.serializer = application.serializer
+        self.environment = application.environment
         self.handlers: Handlers = {
             name: ArqFunction(function, application, self) for name, function in application.functions.items()
         }

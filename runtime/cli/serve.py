@@ -12,9 +12,13 @@ import signal
 import sys
 from dataclasses import replace
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from runtime import settings
 from runtime.core.errors import OptionInvalid, UsageInvalid
+
+if TYPE_CHECKING:
+    from runtime.arq import Session
 
 GARBAGE = 10_000
 """So many new containers between two looks for garbage. Python's 700 are those of fifteen jobs, and cost 6 %."""
@@ -45,19 +49,8 @@ def run(args: argparse.Namespace) -> int:
     _dump_no_core()
     # Until the worker listens to signals there is nothing to give back.
     signal.signal(signal.SIGTERM, _nothing_begun)
-    if args.burst and not args.arq:
-        raise UsageInvalid("--burst goes with --arq")
-    if args.arq and args.module:
-        raise UsageInvalid("--arq goes without modules", hint="a second worker can serve them")
-    session = config = None
-    if args.arq:
-        from runtime import arq
-
-        application = arq.read(args.arq)
-        config = settings.read(application.environment(os.environ))
-        session = arq.Session(application, burst=args.burst)
-    else:
-        config = settings.read()
+    guest = _guest(args)
+    config = settings.read(guest.environment(os.environ) if guest else None)
     if config.redis_disabled:
         print("REDIS_DISABLED is set: this worker has nothing to do, and stops.", file=sys.stderr)
         return 0
@@ -67,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
         config = replace(config, concurrency=args.concurrency)
     from runtime import app, client, groups, registry
 
-    handlers = session.handlers if session else registry.collect(args.module)
-    equipment = session.equipment if session else registry.equipment(args.module)
+    handlers = guest.handlers if guest else registry.collect(args.module)
+    equipment = guest.equipment if guest else registry.equipment(args.module)
     served = groups.groups(handlers, args.queue, config.concurrency)
     url, server = client.redis_url(config)
     if server is not None:
@@ -76,7 +69,20 @@ def run(args: argparse.Namespace) -> int:
     gc.freeze()
     gc.set_threshold(GARBAGE)
     gc.enable()
-    return app.serve(config, url, handlers, served, equipment, session)
+    return app.serve(config, url, handlers, served, equipment, guest)
+
+
+def _guest(args: argparse.Namespace) -> "Session | None":
+    """The arq application, if one is to be served."""
+    if args.arq is None:
+        if args.burst:
+            raise UsageInvalid("--burst goes with --arq")
+        return None
+    if args.module:
+        raise UsageInvalid("--arq goes without modules", hint="a second worker can serve them")
+    from runtime import arq
+
+    return arq.Session(arq.read(args.arq), burst=args.burst)
 
 
 def _dump_no_core() -> None:
