@@ -186,7 +186,7 @@ def schedules(handlers: Handlers, queues: Sequence[str]) -> "list[Schedule]":
         spec = handler.spec
         priority = spec.priority if isinstance(spec.priority, int) else handler.request().priority
         if spec.timetable is not None:
-            found.append(Schedule(spec.name, spec.queue, spec.timetable, spec.misfire, priority))
+            found.append(Schedule(spec.name, spec.queue, spec.timetable, spec.misfire, priority, spec.shared_id))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
 from datetime import timedelta, tzinfo
@@ -16,7 +17,7 @@ from arq.worker import Function, Worker, func
 
 from runtime import settings
 from runtime.adapters.redis.codecs import Serializer
-from runtime.arq import address, codec
+from runtime.arq import address, codec, crons
 from runtime.core.errors import HandlerInvalid
 from runtime.core.policy import describe
 from runtime.core.values import frozen
@@ -196,9 +197,10 @@ def _read(name: str, said: _Said) -> Application:
     dumps, loads = said.callable("job_serializer"), said.callable("job_deserializer")
     timeout_s = said.span("job_timeout", None) if said.get("job_timeout", ...) is not None else float("inf")
     ctx = said.kind("ctx", dict, "a dict")
+    zone = said.kind("timezone", tzinfo, "a tzinfo, such as ZoneInfo('America/Sao_Paulo')")
     return Application(
         name=name,
-        functions=_functions(said),
+        functions=_functions(said, zone),
         queue=queue,
         url=url,
         redis_settings=at,
@@ -220,11 +222,11 @@ def _read(name: str, said: _Said) -> Application:
         health_check_key=said.get("health_check_key") or queue + health_check_key_suffix,
         health_check_interval_s=said.span("health_check_interval", 3600.0),
         expires_extra_ms=said.whole("expires_extra_ms", expires_extra_ms, 1, 2**53),
-        timezone=said.kind("timezone", tzinfo, "a tzinfo, such as ZoneInfo('America/Sao_Paulo')"),
+        timezone=zone,
     )
 
 
-def _functions(said: _Said) -> Mapping[str, Function | CronJob]:
+def _functions(said: _Said, zone: tzinfo | None) -> Mapping[str, Function | CronJob]:
     """By name; of two with one name the last counts, as in arq."""
     found: dict[str, Function | CronJob] = {}
     for one in said.items("functions"):
@@ -241,10 +243,23 @@ def _functions(said: _Said) -> Mapping[str, Function | CronJob]:
     for one in said.items("cron_jobs"):
         if not isinstance(one, CronJob):
             raise HandlerInvalid(f"cron_jobs has {_called(one)}", hint="write it as arq.cron.cron(function, hour=…)")
+        _check_times(one, zone)
         found[one.name] = one
     if not found:
         raise HandlerInvalid("it has no functions and no cron_jobs", hint="functions = [your_function]")
     return found
+
+
+def _check_times(cron: CronJob, zone: tzinfo | None) -> None:
+    try:
+        crons.times(cron, zone).after(round(1000 * time.time()))
+    except Exception as error:  # a weekday that is none, or a date that no year has
+        failure = describe(error)
+        raise HandlerInvalid(
+            f"cron_jobs has {cron.name} at times that never come",
+            cause=f"{failure.error}: {failure.text}",
+            hint="month 1 to 12, day 1 to 31, weekday 0 to 6 or mon, tues, wed, thurs, fri, sat, sun",
+        ) from None
 
 
 def _called(one: object) -> str:

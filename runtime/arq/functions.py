@@ -10,6 +10,7 @@ from arq.utils import ms_to_datetime, to_unix_ms
 from arq.worker import Function, JobExecutionFailed, RetryJob
 from arq.worker import Retry as ArqRetry
 
+from runtime.arq import crons
 from runtime.core.errors import LeaseLost, RetryLater, Snooze
 from runtime.core.policy import Final
 from runtime.core.retry import Retry
@@ -71,6 +72,8 @@ def _job_ctx(context: Context) -> dict[str, Any]:
 def _spec(function: Function | CronJob, application: "Application") -> Spec:
     for_ever = application.keep_result_forever if function.keep_result_forever is None else function.keep_result_forever
     keep_s = application.keep_result_s if function.keep_result_s is None else function.keep_result_s
+    if isinstance(function, CronJob) and function.job_id is None:
+        keep_s = max(keep_s, crons.KEEP_S)
     return Spec(
         name=function.name,
         queue=application.queue,
@@ -78,6 +81,8 @@ def _spec(function: Function | CronJob, application: "Application") -> Spec:
         retry=AS_OFTEN_AS_ASKED,
         keep_result_s=math.inf if for_ever else keep_s,
         where=_where(function.coroutine),
+        timetable=crons.timetable(function, application.timezone) if isinstance(function, CronJob) else None,
+        shared_id=function.job_id if isinstance(function, CronJob) else None,
     )
 
 

@@ -10,11 +10,13 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import anyio
 from anyio.abc import TaskGroup
 from arq.connections import ArqRedis, RedisSettings, create_pool
+from arq.cron import CronJob
 from arq.jobs import Job
 from redis.exceptions import RedisError
 
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.telemetry.logs import Log, Within
+from runtime.arq import crons
 from runtime.arq.application import Application
 from runtime.arq.functions import ArqFunction
 from runtime.core.job import Settlement, Verdict
@@ -31,6 +33,8 @@ HOOKS_S = 30.0
 LEAVE_S = 2.0
 AGAIN_S = 1.0
 """From one attempt to the next while Redis is away."""
+CLOCK_S = 10.0
+"""The longest sleep until a moment of the wall clock, which may be set meanwhile."""
 LOOK_S = 0.1
 """In burst mode, how often is looked whether the queue is empty."""
 MOST_AFTERWARDS = 100
@@ -56,6 +60,7 @@ class Session:
         self.ctx = application.ctx
         self._runs: dict[tuple[str, int], dict[Any, Any]] = {}
         """The ctx of each run until its outcome is stored, by job and attempt."""
+        self._has_begun = False
         self._afterwards: TaskGroup | None = None
         self._going_on = 0
         self._one_ended = anyio.Event()
@@ -141,7 +146,11 @@ class Session:
         redis = self.ctx["redis"] = await self._connect()
         try:
             await self.hook("on_startup", self.ctx)
+            await self._run_at_startup(redis)
             async with anyio.create_task_group() as beside:
+                for cron in self._crons:
+                    if not cron.unique and cron.job_id is None:
+                        beside.start_soon(self._enqueue_for_itself, redis, cron)
                 beside.start_soon(self._tell_health, redis)
                 if self._burst:
                     beside.start_soon(self._end_burst, redis)
@@ -173,6 +182,33 @@ class Session:
                 default_queue_name=its.queue,
                 expires_extra_ms=its.expires_extra_ms,
             )
+
+    # Cron jobs that are not for the scheduler, which fires each occurrence once for all workers
+
+    @property
+    def _crons(self) -> list[CronJob]:
+        return [one for one in self._application.functions.values() if isinstance(one, CronJob)]
+
+    async def _run_at_startup(self, redis: ArqRedis) -> None:
+        if self._has_begun:  # it was asleep
+            return
+        self._has_begun = True
+        now_ms = round(time.time() * 1000)
+        for cron in self._crons:
+            if cron.run_at_startup:
+                job_id = cron.job_id or (f"{cron.name}:{now_ms}" if cron.unique else None)
+                with suppress(*_AWAY):
+                    await redis.enqueue_job(cron.name, _job_id=job_id, _queue_name=self._application.queue)
+
+    async def _enqueue_for_itself(self, redis: ArqRedis, cron: CronJob) -> None:
+        """Each worker of an application runs its own, at the times by its own clock, as with arq."""
+        table = crons.times(cron, self._application.timezone)
+        while True:
+            due_ms = table.after(round(time.time() * 1000))
+            while (left_s := due_ms / 1000 - time.time()) > 0:
+                await anyio.sleep(min(left_s, CLOCK_S))
+            with suppress(*_AWAY):
+                await redis.enqueue_job(cron.name, _queue_name=self._application.queue)
 
     async def _leave(self, redis: ArqRedis) -> None:
         key = self._application.health_check_key

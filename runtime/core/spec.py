@@ -37,5 +37,7 @@ class Spec:
     timetable: "Timetable | None" = None
     """When it is run without being enqueued."""
     misfire: "Misfire" = "latest"
+    shared_id: str | None = None
+    """The id of all jobs that its timetable makes, where they share one."""
     where: str = ""
     """`file:line` of the declaration, for messages."""

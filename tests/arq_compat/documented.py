@@ -332,10 +332,22 @@ class Long:
 
 
 async def every_second(ctx: Ctx) -> None:
-    note("cron", ctx["job_id"])
+    note("cron", ctx["job_id"], ctx["job_try"])
+
+
+async def at_startup(ctx: Ctx) -> None:
+    note("startup", ctx["job_id"].partition(":1")[0])
+
+
+async def by_each(ctx: Ctx) -> None:
+    note("each", round(ctx["score"] / 1000))
 
 
 class Crons:
-    cron_jobs = [cron(every_second, second=set(range(60)), microsecond=0)]
+    cron_jobs = [
+        cron(every_second, second=set(range(60)), microsecond=0),
+        cron(at_startup, month=1, day=1, run_at_startup=True),
+        cron(by_each, name="by each", second=set(range(0, 60, 2)), microsecond=0, unique=False),
+    ]
     redis_settings = REDIS
     poll_delay = 0.05

@@ -481,6 +481,8 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "types": ("functions = [task]; runtime_types = [1]", "runtime_types has 1"),
     "cron": ("functions = [task]; cron_jobs = [task]", "cron_jobs has task"),
+    "weekday": ("cron_jobs = [cron(task, weekday='tue')]", "cron_jobs has cron:task at times that never come"),
+    "date": ("cron_jobs = [cron(task, month=2, day=30)]", "cron_jobs has cron:task at times that never come"),
 }
 
 
@@ -491,7 +493,7 @@ def test_what_is_wrong_is_named(case: str, tmp_path: Path) -> None:
     if "=" in body:
         statements = "\n".join(f"    {one.strip()}" for one in body.split(";"))
         (tmp_path / "broken.py").write_text(
-            "from arq.connections import RedisSettings\nasync def task(ctx): ...\n"
+            "from arq import cron\nfrom arq.connections import RedisSettings\nasync def task(ctx): ...\n"
             f"class WorkerSettings:\n{statements}\n"
         )
     else:

@@ -1,0 +1,66 @@
+"""arq's cron jobs as schedules: the same occurrences, by arq's own reckoning, and the same ids."""
+
+from datetime import datetime, timedelta, tzinfo
+
+from arq.cron import CronJob, next_cron
+from arq.utils import to_unix_ms
+
+from runtime.core.values import frozen
+
+FIELDS = ("month", "day", "weekday", "hour", "minute", "second", "microsecond")
+KEEP_S = 60.0
+"""So long at least the result of an occurrence is kept, also where none is asked for. A stock arq worker whose clock is
+behind enqueues it again, unless there is one; arq itself holds the id for as long, and runs it then."""
+
+
+@frozen
+class ArqTimetable:
+    """The times of a cron job in a zone. (`Timetable`)"""
+
+    month: object
+    day: object
+    weekday: object
+    hour: object
+    minute: object
+    second: object
+    microsecond: int
+    zone: tzinfo
+
+    @property
+    def text(self) -> str:
+        said = [(name, getattr(self, name)) for name in FIELDS]
+        times = " ".join(f"{name}={_spelt(value)}" for name, value in said if value is not None)
+        return f"arq {times} {self.zone}"
+
+    def after(self, moment_ms: int) -> int:
+        """The first occurrence after this moment. The hour that summer time's end repeats has none, as in arq."""
+        # arq looks from a second after the moment that it is given.
+        moment = datetime.fromtimestamp(moment_ms / 1000, self.zone)
+        found = self._next(moment - timedelta(seconds=1))
+        while (found_ms := to_unix_ms(found)) <= moment_ms:
+            found = self._next(found)
+        return found_ms
+
+    def _next(self, before: datetime) -> datetime:
+        return next_cron(before, **{name: getattr(self, name) for name in FIELDS})
+
+
+def _spelt(value: object) -> str:
+    return ",".join(map(str, sorted(value))) if isinstance(value, set | list | tuple) else str(value)
+
+
+def timetable(cron: CronJob, zone: tzinfo | None) -> ArqTimetable | None:
+    """When all workers together are to enqueue it once; None where each enqueues its own."""
+    return times(cron, zone) if cron.unique or cron.job_id is not None else None
+
+
+def times(cron: CronJob, zone: tzinfo | None) -> ArqTimetable:
+    """Its times, in this zone. The system's is, as for arq, an offset that does not change while the process lives."""
+    fields = {name: getattr(cron, name) for name in FIELDS}
+    return ArqTimetable(**fields, zone=zone or _own_zone())
+
+
+def _own_zone() -> tzinfo:
+    zone = datetime.now().astimezone().tzinfo
+    assert zone is not None
+    return zone
