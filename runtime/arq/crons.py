@@ -8,6 +8,7 @@ from arq.utils import to_unix_ms
 from runtime.core.values import frozen
 
 FIELDS = ("month", "day", "weekday", "hour", "minute", "second", "microsecond")
+NO_TIME = timedelta()
 KEEP_S = 60.0
 """So long at least the result of an occurrence is kept, also where none is asked for. A stock arq worker whose clock is
 behind enqueues it again, unless there is one; arq itself holds the id for as long, and runs it then."""
@@ -34,8 +35,10 @@ class ArqTimetable:
 
     def after(self, moment_ms: int) -> int:
         """The first occurrence after this moment. The hour that summer time's end repeats has none, as in arq."""
-        # arq looks from a second after the moment that it is given.
         moment = datetime.fromtimestamp(moment_ms / 1000, self.zone)
+        if moment.fold:  # what arq finds in this hour is of the hour before: look after it
+            moment += (moment.replace(fold=0).utcoffset() or NO_TIME) - (moment.utcoffset() or NO_TIME)
+        # arq looks from a second after the moment that it is given.
         found = self._next(moment - timedelta(seconds=1))
         while (found_ms := to_unix_ms(found)) <= moment_ms:
             found = self._next(found)
