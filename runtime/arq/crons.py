@@ -49,7 +49,11 @@ class ArqTimetable:
 
 
 def _spelt(value: object) -> str:
-    return ",".join(map(str, sorted(value))) if isinstance(value, set | list | tuple) else str(value)
+    if not isinstance(value, set | list | tuple):
+        return str(value)
+    several = sorted({*value})
+    in_a_row = len(several) > 2 and several == list(range(several[0], several[-1] + 1))
+    return f"{several[0]}-{several[-1]}" if in_a_row else ",".join(map(str, several))
 
 
 def timetable(cron: CronJob, zone: tzinfo | None) -> ArqTimetable | None:

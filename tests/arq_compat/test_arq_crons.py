@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from runtime.arq import crons
 from tests.arq_compat.test_arq_mode import Make, do
-from tests.processes import wait_until
+from tests.processes import command, wait_until
 
 SECONDS = 6
 """So many occurrences are waited for."""
@@ -101,6 +101,23 @@ def test_the_times_are_arqs_and_none_is_left_out(moment: datetime, fields: dict[
         assert found == round(job.next_run.timestamp() * 1000)
     job.calculate_next(job.next_run)
     assert found <= round(job.next_run.timestamp() * 1000)
+
+
+def test_a_timetable_is_told_in_words() -> None:
+    job = cron(task, weekday="mon", hour={9, 17}, minute=set(range(60)), microsecond=0)
+    assert crons.times(job, UTC).text == "arq weekday=mon hour=9,17 minute=0-59 second=0 microsecond=0 UTC"
+
+
+def test_operators_see_cron_jobs_and_pause_them(tcp_url: str, tmp_path: Path) -> None:
+    make = Make("runtime", tcp_url, tmp_path)
+    with make.start("Crons"):
+        wait_until(lambda: occurrences(make), 60.0)
+        assert NAME in command("schedule", "list", REDIS_URL=tcp_url).stdout
+        assert command("schedule", "pause", NAME, REDIS_URL=tcp_url).returncode == 0
+        time.sleep(1.5)
+        before = len(occurrences(make))
+        time.sleep(2)
+        assert len(occurrences(make)) == before
 
 
 def changes(zone: str) -> list[datetime]:
