@@ -8,6 +8,8 @@ from redis import Redis
 
 from tests.servers import Server
 
+pytest_plugins = ["runtime.testing.plugin"]
+
 # What may stay without a TTL: it empties itself, or its size is bounded otherwise.
 ENDLESS = (
     "rt:*:later", "rt:*:mark", "rt:*:dead", "rt:*:count", "rt:*:unknown", "rt:*:paused", "rt:*:schedule",
