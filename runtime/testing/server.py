@@ -138,8 +138,8 @@ def _client(url: str) -> Any:
 def database(url: str, number: int) -> str:
     """The URL of the database that comes so many after that of `url`."""
     parts = urlsplit(url)
-    if parts.scheme == "unix":
-        query = dict(parse_qsl(parts.query))
-        query["db"] = str(int(query.get("db", "0")) + number)
-        return urlunsplit(parts._replace(query=urlencode(query)))
-    return urlunsplit(parts._replace(path=f"/{int(parts.path.strip('/') or 0) + number}"))
+    if parts.scheme != "unix":
+        return urlunsplit(parts._replace(path=f"/{int(parts.path.strip('/') or 0) + number}"))
+    query = dict(parse_qsl(parts.query))
+    query["db"] = str(int(query.get("db", "0")) + number)
+    return f"{url.partition('?')[0]}?{urlencode(query)}"
