@@ -138,7 +138,8 @@ def test_a_database_with_somebody_elses_data_is_not_emptied(project: Path, redis
 
 def keyspace(url: str) -> dict[str, object]:
     with Redis.from_url(url) as redis:
-        return redis.info("keyspace")
+        found: dict[str, object] = redis.info("keyspace")
+        return found
 
 
 def test_without_a_server_the_fix_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
