@@ -70,6 +70,7 @@ end
 local rules = {
   { '^rt:.*:later$', 'zset', age_later },
   { '^rt:.*:dead$', 'zset', age_zset },
+  { '^rt:.*:schedule$', 'zset', age_zset }, -- `inf` stays what it is
   { '^rt:{limit}:quota:', 'zset', age_zset },
   { '^rt:{limit}:held:', 'zset', age_held },
   { '^rt:own:', 'string', age_own },

@@ -7,7 +7,7 @@ Of the keys that `adapters/redis/keys.py` names, these are left as they are, but
 | buckets and breakers | their clock stands still, and is moved with `advance` (`clock.py`) |
 | `arq:abort` | its flags are compared with the moments in bodies |
 | when a body was written | it is part of the names of the job's steps (`rt:once:<id>`) |
-| results, letters | they say when something happened, and nobody reckons with it |
+| results, letters, `rt:<queue>:timetable`, `:paused` | they say when something happened, and nobody reckons with it |
 | `rt:{limit}:waiting:<label>` | only the order of its turns counts |
 | `rt:workers` | heartbeats: the worker of a test writes none |
 | `rt:<queue>:mark`, `:unknown`, `:count`, and those that only expire | there is no moment in them |

@@ -29,7 +29,7 @@ class Clock:
     def __init__(self, redis: Any) -> None:
         self._redis = redis
         self._now_us = 0
-        self._aged_s = 0.0
+        self._ahead_ms = 0
         self._promises: list[tuple[float, int]] = []
         """Who was told to come back, when he will by everybody else's clock, and what this one is to show then."""
 
@@ -39,8 +39,12 @@ class Clock:
 
     async def advance(self, by_ms: int) -> None:
         """Everything else has been made older by so much."""
-        self._aged_s += by_ms / 1000
+        self._ahead_ms += by_ms
         await self._show(self._now_us + 1000 * by_ms)
+
+    def ahead_ms(self) -> int:
+        """How much the test has advanced."""
+        return self._ahead_ms
 
     def promise(self, wait_s: float) -> None:
         """Somebody comes back in so long."""
@@ -55,7 +59,7 @@ class Clock:
             await self._show(max(kept))
 
     def _elsewhere(self) -> float:
-        return time.monotonic() + self._aged_s
+        return time.monotonic() + self._ahead_ms / 1000
 
     async def _show(self, now_us: int) -> None:
         self._now_us = now_us

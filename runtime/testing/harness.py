@@ -7,8 +7,8 @@ import logging
 import math
 import secrets
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -18,10 +18,10 @@ from runtime.adapters.redis import codecs, inspector, wire
 from runtime.adapters.redis.connection import connect as open_redis
 from runtime.adapters.redis.inspector import Listed
 from runtime.adapters.telemetry.logs import Within
+from runtime.apis import Apis
 from runtime.client import Client, connect, unworkable, use
 from runtime.core.errors import JobCancelled, JobFailed, WaitTimedOut
 from runtime.core.job import Call, Claim, Dead, Retried, Settlement, Verdict
-from runtime.core.limits import Bucket
 from runtime.core.retry import Retry
 from runtime.core.span import Span, seconds, spell
 from runtime.core.spec import Spec
@@ -29,11 +29,13 @@ from runtime.core.values import frozen
 from runtime.declare import Handler
 from runtime.engine.context import Context
 from runtime.engine.drought import Drought
+from runtime.engine.lifetime import Lifetime
 from runtime.engine.limiter import Limiter
+from runtime.engine.middleware import within
 from runtime.engine.pools import Pools
 from runtime.groups import groups
 from runtime.ports import Away, Entry, Journal
-from runtime.registry import Handlers
+from runtime.registry import Equipment, Handlers
 from runtime.settings import Settings
 from runtime.testing.ageing import age
 from runtime.testing.clock import Clock, stilled
@@ -70,23 +72,27 @@ class Harness:
     """
 
     def __init__(
-        self, server: Server, settings: Settings, handlers: Handlers, buckets: Sequence[Bucket], state: Any = None
+        self, server: Server, settings: Settings, handlers: Handlers, equipment: Equipment, state: Any = None
     ) -> None:
         self.url = server.url
         """The URL of the test's Redis, empty at its start. REDIS_URL of the environment has it, too."""
         self.redis = server
         """`rt.redis.stop()` and `rt.redis.start()`: a server that is away for a while."""
-        self.state = state
-        """What handlers find in `ctx.state`."""
         self.failures: list[Failure] = []
         """Every attempt that failed, in their order."""
         self._settings = settings
         self._serializer = codecs.named(settings.serializer)
-        self._buckets = buckets
+        self._handlers = handlers
+        self._equipment = equipment
         self._groups = groups(handlers, (), settings.concurrency)
         self._journal = _Records(self.failures)
-        self._entries = {name: _Entry(handler, self._journal) for name, handler in handlers.items()}
+        entries = {name: _Entry(handler, self._journal) for name, handler in handlers.items()}
+        self._entries = within(entries, equipment.middleware)
+        self._given = state
         self._worker: Worker | None = None
+        self._hired: list[Worker] = []
+        """Those that were killed, too."""
+        self._is_open = False
         self._alone = asyncio.Lock()
         self._open = AsyncExitStack()
 
@@ -98,17 +104,13 @@ class Harness:
         `RedisUnreachable`. Returns at once when the worker is killed.
         """
         async with self._alone:
-            worker = self._worker = self._worker or self._hire()
-            run = asyncio.ensure_future(worker.run_due())
+            run = asyncio.ensure_future(self._on_duty().run_due())
             try:
                 await asyncio.wait([run], timeout=seconds(timeout))
                 late = None if run.done() else await self._explain(timeout)
             finally:
                 run.cancel()
                 await asyncio.wait([run])
-                if worker.dead:
-                    self._worker = None
-                    await worker.close()
             if late is not None:
                 raise TimeoutError(late)
             try:
@@ -139,8 +141,9 @@ class Harness:
         cancelled where it waits next, as a coroutine has no other end. The next `drain` has a new worker, and
         `advance("10s")` brings the end of the lease, at its default.
         """
-        if self._worker is not None:
-            self._worker.kill()
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.kill()
 
     def fail_next(
         self, handler: Handler[..., Any] | str, error: BaseException | type[BaseException], times: int = 1
@@ -149,17 +152,17 @@ class Harness:
         name = handler if isinstance(handler, str) else handler.name
         self._journal.planned.setdefault(name, deque()).extend([error] * times)
 
-    def context(self, handler: Handler[..., Any] | str = "test", *, attempt: int = 1) -> Context:
+    def context(self, handler: Handler[..., Any] | str = "test", *, attempt: int = 1) -> Context[Any]:
         """For a call without a job: `await flashcards(rt.context(), Deck("cardiology"))`. Limits and steps are real."""
         name = handler if isinstance(handler, str) else handler.name
         job_id, token = f"test-{secrets.token_hex(8)}", secrets.token_hex(8)
-        worker = self._worker = self._worker or self._hire()
+        worker = self._on_duty()
         worker.lend_lease(job_id, token)
         now_ms = wire.now_ms()
         call = Call(name, (), {}, now_ms)
         claim = Claim(job_id, "arq:queue", token, str(now_ms), attempt, attempt, call, b"", now_ms)
         limiter = Limiter(claim, name, worker.ports, Drought(self._entries, lambda: None), lambda more_s: None)
-        return Context(claim, call, worker.ports, limiter)
+        return Context(claim, call, worker.ports, limiter, lambda: None, lambda length_s: nullcontext())
 
     async def jobs(self) -> list[Listed]:
         """What is in the queues: of each those that wait, in their order, those that are deferred, and dead letters."""
@@ -170,6 +173,14 @@ class Harness:
                 raise RuntimeError(f"{queue}: {listed.text}")
             found += listed
         return found
+
+    @property
+    def state(self) -> Any:
+        """What handlers find in `ctx.state`: what `rt_state` gives, else what the lifespan has yielded for this test.
+
+        Raises `LifespanMissing`.
+        """
+        return self._lifetime.state() if self._given is None else self._given
 
     @property
     def running(self) -> bool:
@@ -188,6 +199,7 @@ class Harness:
             self._clock = Clock(self._admin)
             await self._clock.start()
             await self._open_pools(stack)
+            await self._open_state(stack)
             self._sessions = AiohttpSessions()
             stack.push_async_callback(self._sessions.close)
             await stack.enter_async_context(connect(self.url))
@@ -196,6 +208,7 @@ class Harness:
             stack.push_async_callback(client.close)
             stack.push_async_callback(self._dismiss)
             self._open = stack.pop_all()
+        self._is_open = True
         return self
 
     async def __aexit__(
@@ -214,22 +227,48 @@ class Harness:
 
         stack.push_async_callback(close)
 
+    async def _open_state(self, stack: AsyncExitStack) -> None:
+        failures: list[Exception] = []
+        lifespan = self._equipment.lifespan if self._given is None else None
+        self._lifetime = Lifetime(lifespan, failures.append, _log.warning)
+        running = asyncio.create_task(self._lifetime.run())
+
+        async def close() -> None:
+            await self._lifetime.close()
+            self._lifetime.end()
+            await running
+
+        stack.push_async_callback(close)
+        await self._lifetime.open()
+        for failure in failures:
+            raise failure
+
+    def _on_duty(self) -> Worker:
+        """The worker that is not dead."""
+        if self._worker is None:
+            if not self._is_open:
+                raise RuntimeError("`rt` is open within the test itself: not in its fixtures, and not after it")
+            self._worker = self._hire()
+            self._hired.append(self._worker)
+        return self._worker
+
     def _hire(self) -> Worker:
         return Worker(
             self.url,
             self._settings,
             self._entries,
             self._groups,
-            self._buckets,
+            Apis(self._equipment.buckets),
             self._clock,
             self._pools,
             self._sessions,
             self._journal,
+            lambda: self.state,
         )
 
     async def _dismiss(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is not None:
+        self._is_open = False
+        for worker in self._hired:
             await worker.close()
 
     @property
@@ -237,8 +276,7 @@ class Harness:
         return [queue for group in self._groups for queue in group.queues]
 
     async def _due_in_ms(self) -> int | None:
-        worker = self._worker = self._worker or self._hire()
-        due_in_s = await worker.due_in_s()
+        due_in_s = await self._on_duty().due_in_s()
         return None if due_in_s is None else round(1000 * due_in_s)
 
     async def _explain(self, timeout: Span) -> str:

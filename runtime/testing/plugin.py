@@ -6,7 +6,6 @@ plugin runs it, they do; else it is run here. What users override in their conft
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import os
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from runtime.declare import Handler
+    from runtime.testing.declared import Given
     from runtime.testing.harness import Harness
     from runtime.testing.server import Server
 
@@ -38,8 +37,8 @@ def rt_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def rt_handlers() -> Sequence[str | Handler[..., Any]]:
-    """Override it to name other handlers than `[tool.runtime] handlers` in pyproject.toml: modules, or handlers."""
+def rt_handlers() -> Sequence[Given]:
+    """Override it to name other modules than `[tool.runtime] handlers` of pyproject.toml, or to give handlers."""
     return ()
 
 
@@ -53,7 +52,7 @@ def rt_state() -> Any:
 def rt(
     request: pytest.FixtureRequest,
     rt_server: Server,
-    rt_handlers: Sequence[str | Handler[..., Any]],
+    rt_handlers: Sequence[Given],
     rt_state: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Harness:
@@ -72,8 +71,8 @@ def rt(
     for name in _NOT_OURS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("REDIS_URL", rt_server.url)  # for whatever opens a client by itself
-    handlers, buckets = declared(rt_handlers, request.config.rootpath)
-    return Harness(rt_server, settings.read(os.environ), handlers, buckets, rt_state)
+    handlers, equipment = declared(rt_handlers, request.config.rootpath)
+    return Harness(rt_server, settings.read(os.environ), handlers, equipment, rt_state)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -97,6 +96,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run it where nobody else does."""
     if "rt" not in pyfuncitem.fixturenames or not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
+    import asyncio  # not for runs without such tests
+
     names = inspect.signature(pyfuncitem.obj).parameters
     asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True

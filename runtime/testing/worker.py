@@ -10,15 +10,16 @@ from typing import Any
 from redis.exceptions import ConnectionError
 
 from runtime.adapters.redis import codecs, keys
+from runtime.adapters.redis.board import RedisBoard
 from runtime.adapters.redis.connection import REPLY_S, connect_blocking
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.ledger import RedisLedger
 from runtime.adapters.redis.permits import RedisPermits
+from runtime.adapters.redis.presence import Presence
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.runner import AsyncioRunner
 from runtime.apis import Apis
 from runtime.core.job import Settlement, Verdict
-from runtime.core.limits import Bucket
 from runtime.core.redaction import Redactor
 from runtime.engine.actor import Actor
 from runtime.engine.statistics import Statistics
@@ -42,25 +43,29 @@ class Worker:
         settings: Settings,
         entries: Mapping[str, Entry],
         served: Sequence[Group],
-        buckets: Sequence[Bucket],
+        apis: Apis,
         clock: Clock,
         pools: Pools,
         sessions: Sessions,
         journal: Journal,
+        state: Callable[[], Any],
     ) -> None:
         self._url = url
         self._settings = settings
         self._entries = entries
         self._groups = served
         self._keeper = LeaseKeeper(url, settings.lease_s, _nobody)
+        serializer = codecs.named(settings.serializer)
         self._source = _Mortal(
             url,
             lease_s=settings.lease_s,
             keeper=self._keeper,
             waiters=max(1, len(served)),
-            serializer=codecs.named(settings.serializer),
+            serializer=serializer,
         )
         redis = self._source.redis
+        redact = Redactor(settings.secrets)
+        self._board = RedisBoard(redis, self._keeper.holds, redact)
         self._permits = RedisPermits(url, redis, self._source.incarnation)
         self.ports = Ports(
             self._source,
@@ -71,14 +76,17 @@ class Worker:
             pools,
             journal,
             StillLimits(redis, clock),
-            Apis(buckets).find,
+            apis.find,
             self._permits,
-            Redactor(settings.secrets),
+            board=lambda: self._board,
+            redact=redact,
+            state=state,
         )
         self._statistics = Statistics()
         self._running: asyncio.Task[None] | None = None
         self._keeper.start()
-        self._handing_on = asyncio.create_task(self._permits.run())
+        self._presence = Presence(url, self._queues, self._source.incarnation, self._keeper.look)
+        self._beside = [asyncio.create_task(self._permits.run()), asyncio.create_task(self._presence.run())]
 
     @property
     def dead(self) -> bool:
@@ -87,8 +95,7 @@ class Worker:
 
     async def due_in_s(self) -> float | None:
         """Seconds until the first job of its queues is due, or a lease on one; None: there is nothing."""
-        queues = [queue for group in self._groups for queue in group.queues]
-        due_in_s = await self._source.outlook(queues, self._entries)
+        due_in_s = await self._source.outlook(self._queues, self._entries)
         return None if due_in_s is None else max(0.0, due_in_s)
 
     async def run_due(self) -> None:
@@ -125,7 +132,7 @@ class Worker:
         """Nothing that it does from now on reaches Redis: not what comes of its runs, nor that it has ended."""
         self._source.dead = True
         self._keeper.close()
-        self._handing_on.cancel()
+        self._leave()
         redis = self._source.redis
         redis.connection_pool = _Severed(redis.connection_pool)
         if self._running is not None:
@@ -133,12 +140,22 @@ class Worker:
 
     async def close(self) -> None:
         """End it in good order, but for what was killed."""
-        self._handing_on.cancel()
-        await asyncio.wait([self._handing_on])
+        self._leave()
+        await asyncio.wait(self._beside)
+        await self._presence.close()
         if not self.dead:
             self._keeper.close()
+            await self._board.close()
             await self._permits.close()
         await self._source.close()
+
+    def _leave(self) -> None:
+        for task in self._beside:
+            task.cancel()
+
+    @property
+    def _queues(self) -> list[str]:
+        return [queue for group in self._groups for queue in group.queues]
 
     def _actor_of(self, group: Group) -> Callable[[], Actor]:
         # New for each time: what one has learnt of the times at which something is due is not true after `advance`.

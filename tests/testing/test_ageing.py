@@ -35,6 +35,7 @@ TREATED = {
     "rt:own:<id>": "aged",
     "rt:awaited:<id>": "expires",
     "rt:once:<id>": "expires",
+    "rt:progress:<id>": "expires",
     "rt:w:<incarnation>:<queue>": "expires",
     "rt:workers": "left",
     "rt:rouse:<incarnation>:<number>": "expires",
@@ -135,6 +136,28 @@ def test_what_expires_does_so_earlier(store: Store) -> None:
     age(store, 10 * SECOND)
     assert sorted(store.raw.keys()) == [b"endless", b"theirs"]
     assert store.raw.pttl("theirs") <= HOUR - 10 * SECOND
+
+
+def test_moments_of_letters_quotas_and_counts_age(store: Store) -> None:
+    letters, quota, held = keys.dead(store.queue), keys.quota("exports", "ann"), keys.held("exports")
+    for key in (letters, quota):
+        store.raw.zadd(key, {"one": 1_700_000_000_000, "two": 1_700_000_000_500})
+    store.raw.zadd(held, {"live": 0, "missing": 1_700_000_000_000})
+    store.raw.hset(keys.bucket_count("judit"), mapping={"met": 2, "met_ms": 1_700_000_000_000})
+    age(store, 500)
+    for key in (letters, quota):
+        assert store.raw.zrange(key, 0, -1, withscores=True) == [
+            (b"one", 1_699_999_999_500),
+            (b"two", 1_700_000_000_000),
+        ]
+    assert store.raw.zrange(held, 0, -1, withscores=True) == [(b"live", 0), (b"missing", 1_699_999_999_500)]
+    assert store.raw.hgetall(keys.bucket_count("judit")) == {b"met": b"2", b"met_ms": b"1699999999500"}
+
+
+def test_a_job_that_stock_arq_aborts_keeps_its_place(store: Store) -> None:
+    store.raw.zadd(store.queue, {"aborted": 1})
+    age(store, 500)
+    assert store.score("aborted") == 1
 
 
 def test_what_is_somebody_elses_is_left_alone(store: Store) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from arq import create_pool
+from arq.connections import RedisSettings
+from arq.jobs import JobStatus
 
 from runtime import (
     Bucket,
     Context,
     Handler,
+    JobCancelled,
     JobFailed,
     Permanent,
     RedisUnreachable,
@@ -19,8 +24,11 @@ from runtime import (
     Snooze,
     WaitTimedOut,
     handler,
+    settings,
 )
 from runtime.testing import Harness
+from runtime.testing.declared import Given, declared
+from runtime.testing.server import Server
 
 tokens = Bucket("harness.tokens", rate="90000/m")
 calls = Bucket("harness.calls", rate="1/s", burst=2)
@@ -81,6 +89,19 @@ async def dies(ctx: Context) -> int:
 
 
 @handler
+async def dies_when_it_has_paid(ctx: Context) -> None:
+    if _killers:
+        async with ctx.limit(tokens, cost=1_000) as grant:
+            grant.settle(10)
+            _killers.pop().kill_worker()
+            await asyncio.sleep(30)
+
+
+@handler(queue="rare", limit=Bucket("harness.rare", rate="1/h"))
+async def rare(ctx: Context) -> None: ...
+
+
+@handler
 async def hangs(ctx: Context) -> None:
     await asyncio.sleep(30)
 
@@ -96,7 +117,7 @@ async def _upper(text: str) -> str:
 
 @pytest.fixture
 def rt_handlers() -> Sequence[str | Handler[..., Any]]:
-    return [double, chain, fails, poll, spends, limited, dies, hangs, steps]
+    return [double, chain, fails, poll, spends, limited, rare, dies, dies_when_it_has_paid, hangs, steps]
 
 
 async def test_a_job_is_run_by_drain_and_not_before(rt: Harness) -> None:
@@ -149,6 +170,21 @@ async def test_a_failure_is_seen_and_retried_after_all_of_its_backoff(rt: Harnes
     assert isinstance(failed.value.__cause__, Boom)
 
 
+async def test_no_lot_is_drawn(rt: Harness) -> None:
+    for _ in range(5):
+        await fails.enqueue()
+    await rt.advance("1.8s")
+    assert len(rt.failures) == 5
+    await rt.advance("200ms")
+    assert len(rt.failures) == 10
+
+
+async def test_what_is_due_just_after_the_end_is_due(rt: Harness) -> None:
+    job = await double.options(delay=10.04).enqueue(1)
+    await rt.advance("10s")
+    assert await job.result() == 2
+
+
 async def test_advance_runs_what_comes_due_at_its_time(rt: Harness) -> None:
     _polls.clear()
     job = await poll.enqueue(3)
@@ -188,6 +224,22 @@ async def test_a_bucket_is_refilled_by_advance_alone(rt: Harness) -> None:
     assert await tokens.available() == 90_000
 
 
+async def test_a_bucket_that_is_nearly_full_stays_so(rt: Harness) -> None:
+    await spends.enqueue(10, 10)
+    await rt.drain()
+    await asyncio.sleep(1.3)  # its key would have expired
+    assert await tokens.available() == 89_990
+
+
+async def test_what_waits_for_tokens_keeps_no_worker(rt: Harness) -> None:
+    for _ in range(4):
+        await rare.enqueue()
+    await rt.drain("8s")
+    assert sorted(job.state for job in await rt.jobs()) == ["deferred"] * 3
+    await rt.advance("3h")
+    assert await rt.jobs() == []
+
+
 async def test_what_waits_for_tokens_is_put_off(rt: Harness) -> None:
     jobs = [await limited.enqueue() for _ in range(5)]
 
@@ -211,6 +263,62 @@ async def test_a_dead_worker_leaves_its_lease(rt: Harness) -> None:
     assert await job.status() == "active"
     await rt.advance("1s")
     assert await job.result() == 1  # it has seen one crash
+
+
+async def test_nothing_of_a_dead_worker_reaches_redis(rt: Harness) -> None:
+    _killers.append(rt)
+    job = await dies_when_it_has_paid.enqueue()
+    await rt.drain()
+    assert await job.status() == "active"
+    assert await tokens.available() == 89_000  # what it said of its use is not heard
+
+
+class TestCancel:
+    @pytest.fixture(autouse=True)
+    def long_leases(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RUNTIME_LEASE", "120s")
+
+    async def test_a_run_is_cancelled_at_once(self, rt: Harness) -> None:
+        job = await hangs.enqueue()
+        drained = asyncio.create_task(rt.drain())
+        while await job.status() != "active":
+            await asyncio.sleep(0.01)
+        assert await job.cancel() == "asked"
+        await asyncio.wait_for(drained, 10)
+        with pytest.raises(JobCancelled):
+            await job.result()
+
+
+async def test_the_next_worker_is_another_one(rt: Harness) -> None:
+    rt.kill_worker()  # there is none
+    await rt.drain()
+    rt.kill_worker()
+    job = await double.enqueue(3)
+    assert await double(rt.context(), 1) == 2
+    rt.kill_worker()
+    await rt.drain()
+    assert await job.result() == 6
+
+
+async def test_a_job_of_stock_arq_is_run(rt: Harness) -> None:
+    pool = await create_pool(RedisSettings.from_dsn(rt.url))
+    now = await pool.enqueue_job("double", 1)
+    later = await pool.enqueue_job("double", 2, _defer_by=60)
+    await rt.drain()
+    assert now is not None
+    assert later is not None
+    assert await now.result(timeout=1) == 2
+    await rt.advance("59s")
+    assert await later.status() == JobStatus.deferred
+    await rt.advance("1s")
+    assert await later.result(timeout=1) == 4
+    await pool.aclose(close_connection_pool=True)
+
+
+async def test_outside_of_its_test_it_says_so(rt: Harness, rt_server: Server, rt_handlers: Sequence[Given]) -> None:
+    closed = Harness(rt_server, settings.read(), *declared(rt_handlers, Path()))
+    with pytest.raises(RuntimeError, match="`rt` is open within the test itself"):
+        await closed.drain()
 
 
 async def test_what_does_not_end_is_named(rt: Harness) -> None:

@@ -1,0 +1,100 @@
+"""What else modules declare, in tests: lifespans, middleware, schedules, unique ids."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from runtime import Context, handler, lifespan, middleware
+from runtime.testing import Harness
+from runtime.testing.declared import Given
+
+
+@dataclass
+class State:
+    """What the handlers share."""
+
+    open: bool = True
+    seen: list[Any] = field(default_factory=list)
+
+
+_states: list[State] = []
+
+
+@lifespan
+async def resources() -> AsyncIterator[State]:
+    state = State()
+    _states.append(state)
+    yield state
+    state.open = False
+
+
+@middleware
+async def noting(ctx: Context[State], call_next: Any) -> Any:
+    ctx.state.seen.append(f"before {ctx.handler}")
+    return await call_next()
+
+
+@handler
+async def sees(ctx: Context[State]) -> bool:
+    return ctx.state.open
+
+
+@handler
+def in_a_thread(ctx: Context[State], number: int) -> int:
+    ctx.state.seen.append(number)
+    return number
+
+
+@handler
+async def tells(ctx: Context[State]) -> str | None:
+    await ctx.progress(1, 2, "half")
+    with ctx.shield("1s"):
+        return ctx.cancel_reason
+
+
+@pytest.fixture
+def rt_handlers() -> Sequence[Given]:
+    return [sees, resources]
+
+
+class TestState:
+    async def test_a_test_has_a_lifespan_of_its_own(self, rt: Harness) -> None:
+        assert rt.state is _states[-1]
+        job = await sees.enqueue()
+        await rt.drain()
+        assert await job.result() is True
+
+    async def test_and_so_has_the_next_one(self, rt: Harness) -> None:
+        assert not any(state.open for state in _states if state is not rt.state)
+
+
+class TestGiven:
+    @pytest.fixture
+    def rt_state(self) -> State:
+        return State(open=False)
+
+    @pytest.fixture
+    def rt_handlers(self) -> Sequence[Given]:
+        return [sees, in_a_thread, tells, resources, noting]
+
+    async def test_a_state_that_is_given_is_used_instead(self, rt: Harness, rt_state: State) -> None:
+        job = await sees.enqueue()
+        await rt.drain()
+        assert await job.result() is False
+        assert rt.state is rt_state
+        assert rt_state.seen == ["before sees"]
+
+    async def test_a_handler_may_run_in_a_thread(self, rt: Harness, rt_state: State) -> None:
+        job = await in_a_thread.enqueue(7)
+        await rt.drain()
+        assert await job.result() == 7
+        assert await in_a_thread(rt.context(), 8) == 8
+        assert rt_state.seen == ["before in_a_thread", 7, 8]
+
+    async def test_a_context_without_a_job_has_everything(self, rt: Harness) -> None:
+        assert await tells(rt.context()) is None
+        assert await sees(rt.context()) is False
