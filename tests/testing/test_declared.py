@@ -56,6 +56,10 @@ async def tells(ctx: Context[State]) -> str | None:
         return ctx.cancel_reason
 
 
+@handler(unique_for="1h")
+async def once_an_hour(ctx: Context[State], number: int) -> None: ...
+
+
 @pytest.fixture
 def rt_handlers() -> Sequence[Given]:
     return [sees, resources]
@@ -79,7 +83,7 @@ class TestGiven:
 
     @pytest.fixture
     def rt_handlers(self) -> Sequence[Given]:
-        return [sees, in_a_thread, tells, resources, noting]
+        return [sees, in_a_thread, tells, resources, noting, once_an_hour]
 
     async def test_a_state_that_is_given_is_used_instead(self, rt: Harness, rt_state: State) -> None:
         job = await sees.enqueue()
@@ -98,3 +102,13 @@ class TestGiven:
     async def test_a_context_without_a_job_has_everything(self, rt: Harness) -> None:
         assert await tells(rt.context()) is None
         assert await sees(rt.context()) is False
+
+    async def test_an_id_is_free_again_when_its_time_is_over(self, rt: Harness) -> None:
+        first = await once_an_hour.enqueue(1)
+        await rt.drain()
+        assert not (await once_an_hour.enqueue(1)).created
+        await rt.advance("59m")
+        assert not (await once_an_hour.enqueue(1)).created
+        await rt.advance("1m")
+        again = await once_an_hour.enqueue(1)
+        assert (again.created, again.id) == (True, first.id)
