@@ -175,6 +175,11 @@ class Harness:
         return found
 
     @property
+    def client(self) -> Client:
+        """The one that handlers enqueue with in this test."""
+        return self._client
+
+    @property
     def state(self) -> Any:
         """What handlers find in `ctx.state`: what `rt_state` gives, else what the lifespan has yielded for this test.
 
@@ -203,9 +208,9 @@ class Harness:
             self._sessions = AiohttpSessions()
             stack.push_async_callback(self._sessions.close)
             await stack.enter_async_context(connect(self.url))
-            client = _Client(self)
-            use(client)
-            stack.push_async_callback(client.close)
+            self._client = _Client(self)
+            use(self._client)
+            stack.push_async_callback(self._client.close)
             stack.push_async_callback(self._dismiss)
             self._open = stack.pop_all()
         self._is_open = True

@@ -151,6 +151,23 @@ async def test_a_deferred_job_waits_for_its_time(rt: Harness) -> None:
     assert await job.result() == 2
 
 
+async def test_a_paused_queue_waits_for_the_end_of_its_pause(rt: Harness) -> None:
+    await rt.client.pause("arq:queue", length="10m")
+    job = await double.enqueue(1)
+    await rt.drain()
+    assert await job.status() == "waiting"
+    await rt.advance("10m")
+    assert await job.result() == 2
+
+    await rt.client.pause("arq:queue")
+    job = await double.enqueue(2)
+    await rt.advance("10h")
+    assert await job.status() == "waiting"
+    await rt.client.resume("arq:queue")
+    await rt.drain()
+    assert await job.result() == 4
+
+
 async def test_a_failure_is_seen_and_retried_after_all_of_its_backoff(rt: Harness) -> None:
     job = await fails.enqueue()
     await rt.drain()
