@@ -102,6 +102,11 @@ async def rare(ctx: Context) -> None: ...
 
 
 @handler
+async def never_ready(ctx: Context) -> None:
+    raise Snooze("10m", give_up_after="35m")
+
+
+@handler
 async def hangs(ctx: Context) -> None:
     await asyncio.sleep(30)
 
@@ -117,7 +122,7 @@ async def _upper(text: str) -> str:
 
 @pytest.fixture
 def rt_handlers() -> Sequence[str | Handler[..., Any]]:
-    return [double, chain, fails, poll, spends, limited, rare, dies, dies_when_it_has_paid, hangs, steps]
+    return [double, chain, fails, poll, spends, never_ready, limited, rare, dies, dies_when_it_has_paid, hangs, steps]
 
 
 async def test_a_job_is_run_by_drain_and_not_before(rt: Harness) -> None:
@@ -166,6 +171,23 @@ async def test_a_paused_queue_waits_for_the_end_of_its_pause(rt: Harness) -> Non
     await rt.client.resume("arq:queue")
     await rt.drain()
     assert await job.result() == 4
+
+
+async def test_an_expiry_comes_nearer(rt: Harness) -> None:
+    await rt.client.pause("arq:queue", length="10m")
+    late = await double.options(expires="9m").enqueue(1)
+    timely = await double.options(expires="11m").enqueue(1)
+    await rt.advance("10m")
+    assert (await late.status(), await timely.status()) == ("dead", "completed")
+
+
+async def test_patience_comes_to_its_end(rt: Harness) -> None:
+    job = await never_ready.enqueue()
+    await rt.advance("39m")
+    assert await job.status() == "deferred"
+    await rt.advance("2m")
+    assert await job.status() == "dead"
+    assert "still not ready after snoozing for 40 m" in rt.failures[-1].text
 
 
 async def test_a_failure_is_seen_and_retried_after_all_of_its_backoff(rt: Harness) -> None:
