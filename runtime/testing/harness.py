@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+from runtime import registry
 from runtime.adapters.http.sessions import AiohttpSessions
 from runtime.adapters.redis import codecs, inspector, wire
 from runtime.adapters.redis.connection import connect as open_redis
@@ -263,6 +264,7 @@ class Harness:
             self._settings,
             self._entries,
             self._groups,
+            registry.schedules(self._handlers, self._queues),
             Apis(self._equipment.buckets),
             self._clock,
             self._pools,

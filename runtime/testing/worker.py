@@ -21,13 +21,16 @@ from runtime.adapters.runner import AsyncioRunner
 from runtime.apis import Apis
 from runtime.core.job import Settlement, Verdict
 from runtime.core.redaction import Redactor
+from runtime.core.schedule import Move, Schedule
 from runtime.engine.actor import Actor
+from runtime.engine.scheduler import Scheduler
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor
 from runtime.groups import Group
 from runtime.ports import Away, Entry, Journal, Pools, Ports, Pulled, Sessions
 from runtime.settings import Settings
 from runtime.testing.clock import Clock, StillLimits
+from runtime.testing.timetable import AgedSchedules
 
 LOOK_S = 0.002
 """How often it is looked whether everything that was due has been run."""
@@ -43,6 +46,7 @@ class Worker:
         settings: Settings,
         entries: Mapping[str, Entry],
         served: Sequence[Group],
+        schedules: Sequence[Schedule],
         apis: Apis,
         clock: Clock,
         pools: Pools,
@@ -82,6 +86,10 @@ class Worker:
             redact=redact,
             state=state,
         )
+        store = AgedSchedules(redis, serializer, clock.ahead_ms)
+        self._scheduler = Scheduler(schedules, store, _nobody_of_schedules) if schedules else None
+        self._unscheduled = entries.keys() - {schedule.name for schedule in schedules}
+        """Asked about these alone, Redis leaves schedules out."""
         self._statistics = Statistics()
         self._running: asyncio.Task[None] | None = None
         self._keeper.start()
@@ -94,9 +102,9 @@ class Worker:
         return self._source.dead
 
     async def due_in_s(self) -> float | None:
-        """Seconds until the first job of its queues is due, or a lease on one; None: there is nothing."""
-        due_in_s = await self._source.outlook(self._queues, self._entries)
-        return None if due_in_s is None else max(0.0, due_in_s)
+        """Seconds until the first job of its queues is due, a lease on one, or a schedule; None: there is nothing."""
+        due = await self._source.outlook(self._queues, self._entries)
+        return None if due is None else max(0.0, due.in_s)
 
     async def run_due(self) -> None:
         """Run what is due, and what becomes due by that. Cancelled, it gives back what it runs.
@@ -104,7 +112,9 @@ class Worker:
         Returns as soon as the worker is dead. Raises `Away`, and what is wrong with the worker itself.
         """
         try:
-            while await self.due_in_s() == 0:
+            if self._scheduler is not None:
+                await self._scheduler.turn()  # once: a schedule that is quicker than its handler would go on for ever
+            while await self._jobs_are_due():
                 await self._run_once()
         except Away:
             if not self.dead:
@@ -176,8 +186,12 @@ class Worker:
             actors = supervisor.actors
             looked = actors and all(actor.puller.turn_at is not None for actor in actors)
             busy = any(actor.slots.claims or actor.unsettled for actor in actors)
-            if looked and not busy and await self.due_in_s() != 0:
+            if looked and not busy and not await self._jobs_are_due():
                 return
+
+    async def _jobs_are_due(self) -> bool:
+        due = await self._source.outlook(self._queues, self._unscheduled)
+        return due is not None and due.in_s <= 0
 
 
 class _Mortal(RedisSource):
@@ -212,3 +226,7 @@ class _Severed:
 
 def _nobody(away: Away | None) -> None:
     """Told of leases that cannot be extended. Whoever waits for them finds out by itself."""
+
+
+def _nobody_of_schedules(schedule: Schedule, move: Move, added: Sequence[bool], late_ms: int) -> None:
+    """Told of what was fired."""

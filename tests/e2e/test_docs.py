@@ -12,10 +12,11 @@ from runtime.registry import collect, equipment
 
 ROOT = Path(__file__).parents[2]
 # Those that begin with `from-` are followed step by step in test_migration.py.
+# testing.md is a project: tests/testing/test_page.py.
 PAGES = [
     page
     for page in sorted((ROOT / "docs").glob("*.md"))
-    if "```python" in page.read_text() and not page.name.startswith("from-")
+    if "```python" in page.read_text() and not page.name.startswith(("from-", "testing."))
 ]
 
 

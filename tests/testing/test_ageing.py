@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +33,8 @@ TREATED = {
     "rt:<queue>:dead": "aged",
     "rt:<queue>:count": "no moment",
     "rt:<queue>:paused": "expires",
+    "rt:<queue>:schedule": "aged",
+    "rt:<queue>:timetable": "left",
     "rt:dead:<id>": "expires",
     "rt:own:<id>": "aged",
     "rt:awaited:<id>": "expires",
@@ -129,6 +132,13 @@ def test_an_expiry_in_a_body_ages(store: Store) -> None:
     assert HOUR - 3 * SECOND < store.raw.pttl(keys.JOB + "ours") <= HOUR - 2 * SECOND
     assert store.raw.get(keys.JOB + "endless") == body()
     assert store.raw.get(keys.JOB + "junk") == b"\x80junk"
+
+
+def test_a_schedule_comes_due_unless_it_is_paused(store: Store) -> None:
+    store.raw.zadd(keys.schedule(store.queue), {"daily": 1_700_000_000_000, "paused": math.inf})
+    age(store, HOUR)
+    assert store.raw.zscore(keys.schedule(store.queue), "daily") == 1_700_000_000_000 - HOUR
+    assert store.raw.zscore(keys.schedule(store.queue), "paused") == math.inf
 
 
 def test_what_expires_does_so_earlier(store: Store) -> None:

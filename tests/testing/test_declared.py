@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from runtime import Context, handler, lifespan, middleware
+from runtime import Context, cron, every, handler, lifespan, middleware
 from runtime.testing import Harness
 from runtime.testing.declared import Given
 
@@ -58,6 +61,21 @@ async def tells(ctx: Context[State]) -> str | None:
 
 @handler(unique_for="1h")
 async def once_an_hour(ctx: Context[State], number: int) -> None: ...
+
+
+@every("60s")
+async def minutely(ctx: Context[State]) -> None:
+    ctx.state.seen.append(ctx.scheduled_for)
+
+
+@every("1s")
+async def each_second(ctx: Context[State]) -> None:
+    await asyncio.sleep(1.2)
+
+
+@cron("0 3 * * *", tz="America/Sao_Paulo")
+async def nightly(ctx: Context[State]) -> None:
+    ctx.state.seen.append(ctx.scheduled_for)
 
 
 @pytest.fixture
@@ -112,3 +130,54 @@ class TestGiven:
         await rt.advance("1m")
         again = await once_an_hour.enqueue(1)
         assert (again.created, again.id) == (True, first.id)
+
+
+class TestSchedules:
+    @pytest.fixture
+    def rt_state(self) -> State:
+        return State()
+
+    @pytest.fixture
+    def rt_handlers(self) -> Sequence[Given]:
+        return [minutely]
+
+    async def test_every_occurrence_is_run_at_its_time(self, rt: Harness, rt_state: State) -> None:
+        await rt.drain()
+        before = list(rt_state.seen)
+        await rt.advance("10m")
+        moments = rt_state.seen[len(before) :]
+        assert len(moments) == 10
+        assert {later - moment for moment, later in pairwise(moments)} == {timedelta(minutes=1)}
+        assert all(moment.second == 0 for moment in moments)
+
+
+class TestCron:
+    @pytest.fixture
+    def rt_state(self) -> State:
+        return State()
+
+    @pytest.fixture
+    def rt_handlers(self) -> Sequence[Given]:
+        return [nightly]
+
+    async def test_a_time_of_the_day_is_that_of_the_tests_day(self, rt: Harness, rt_state: State) -> None:
+        await rt.drain()
+        for _ in range(6):
+            await rt.advance("12h")
+        assert len(rt_state.seen) == 3
+        assert all(moment.astimezone(UTC).hour in (5, 6) and moment.minute == 0 for moment in rt_state.seen)
+        first, second, third = rt_state.seen
+        assert third - second == second - first == timedelta(days=1)
+        assert first > datetime.now(UTC) - timedelta(minutes=1)
+
+
+class TestSlow:
+    @pytest.fixture
+    def rt_handlers(self) -> Sequence[Given]:
+        return [each_second]
+
+    async def test_a_schedule_that_is_quicker_than_its_handler_keeps_no_test(self, rt: Harness) -> None:
+        job = await each_second.enqueue()
+        await rt.drain("15s")  # while one runs the next occurrence comes due
+        await rt.drain("15s")
+        assert await job.status() == "completed"
