@@ -63,7 +63,8 @@ def spans(text: str) -> list[str]:
 
 def nodes() -> Iterator[ast.AST]:
     for path in sorted((ROOT / "runtime").rglob("*.py")):
-        yield from ast.walk(ast.parse(path.read_text()))
+        if path.parent.name != "testing":  # no operator sees what is said in users' tests
+            yield from ast.walk(ast.parse(path.read_text()))
 
 
 NODES = list(nodes())
