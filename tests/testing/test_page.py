@@ -30,6 +30,7 @@ def test_its_tests_pass(project: Path) -> None:
     assert f"{PAGE.read_text().count('async def test_')} passed" in said
 
 
+@pytest.mark.timeout(300)  # all of the package is read
 def test_it_is_typed(project: Path) -> None:
     checked = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(project / "cache"), "."],

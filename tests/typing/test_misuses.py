@@ -69,6 +69,7 @@ def rejected_by_pyright(misuses: Path) -> list[int]:
     return [one["range"]["start"]["line"] + 1 for one in found if one["severity"] == "error"]
 
 
+@pytest.mark.timeout(300)  # all of the package is read
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
 def test_each_misuse_is_rejected_and_nothing_else(checker: str, request: pytest.FixtureRequest) -> None:
     lines: list[int] = request.getfixturevalue(f"rejected_by_{checker}")
