@@ -128,6 +128,24 @@ def test_who_finds_many_before_him_waits_for_as_long_as_the_line_moves(redis_url
     asyncio.run(crowd())
 
 
+def test_a_line_is_not_given_up_for_an_event_loop_that_was_blocked(redis_url: str) -> None:
+    async def crowd() -> None:
+        client = connect(redis_url, connections=2, reply_s=1.0)
+        pool = client.connection_pool
+        held = [await pool.get_connection() for _ in range(2)]
+        line = [asyncio.create_task(pool.get_connection()) for _ in range(10)]
+        await asyncio.sleep(0.01)
+        time.sleep(2)
+        await asyncio.sleep(0.05)
+        for one in held:
+            await pool.release(one)
+        for place in line:
+            await pool.release(await place)
+        await client.aclose()
+
+    asyncio.run(crowd())
+
+
 def test_a_line_that_does_not_move_is_given_up_by_all_in_it_together() -> None:
     async def crowd() -> list[BaseException]:
         with socket.create_server(("127.0.0.1", 0)) as deaf:

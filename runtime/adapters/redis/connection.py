@@ -195,6 +195,10 @@ _PROMPT: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
+_LATE_S = 0.5
+"""A timer that is so late tells of an event loop that was blocked: nobody could give anything back meanwhile."""
+
+
 class _Pool(redis.asyncio.ConnectionPool):
     """At most so many connections; when all are in use, a further caller waits for his turn: as long as the line moves,
     and for up to `timeout` s where it does not. However many wait over a slow way, that is no trouble of the server's.
@@ -229,16 +233,20 @@ class _Pool(redis.asyncio.ConnectionPool):
         return connection
 
     async def _stand_in_line(self, patience_s: float) -> None:
-        loop, came_at = asyncio.get_running_loop(), time.monotonic()
+        loop = asyncio.get_running_loop()
+        look_at = waits_since = time.monotonic()
         next_look: asyncio.TimerHandle | None = None
 
         def look() -> None:
-            nonlocal next_look
-            left_s = max(came_at, self._moved_at) + patience_s - time.monotonic()
+            nonlocal look_at, waits_since, next_look
+            now = time.monotonic()
+            if now - look_at > _LATE_S:
+                waits_since = now
+            left_s = max(waits_since, self._moved_at) + patience_s - now
             if left_s <= 0:
                 patience.reschedule(loop.time())
             elif left_s < math.inf:
-                next_look = loop.call_later(left_s, look)
+                look_at, next_look = now + left_s, loop.call_later(left_s, look)
 
         try:
             async with asyncio.timeout(None) as patience:
