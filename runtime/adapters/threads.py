@@ -1,4 +1,5 @@
 """Runs handlers that are no `async def` in threads: never more than the worker has slots, none of them ever abandoned.
+One that calls another such handler (`anyio.from_thread.run`) waits for it, and lends it its place meanwhile.
 
 A thread cannot be cancelled. Whoever is cancelled while he waits for one waits on, as its job is not to run again
 meanwhile; what the thread made is his all the same. Only what the thread itself waits for in the event loop
@@ -6,13 +7,17 @@ meanwhile; what the thread made is his all the same. Only what the thread itself
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import field
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
 
+from runtime.adapters import forks
 from runtime.core.values import record
 
 T = TypeVar("T")
@@ -39,6 +44,7 @@ class _Bound:
 
 
 _bound = _Bound()
+_lent: ContextVar[anyio.CapacityLimiter | None] = ContextVar("the place of the thread that asks", default=None)
 
 
 def allow(most: int) -> None:
@@ -54,12 +60,17 @@ class _Work(Generic[T]):
     ended: bool = False
     value: T | None = None
     error: BaseException | None = None
+    place: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
+    pid: int = field(default_factory=os.getpid)
 
     def do(self) -> None:
+        _lent.set(self.place)
         try:
             self.value = self.call()
         except BaseException as error:  # a SystemExit would end the thread, and anyio's worker with it
             self.error = error
+        if os.getpid() != self.pid:
+            forks.leave()
         self.ended = True
 
 
@@ -97,4 +108,4 @@ async def _run(work: _Work[Any], scope: anyio.CancelScope) -> None:
     from anyio import to_thread  # a worker without such handlers has no use for it
 
     with scope:
-        await to_thread.run_sync(work.do, limiter=_bound.limiter)
+        await to_thread.run_sync(work.do, limiter=_lent.get() or _bound.limiter)

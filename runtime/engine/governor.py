@@ -192,10 +192,12 @@ class Governor:
     async def _stay_awake(self) -> None:
         """Whatever has failed, jobs are not to wait for ever."""
         self._held = Reason("broken", "going quiet has failed")
-        self._supervisor.resume()
         self._happened("called", self._held.text)
         self._happened("turned", self._held.text)
-        await self._stillness.speak()
+        try:
+            await self._stillness.speak()
+        finally:  # not before: handlers need their state
+            self._supervisor.resume()
 
     async def _wake_up(self) -> None:
         self._called = anyio.Event()

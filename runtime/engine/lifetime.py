@@ -90,9 +90,10 @@ class Lifetime:
             await span.gone.wait()
 
     def give_up(self) -> None:
-        """Nobody waits for it any longer: if it is not open yet, it need not be."""
+        """Nobody waits for it any longer: if it is not open yet, it need not be, and `open` returns at once."""
         if self._span is not None and self._span.stage == "opening":
             self._leave(self._span)
+            self._span.opened.set()  # it may be in a thread, which heeds nothing
 
     def end(self) -> None:
         """Close it for good, soon."""

@@ -387,6 +387,32 @@ async def test_a_bug_as_it_goes_down_or_up_leaves_it_awake(world: World, what: s
     assert sleeper.governor.why == ["going quiet has failed"]
 
 
+async def test_after_a_bug_as_it_goes_down_nothing_runs_before_it_speaks_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent: list[bool] = []
+
+    async def speak() -> None:
+        await trio.sleep(3)
+        sleeper.still.silent = False
+
+    async def work(ctx: Context) -> None:
+        silent.append(sleeper.still.silent)
+
+    world.handle(work)
+    sleeper = Sleeper(world)
+    sleeper.still.breaks = "fall_silent"
+    monkeypatch.setattr(sleeper.still, "speak", speak)
+
+    def come() -> None:
+        sleeper.still.silent = True  # what is closed by then, handlers need
+        world.store.add()
+
+    sleeper.still.after_look = come
+    await world.until(lambda: silent)
+    assert silent == [False]
+
+
 async def test_a_pause_ends_a_wait_and_a_resume_looks_at_once(world: World) -> None:
     async def work(ctx: Context) -> float:
         return world.now

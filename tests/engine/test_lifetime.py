@@ -183,6 +183,22 @@ async def test_opening_is_given_up_when_nobody_waits_for_it_any_longer(world: Wo
     assert (stage.seen, stage.failures, stage.warnings) == ([], [], [])
 
 
+async def test_one_that_does_not_heed_it_is_not_waited_for_either(world: World) -> None:
+    async def deaf() -> None:
+        with anyio.CancelScope(shield=True):
+            await trio.sleep(30)
+
+    stage = Stage(world, deaf)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.lifetime.open)
+        await world.at(5)
+        stage.lifetime.give_up()
+    assert seconds_in() == 5
+    with pytest.raises(LifespanMissing):
+        stage.lifetime.state()
+    await stage.end()
+
+
 async def test_without_a_lifespan_there_is_nothing_to_wait_for(world: World) -> None:
     failures: list[LifespanFailed] = []
     lifetime = Lifetime(None, failures.append, lambda text: None)

@@ -110,6 +110,55 @@ def test_who_finds_all_connections_in_use_waits_for_a_turn_and_not_for_ever(redi
     asyncio.run(crowd())
 
 
+def test_who_finds_many_before_him_waits_for_as_long_as_the_line_moves(redis_url: str) -> None:
+    async def crowd() -> None:
+        client, reply_s = connect(redis_url, connections=2, reply_s=0.5), 0.5
+        pool = client.connection_pool
+        began = time.monotonic()
+
+        async def take_a_turn() -> None:
+            one = await pool.get_connection()
+            await asyncio.sleep(0.1)  # a long way to the server
+            await pool.release(one)
+
+        await asyncio.gather(*(take_a_turn() for _ in range(30)))
+        assert time.monotonic() - began > 2 * reply_s  # the last one waited for longer than any reply
+        await client.aclose()
+
+    asyncio.run(crowd())
+
+
+def test_a_line_is_not_given_up_for_an_event_loop_that_was_blocked(redis_url: str) -> None:
+    async def crowd() -> None:
+        client = connect(redis_url, connections=2, reply_s=1.0)
+        pool = client.connection_pool
+        held = [await pool.get_connection() for _ in range(2)]
+        line = [asyncio.create_task(pool.get_connection()) for _ in range(10)]
+        await asyncio.sleep(0.01)
+        time.sleep(2)
+        await asyncio.sleep(0.05)
+        for one in held:
+            await pool.release(one)
+        for place in line:
+            await pool.release(await place)
+        await client.aclose()
+
+    asyncio.run(crowd())
+
+
+def test_a_line_that_does_not_move_is_given_up_by_all_in_it_together() -> None:
+    async def crowd() -> list[BaseException]:
+        with socket.create_server(("127.0.0.1", 0)) as deaf:
+            client = connect(f"redis://127.0.0.1:{deaf.getsockname()[1]}", connections=2, reply_s=0.5)
+            began = time.monotonic()
+            ended = await asyncio.gather(*(client.ping() for _ in range(50)), return_exceptions=True)
+            assert time.monotonic() - began < 5
+            await client.aclose()
+            return ended
+
+    assert all(isinstance(end, redis.TimeoutError | redis.ConnectionError) for end in asyncio.run(crowd()))
+
+
 def test_who_gives_up_waiting_for_a_connection_takes_none_away(redis_url: str) -> None:
     async def give_up_at_every_step() -> int:
         client, cancelled = connect(redis_url, connections=2, reply_s=2.0), 0

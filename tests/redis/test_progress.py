@@ -49,6 +49,24 @@ def test_it_is_noted_with_its_token_and_the_servers_time_and_not_for_ever(store:
     assert 590_000 < store.raw.pttl(keys.PROGRESS + "a") <= 600_000
 
 
+def test_what_was_noted_is_kept_for_longer_with_its_time_and_that_is_no_news(store: Store) -> None:
+    store.enqueue("a", "b")
+    worker = store.worker()
+    a, b = worker.take("a", "b")
+    assert note(store, a) == [True]
+    before = noted(store, "a")
+    store.raw.pexpire(keys.PROGRESS + "a", 5000)
+    follow(store, "a", ANA)
+    with listening(store, ANA) as heard:
+        assert note(store, a, b, said=b"") == [True, False]
+        assert heard.news() == []
+    assert noted(store, "a") == before
+    assert noted(store, "b") is None
+    assert store.raw.pttl(keys.PROGRESS + "a") > 590_000
+    worker.settle(done(a))
+    assert note(store, a, said=b"") == [False]
+
+
 def test_each_job_is_noted_for_itself(store: Store) -> None:
     store.enqueue("a", "b", "c")
     worker = store.worker()
@@ -247,10 +265,26 @@ def test_what_goes_on_without_a_word_is_not_forgotten(
         (claim,) = await it.take("a")
         it.board.show(claim, 1, None, "")
         await until(lambda: it.at(claim) is not None)
+        written = noted(store, claim.id)
         end = time.monotonic() + 2.5
         while time.monotonic() < end:
-            assert it.at(claim) == (1, "")
+            assert noted(store, claim.id) == written  # with the time at which it was told
             await asyncio.sleep(0.05)
+
+    play(store, test)
+
+
+def test_what_was_to_be_kept_and_is_gone_is_written_again(
+    store: Store, quickly: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "PROGRESS_S", 1)
+
+    async def test(it: Bench) -> None:
+        (claim,) = await it.take("a")
+        it.board.show(claim, 1, None, "")
+        await until(lambda: it.at(claim) is not None)
+        store.raw.delete(keys.PROGRESS + "a")
+        await until(lambda: it.at(claim) == (1, ""))
 
     play(store, test)
 

@@ -77,6 +77,7 @@ def test_what_another_run_has_told_is_not_read(holder: bytes | None) -> None:
         b't|1|{"done":"1","total":1,"note":""}', b't|1|{"done":1,"total":[],"note":""}', b't|1|{"done":1,"total":1}',
         b't|99999999999999999999|{"done":1,"total":1,"note":""}',
         b't|9007199254740991000|{"done":1,"total":1,"note":""}',
+        b"t|" + b"9" * 5000 + b'|{"done":1,"total":1,"note":""}',
         b"t|1|" + b"[" * 10_000, b't|1|{"done":1,"total":1,"note":"\xff"}', "t|\u00b2|{}".encode(),
     ],
 )  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -135,6 +137,49 @@ def test_there_are_never_more_threads_than_allowed() -> None:
         assert most == 3
 
     run(test)
+
+
+def test_one_that_calls_another_lends_it_its_place() -> None:
+    async def test() -> None:
+        threads.allow(1)
+        lock, now, most = threading.Lock(), 0, 0
+
+        def inner() -> int:
+            nonlocal now, most
+            with lock:
+                now += 1
+                most = max(most, now)
+            time.sleep(0.02)
+            with lock:
+                now -= 1
+            return 21
+
+        async def both() -> int:
+            return sum(await asyncio.gather(in_thread(inner), in_thread(inner)))
+
+        assert await in_thread(lambda: from_thread.run(in_thread, lambda: from_thread.run(both))) == 42
+        assert most == 1
+
+    run(test)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_is_forked_in_it_ends_when_it_comes_back() -> None:
+    child = 0
+
+    async def test() -> None:
+        nonlocal child
+        child = await in_thread(os.fork)
+        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+            await asyncio.sleep(0.01)
+        child = 0
+        assert os.waitstatus_to_exitcode(ended[1]) == 1
+
+    try:
+        run(test)
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_from_its_thread_what_is_asynchronous_is_called() -> None:

@@ -13,7 +13,7 @@ from contextvars import Context
 from datetime import UTC, datetime
 from typing import Any
 
-from runtime.adapters.payload import LARGEST, from_json, to_json
+from runtime.adapters.payload import from_json, to_json
 from runtime.adapters.redis import keys, scripts
 from runtime.adapters.redis.connection import away_when_lost
 from runtime.core.job import Claim
@@ -90,13 +90,16 @@ class RedisBoard:
         return [report for report in self._reports.values() if report.written_at < before]
 
     async def _write(self, reports: Sequence[_Report]) -> None:
-        noted = [scripts.Noted(one.claim.id, one.claim.token, to_json(self._plain(one.said))) for one in reports]
+        noted = [scripts.Noted(one.claim.id, one.claim.token, self._news(one)) for one in reports]
         now = time.monotonic()
         with away_when_lost("progress"):
             written = await scripts.progress(self._redis, noted)
         for report, is_written in zip(reports, written, strict=True):
-            if is_written:
-                report.written_at = now
+            report.written_at = now if is_written else -math.inf
+
+    def _news(self, report: _Report) -> bytes:
+        """What is written already is only kept: it was told then."""
+        return b"" if report.written_at > -math.inf else to_json(self._plain(report.said))
 
     def _plain(self, said: _Said) -> _Said:
         """Redacted, and in numbers of Python's own: others (numpy's are floats, too) are not written as JSON."""
@@ -112,7 +115,7 @@ def read(written: bytes | None, holder: bytes | None) -> Progress | None:
     """What is written of a job whose lease is `holder`'s; None: that one has told nothing."""
     token, _, rest = (written or b"").partition(b"|")
     at_ms, _, text = rest.partition(b"|")
-    if not token or token != holder or not at_ms.isdigit() or int(at_ms) >= 1000 * LARGEST:
+    if not token or token != holder:
         return None
     try:
         said = from_json(text, _Said)

@@ -1,6 +1,7 @@
 """How this project connects to Redis: bounded, without hidden retries, and with errors that name no secret."""
 
 import asyncio
+import math
 import os
 import re
 import select
@@ -194,8 +195,13 @@ _PROMPT: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
+_LATE_S = 0.5
+"""A timer that is so late tells of an event loop that was blocked: nobody could give anything back meanwhile."""
+
+
 class _Pool(redis.asyncio.ConnectionPool):
-    """At most so many connections; when all are in use, a further caller waits for his turn, for up to `timeout` s.
+    """At most so many connections; when all are in use, a further caller waits for his turn: as long as the line moves,
+    and for up to `timeout` s where it does not. However many wait over a slow way, that is no trouble of the server's.
 
     redis-py's pool that waits takes a lock and sets a timer also where a connection is free.
     """
@@ -204,15 +210,13 @@ class _Pool(redis.asyncio.ConnectionPool):
         super().__init__(max_connections=max_connections, **options)  # pyright: ignore[reportUnknownMemberType]
         self.timeout = timeout
         self._free = asyncio.Semaphore(max_connections)
+        self._moved_at = -math.inf
+        """When a connection that works was given back last, monotonic."""
 
     async def get_connection(self, *args: Any, **options: Any) -> Any:
-        """Raises `redis.ConnectionError` when none has come free in time."""
+        """Raises `redis.ConnectionError` when none that works has come free in time, for anybody."""
         if self._free.locked():
-            try:
-                async with asyncio.timeout(self.timeout):
-                    await self._free.acquire()
-            except TimeoutError:
-                raise redis.ConnectionError("No connection available.") from None
+            await self._stand_in_line(math.inf if self.timeout is None else self.timeout)
         else:
             await self._free.acquire()  # at once
         try:
@@ -228,10 +232,38 @@ class _Pool(redis.asyncio.ConnectionPool):
                 raise
         return connection
 
+    async def _stand_in_line(self, patience_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        look_at = waits_since = time.monotonic()
+        next_look: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal look_at, waits_since, next_look
+            now = time.monotonic()
+            if now - look_at > _LATE_S:
+                waits_since = now
+            left_s = max(waits_since, self._moved_at) + patience_s - now
+            if left_s <= 0:
+                patience.reschedule(loop.time())
+            elif left_s < math.inf:
+                look_at, next_look = now + left_s, loop.call_later(left_s, look)
+
+        try:
+            async with asyncio.timeout(None) as patience:
+                look()
+                await self._free.acquire()
+        except TimeoutError:
+            raise redis.ConnectionError("No connection available.") from None
+        finally:
+            if next_look is not None:
+                next_look.cancel()
+
     async def release(self, connection: AbstractConnection) -> None:
         try:
             if cast(_Prompt, connection).astray:
                 await connection.disconnect()
+            elif connection.is_connected:
+                self._moved_at = time.monotonic()
         finally:  # without redis-py's event, for which nobody is there
             this = cast(Any, self)
             this._in_use_connections.remove(connection)

@@ -476,10 +476,12 @@ class Noted:
     id: str
     token: str
     said: bytes = field(repr=False)
+    """Empty: nothing new; what was noted is to be kept."""
 
 
 async def progress(redis: Any, jobs: Sequence[Noted]) -> list[bool]:
-    """Note how far these jobs are; whether it was, for each: only while the token owns the job."""
+    """Note how far these jobs are; whether it was, for each: only while the token owns the job, and if there is
+    something to keep."""
     prefixes = (keys.IN_PROGRESS, keys.PROGRESS, keys.AWAITED)
     names = [keys.of(prefix, job.id) for job in jobs for prefix in prefixes]
     args: list[Any] = [1000 * keys.PROGRESS_S]

@@ -2,8 +2,8 @@
 --
 -- KEYS  three for each job: arq:in-progress:<id>, rt:progress:<id>, rt:awaited:<id>
 -- ARGV  1 how long it is kept (ms)
---       then three for each job: id, token, progress
--- Gives one for each: 1 noted, 0 not (its lease is another's, or nobody's for now, or nothing can be written).
+--       then three for each job: id, token, progress; '': what was noted before is to be kept for as long again
+-- Gives one for each: 1 noted, 0 not (its lease is another's, or nobody's for now, or nothing can be written, or kept).
 --
 -- What is noted is `token|ms|progress`: it counts only while that token owns the job.
 
@@ -18,9 +18,15 @@ local now = exact(clock())
 local reply = {}
 for n = 1, #KEYS / 3 do
   local id, token, said = ARGV[3 * n - 1], ARGV[3 * n], ARGV[3 * n + 1]
-  local noted = looked_up[2 * n - 1] == token
-    and try('SET', KEYS[3 * n - 1], token .. '|' .. now .. '|' .. said, 'PX', ttl)
-  if noted then
+  local key, noted = KEYS[3 * n - 1], false
+  if looked_up[2 * n - 1] == token then
+    if said == '' then
+      noted = try('PEXPIRE', key, ttl) == 1
+    else
+      noted = try('SET', key, token .. '|' .. now .. '|' .. said, 'PX', ttl)
+    end
+  end
+  if noted and said ~= '' then
     for name in waiters(looked_up[2 * n]) do
       redis.pcall('PUBLISH', 'rt:reply:' .. name, 'p' .. #id .. ':' .. id)
     end
