@@ -39,8 +39,9 @@ def url_of(settings: RedisSettings) -> str:
 
 def url_of_pool(pool: ArqRedis) -> str:
     """The address that an existing pool connects to."""
-    said: Mapping[str, Any] = pool.connection_pool.connection_kwargs
-    tls = pool.connection_pool.connection_class.__name__.startswith("SSL")
+    connections: Any = pool.connection_pool
+    said: Mapping[str, Any] = connections.connection_kwargs
+    tls = connections.connection_class.__name__.startswith("SSL")
     options: dict[str, str | None] = {name: said.get(name) for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")}
     options["ssl_cert_reqs"] = _cert_reqs(said.get("ssl_cert_reqs") or "required")
     return _url(

@@ -129,6 +129,9 @@ def _attributes(found: object, name: str) -> Mapping[str, Any]:
     return {**of_class, **{key: value for key, value in own.items() if key in wanted}}
 
 
+_NO_LISTS: tuple[type, ...] = (str, bytes, Mapping)
+
+
 class _Said:
     """Attributes with their rules. Each method raises `HandlerInvalid`, naming the attribute."""
 
@@ -172,9 +175,10 @@ class _Said:
 
     def items(self, name: str) -> Iterable[Any]:
         value = self.get(name) or ()
-        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        if isinstance(value, _NO_LISTS) or not hasattr(value, "__iter__"):
             raise _wrong(name, value, "a list")
-        return value
+        found: Iterable[Any] = value
+        return found
 
 
 def _is_length(value: object) -> bool:

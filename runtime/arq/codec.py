@@ -11,7 +11,7 @@ import pickle
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from arq.worker import JobExecutionFailed
 
@@ -40,9 +40,9 @@ def admitted(types: object) -> pickles.Admitted:
     if isinstance(types, str) or not isinstance(types, Iterable):
         raise _no_type(types)
     found: dict[tuple[str, str], Callable[..., object]] = {}
-    for one in types:
+    for one in cast("Iterable[object]", types):
         try:
-            kind = pkgutil.resolve_name(one) if isinstance(one, str) else one
+            kind: Any = pkgutil.resolve_name(one) if isinstance(one, str) else one
         except Exception as error:
             raise HandlerInvalid(
                 f"runtime_types names {one!r:.100}, which cannot be imported", cause=f"{type(error).__name__}: {error}"

@@ -1,6 +1,8 @@
 """arq's cron jobs as schedules: the same occurrences, by arq's own reckoning, and the same ids."""
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta, tzinfo
+from typing import cast
 
 from arq.cron import CronJob, next_cron
 from arq.utils import to_unix_ms
@@ -51,7 +53,7 @@ class ArqTimetable:
 def _spelt(value: object) -> str:
     if not isinstance(value, set | list | tuple):
         return str(value)
-    several = sorted({*value})
+    several = sorted({*cast("Iterable[int]", value)})
     in_a_row = len(several) > 2 and several == list(range(several[0], several[-1] + 1))
     return f"{several[0]}-{several[-1]}" if in_a_row else ",".join(map(str, several))
 

@@ -160,7 +160,7 @@ class Final(Exception):
     def __init__(self, error: BaseException, reason: Literal["permanent", "exhausted"] = "permanent") -> None:
         super().__init__(reason)
         self.error = error
-        self.reason = reason
+        self.reason: Literal["permanent", "exhausted"] = reason
 
 
 def after_error(error: BaseException, claim: Claim, retry: Retry, now_ms: int, chance: float) -> Outcome:
