@@ -385,14 +385,16 @@ class Client:
     async def pause(self, queue: str = DEFAULT_QUEUE, *, reason: str = "", length: Span | None = None) -> None:
         """Let no job of `queue` be started by our workers, for `length` (None: until `resume`), at once.
 
-        What runs goes on; jobs can be added; nobody is woken for them, or stays awake. Another pause of the queue is
-        replaced. Stock arq workers do not heed it. Raises `OptionInvalid`, `RedisUnreachable` and `RedisRefused`.
+        What runs goes on; jobs can be added; nobody is woken for them, or stays awake, but for its end. Another pause
+        of the queue is replaced. Stock arq workers do not heed it. Raises `OptionInvalid`, `RedisUnreachable` and
+        `RedisRefused`.
         """
         from runtime.adapters.redis import queues
 
         check_pause(queue, reason, length)
         length_s = None if length is None else seconds(length)
-        await self.ask(lambda redis: queues.pause(redis, queue, reason, length_s, wire.now_ms()))
+        if await self.ask(lambda redis: queues.pause(redis, queue, reason, length_s, wire.now_ms())):
+            await self.wake(queue)
 
     async def resume(self, queue: str = DEFAULT_QUEUE) -> bool:
         """End a pause of `queue`, and wake whoever is to go on with it; whether it was paused. Safe to call again.
@@ -410,8 +412,9 @@ class Client:
         """Remove every job of `queue` that nobody runs, a hundred in a round trip: how many have gone, and how many run
         and stay. `told` is called after each round trip with how many have gone so far.
 
-        Who waits for the end of one meets `JobCancelled`; nothing else is left of it, and its id is free at once. Jobs
-        that are added, or given back, while it lasts may stay. Raises `RedisUnreachable` and `RedisRefused`.
+        Who waits for the end of one meets `JobCancelled`, by a result that is kept for a minute; nothing else is left,
+        and ids are free at once. Jobs that are added, or given back, while it lasts may stay. Raises `RedisUnreachable`
+        and `RedisRefused`.
         """
         from runtime.adapters.redis import queues
 

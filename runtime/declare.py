@@ -64,7 +64,7 @@ class Handler(Generic[P, R]):
     def request(self, /, *args: P.args, **kwargs: P.kwargs) -> Request[R]:
         """The same as a value, for `enqueue_all`. Raises `PayloadInvalid`."""
         packed, named = self._pack(args, kwargs)
-        options = self._unique(packed, named)
+        options = self._unique(args, kwargs)
         priority = options.get("priority")
         return Request(
             handler=self.name,

@@ -141,7 +141,7 @@ def _dump_model(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
     if callable(dump):
         return dump()
-    raise NotImplementedError(type(value).__name__)
+    raise TypeError(f"values of type {type(value).__name__} cannot be taken apart")
 
 
 # msgspec's texts name places and types, and quote the value in one case: where it is none of those allowed.
@@ -218,10 +218,13 @@ def yields(function: Any) -> bool:
 def digest(arguments: Mapping[str, Any]) -> str:
     """32 hex digits that tell these arguments, by name, from any others: the start of the SHA-256 of their JSON.
 
-    It has no spaces, and the keys of every object are sorted. What JSON does not know counts as it is written there:
-    bytes in base64, dates in ISO 8601, decimals and UUIDs as text. Raises `TypeError` for what cannot be written so.
+    Give them as they came, not packed: a set that was packed is a list, of an order that each process has for itself.
+
+    Its JSON has no spaces; keys of objects are sorted, and members of sets. What JSON does not know counts as it is
+    written there: bytes in base64, dates in ISO 8601, decimals and UUIDs as text. Raises `TypeError` for what cannot
+    be written so.
     """
-    plain = msgspec.to_builtins(arguments, str_keys=True)
+    plain = msgspec.to_builtins(arguments, str_keys=True, order="deterministic", enc_hook=_dump_model)
     try:
         text = msgspec.json.encode(plain, order="deterministic")
     except UnicodeEncodeError:

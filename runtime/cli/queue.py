@@ -9,7 +9,8 @@
 Workers obey at once, with their next claim; nothing is restarted. What runs goes on to its end, and jobs can be added
 to a queue that is paused: nobody is woken for them before the pause is over. (Stock arq workers know of no pause.)
 
-A purge leaves nothing of a job: its id is free again at once. Whoever waits for its end learns that it was cancelled.
+A purge leaves nothing of a job: its id is free again at once. Whoever waits for its end learns that it was cancelled,
+from a result that is kept for a minute.
 """
 
 import argparse
@@ -93,6 +94,8 @@ async def _pause(client: Client, args: argparse.Namespace) -> int:
     say(f"{plain(args.name)}: paused {how}; {_counts(found)}")
     if not found["workers"]:
         print("no live worker serves it", file=sys.stderr)
+    tell_of_ringing(client)
+    await answered(client)
     return 0
 
 

@@ -127,8 +127,20 @@ def test_nobody_is_woken_for_a_paused_queue_but_with_the_resume(redis_url: str) 
         assert (added.returncode, added.stderr) == (0, "")
         wake = command("wake", "--if-due", "-Q", "default", REDIS_URL=redis_url, RUNTIME_WAKE_URL=door.url)
         assert "nothing is due" in wake.stdout
+        queue(redis_url, "pause", "default", RUNTIME_WAKE_URL=door.url)
         assert not door.rung_at
         said = queue(redis_url, "resume", "default", RUNTIME_WAKE_URL=door.url)
+        assert f"{door.url} answered" in said
+        assert len(door.rung_at) == 1
+
+
+def test_who_sleeps_is_told_when_a_pause_is_given_an_end(redis_url: str) -> None:
+    with Door() as door:
+        queue(redis_url, "pause", "default", "--for", "1h", RUNTIME_WAKE_URL=door.url)
+        assert not door.rung_at, "there is nothing that waits for it"
+        queue(redis_url, "pause", "default")
+        enqueue(redis_url, general.request())
+        said = queue(redis_url, "pause", "default", "--for", "1h", RUNTIME_WAKE_URL=door.url)
         assert f"{door.url} answered" in said
         assert len(door.rung_at) == 1
 

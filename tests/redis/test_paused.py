@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
-from runtime.adapters.redis import keys, queues
+from runtime.adapters.redis import keys, queues, scripts
 from runtime.adapters.redis.queues import Pause
-from tests.redis.store import Store, again, done
+from runtime.adapters.redis.scripts import NewJob
+from tests.redis.store import DAY_MS, Store, again, body, done
 from tests.redis.test_need import need
 from tests.redis.test_outlook import outlook
 from tests.redis.test_source import Bench
@@ -160,6 +161,14 @@ def test_a_sleeper_is_not_called_for_it_but_for_the_end(store: Store) -> None:
     assert need(store).next_in_s is None
 
 
+def test_to_its_last_millisecond_its_end_is_told(store: Store) -> None:
+    store.enqueue("a")
+    for _ in range(30):
+        pause(store, 0.003)
+        while not (found := need(store)).due:
+            assert found.next_in_s is not None
+
+
 def test_it_is_no_reason_to_stay_awake_but_its_end_is(store: Store) -> None:
     store.enqueue("a")
     pause(store)
@@ -236,6 +245,22 @@ def test_a_wait_for_several_queues_passes_a_paused_one_over(redis_url: str) -> N
         await enqueue(it, QUEUE, "b")
         await waiter()
         assert waiter.jobs == ["a", "b"]
+
+    run(redis_url, main)
+
+
+def test_a_paused_queue_says_nothing_of_the_next_one(redis_url: str) -> None:
+    async def main(it: Bench, waiter: Waiter) -> None:
+        await waiter.first_claims()
+        await queues.pause(it.source.redis, OTHER, "", None, 0)
+        await enqueue(it, OTHER, "held up")
+        await waiter()
+        assert [pulled.queue for pulled in waiter.pulled] == [QUEUE], "nothing is due there"
+        assert it.source.paused == []
+        later = NewJob("later", body("later"), DAY_MS, delay_ms=60_000)
+        await scripts.enqueue(it.source.redis, QUEUE, [later])
+        await waiter()
+        assert waiter.pulled[-1].due_in_s == pytest.approx(60, abs=5)
 
     run(redis_url, main)
 

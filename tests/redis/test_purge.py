@@ -22,7 +22,7 @@ def purge(store: Store, steps: list[int] | None = None) -> Purged:
 
 def traces(store: Store, job_id: str) -> list[str]:
     """What is left of a job."""
-    prefixes = (keys.JOB, keys.IN_PROGRESS, keys.RETRY, keys.OWN, keys.AWAITED, keys.UNIQUE, keys.RESULT)
+    prefixes = (keys.JOB, keys.IN_PROGRESS, keys.RETRY, keys.OWN, keys.ONCE, keys.AWAITED, keys.UNIQUE, keys.RESULT)
     left = [prefix for prefix in prefixes if store.redis.exists(prefix + job_id)]
     zsets = (store.queue, store.later, keys.ABORT)
     left += [zset for zset in zsets if any(e.split("|")[-1] == job_id for e in store.redis.zrange(zset, 0, -1))]
@@ -47,6 +47,7 @@ def test_what_was_started_before_goes_too_and_what_runs_stays(store: Store) -> N
     store.enqueue("retried", "lapsed", "strange")
     worker = store.worker()
     retried, strange = worker.take("retried", "lapsed", "strange")[::2]
+    store.redis.hset(keys.ONCE + "retried", "step", "done")
     worker.settle(again(retried, 60_000))
     worker.settle(again(strange, 60_000, keep=0, letter=b"new_one", flags="n"))
     store.redis.delete(keys.IN_PROGRESS + "lapsed")  # whose worker has died

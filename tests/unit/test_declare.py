@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -100,6 +101,16 @@ def test_arguments_of_which_no_key_can_be_made_are_refused_without_being_quoted(
     with pytest.raises(PayloadInvalid, match="no key can be made of the arguments") as caught:
         odd.request(Secret())
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_key_of_sets_is_the_same_in_each_process() -> None:
+    @handler(unique_for="1h")
+    async def tagged(ctx: Any, tags: set[str], kind: frozenset[str] = frozenset("xyz")) -> None: ...
+
+    text = b'{"kind":["x","y","z"],"tags":["a","b","c","d","e"]}'
+    expected = hashlib.sha256(text).hexdigest()[:32]
+    for request in (tagged.request(set("edcba")), tagged.request(set("abcde"), kind=frozenset("zyx"))):
+        assert request.options.get("key") == expected
 
 
 class Secret:

@@ -413,6 +413,9 @@ def test_a_digest_is_as_documented_and_the_same_everywhere() -> None:
     text = b'{"a":[1,{"x":[3,null],"y":2}],"b":"AA==","c":"2027-01-31T00:00:00Z","d":{"1":2}}'
     assert digest(nested) == hashlib.sha256(text).hexdigest()[:32]
     assert len({digest({"a": value}) for value in (1, 1.0, "1", True, None, [1], "\ud800")}) == 7
+    members = hashlib.sha256(b'{"a":["b","c","d","e","x"]}').hexdigest()[:32]
+    assert digest({"a": {"x", "e", "d", "c", "b"}}) == members, "each process has an order of its own"
+    assert digest({"a": Model("x", 1)}) == digest({"a": {"count": 1, "name": "x"}}), "a default, say"
     with pytest.raises(TypeError):
         digest({"a": object()})
 

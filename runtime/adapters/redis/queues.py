@@ -35,19 +35,28 @@ class _Said:
     since_ms: int | None = None
 
 
-async def pause(redis: Any, queue: str, reason: str, for_s: float | None, since_ms: int) -> None:
-    """Let no job of `queue` be claimed; another pause of it is replaced. None: until `resume`."""
+async def pause(redis: Any, queue: str, reason: str, for_s: float | None, since_ms: int) -> int:
+    """Let no job of `queue` be claimed; another pause of it is replaced. None: until `resume`.
+
+    Gives how many jobs wait for its end, if it has one: who sleeps may know of a pause that had none.
+    """
     said = to_json(_Said(reason, since_ms))
     await redis.set(keys.paused(queue), said, px=None if for_s is None else max(1, round(1000 * for_s)))
+    return 0 if for_s is None else await _announce(redis, queue)
 
 
 async def resume(redis: Any, queue: str) -> tuple[bool, int]:
     """Let jobs of `queue` be claimed, from now on: whether it was paused, and how many jobs there are."""
     was: int = await redis.delete(keys.paused(queue))
+    return was > 0, await _announce(redis, queue)
+
+
+async def _announce(redis: Any, queue: str) -> int:
+    """Let a worker look at `queue`, if there are jobs: how many there are."""
     there: int = await redis.zcard(queue)
     if there:
         await redis.zadd(keys.mark(queue), {b"0": 0})
-    return was > 0, there
+    return there
 
 
 async def pauses(redis: Any, queues: Sequence[str]) -> list[Pause | None]:
@@ -86,8 +95,9 @@ async def purge(
 ) -> Purged:
     """Remove every job of `queue` that nobody holds, in steps; `told` is called after each with how many have gone.
 
-    Whoever waits for one of them learns that it was cancelled. Nothing else is left: its id is free again at once. Jobs
-    that are added meanwhile may be removed or not; what is given back or retried meanwhile is not.
+    Whoever waits for one of them finds a result, for `TOLD_MS`: it was cancelled. Of others nothing is left, and their
+    ids are free at once. Jobs that are added meanwhile may be removed or not; what is given back or retried meanwhile
+    is not.
     """
     outcome = wire.encode_cancelled("", queue, b"", 0, serializer)
     gone = held = passed = 0

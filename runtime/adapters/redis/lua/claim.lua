@@ -317,6 +317,7 @@ if not (again and repeat_claim()) then
   scan()
   while paused and which < LAST do
     turn_to(which + 1)
+    paused = false -- where nothing is due, nobody asks
     scan()
   end
 end

@@ -52,7 +52,7 @@ local function of_queue(queue, unknown, schedule, paused)
   end
   local left = (due or first < math.huge) and pause_left(paused) or -2
   if left ~= -2 then
-    due, first = false, left > 0 and math.max(now + left, due and now or first) or math.huge
+    due, first = false, left >= 0 and math.max(now + left, due and now or first) or math.huge
   end
   return due, first < math.huge and first - now or -1
 end

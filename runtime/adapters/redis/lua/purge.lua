@@ -31,7 +31,7 @@ for i = 1, #page, 2 do
     passed = passed + (page[i + 1] == last and 1 or 0)
   else
     gone[#gone + 1], is_gone[id], awaited[id] = id, true, known[i + 1] or nil
-    for _, prefix in ipairs({ JOB, RETRY, OWN, AWAITED, UNIQUE }) do
+    for _, prefix in ipairs({ JOB, RETRY, OWN, ONCE, AWAITED, UNIQUE }) do
       drop[#drop + 1] = prefix .. id
     end
   end
