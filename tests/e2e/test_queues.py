@@ -145,6 +145,18 @@ def test_who_sleeps_is_told_when_a_pause_is_given_an_end(redis_url: str) -> None
         assert len(door.rung_at) == 1
 
 
+def test_who_sleeps_is_woken_by_a_resume_also_where_there_are_schedules_alone(redis_url: str) -> None:
+    with Door() as door, Redis.from_url(redis_url) as redis:
+        redis.zadd(keys.schedule("default"), {"stopped": "inf"})
+        queue(redis_url, "pause", "default")
+        queue(redis_url, "resume", "default", RUNTIME_WAKE_URL=door.url)
+        assert not door.rung_at, "a schedule that is paused is never due"
+        redis.zadd(keys.schedule("default"), {"seldom": 1000 * time.time() + 3_600_000})
+        queue(redis_url, "pause", "default")
+        queue(redis_url, "resume", "default", RUNTIME_WAKE_URL=door.url)
+        assert len(door.rung_at) == 1, "nobody stayed awake for it while the queue was paused"
+
+
 def test_a_worker_goes_to_sleep_on_a_paused_queue_and_wakes_with_it(redis_url: str) -> None:
     settings: dict[str, Any] = {"RUNTIME_HTTP": "on", "PORT": 0, "RUNTIME_SLEEP_AFTER": "5s"}
     with Worker(MODULE, redis=redis_url, **settings) as worker:

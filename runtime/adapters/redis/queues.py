@@ -38,7 +38,7 @@ class _Said:
 async def pause(redis: Any, queue: str, reason: str, for_s: float | None, since_ms: int) -> int:
     """Let no job of `queue` be claimed; another pause of it is replaced. None: until `resume`.
 
-    Gives how many jobs wait for its end, if it has one: who sleeps may know of a pause that had none.
+    Gives how many jobs and schedules wait for its end, if it has one: who sleeps may know of a pause that had none.
     """
     said = to_json(_Said(reason, since_ms))
     await redis.set(keys.paused(queue), said, px=None if for_s is None else max(1, round(1000 * for_s)))
@@ -46,17 +46,21 @@ async def pause(redis: Any, queue: str, reason: str, for_s: float | None, since_
 
 
 async def resume(redis: Any, queue: str) -> tuple[bool, int]:
-    """Let jobs of `queue` be claimed, from now on: whether it was paused, and how many jobs there are."""
+    """Let jobs of `queue` be claimed, from now on: whether it was paused, and how many jobs and schedules there are.
+
+    Who is to see to them may have gone to sleep meanwhile.
+    """
     was: int = await redis.delete(keys.paused(queue))
     return was > 0, await _announce(redis, queue)
 
 
 async def _announce(redis: Any, queue: str) -> int:
-    """Let a worker look at `queue`, if there are jobs: how many there are."""
-    there: int = await redis.zcard(queue)
-    if there:
+    """Let a worker look at `queue`, if there are jobs. How many there are, and schedules that are not paused."""
+    jobs: int = await redis.zcard(queue)
+    if jobs:
         await redis.zadd(keys.mark(queue), {b"0": 0})
-    return there
+    schedules: int = await redis.zcount(keys.schedule(queue), "-inf", "(inf")
+    return jobs + schedules
 
 
 async def pauses(redis: Any, queues: Sequence[str]) -> list[Pause | None]:
