@@ -178,4 +178,7 @@ async def _resume(client: Client, one: Listed, now_ms: int, args: argparse.Names
     next_ms = table.after(now_ms) if table else now_ms  # then a worker says when it is due after that
     await client.ask(lambda redis: schedules.resume(redis, one.queue, one.name, next_ms))
     say(f"{plain(one.name)}: " + (f"next at {_short(next_ms)}" if table else "resumed"))
+    await client.wake(one.queue)  # nobody had to stay awake for it
+    tell_of_ringing(client)
+    await answered(client)
     return 0

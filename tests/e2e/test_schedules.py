@@ -260,6 +260,14 @@ def test_without_an_alarm_it_stays_awake_for_its_schedule_and_says_for_which(tcp
         wait_until(lambda: "the schedule seldom is due in" in why(), 30, "it says why")
         assert "RUNTIME_ALARM is not set" in why()
 
+        assert schedule(tcp_url, "pause", "seldom", "-Q", "sleepers").returncode == 0
+        one.wait_for("WORKER_QUIET")
+        wake_url = f"http://localhost:{site.port}/wake"
+        resume = ("schedule", "resume", "seldom", "-Q", "sleepers")
+        resumed = command(*resume, REDIS_URL=tcp_url, RUNTIME_WAKE_URL=wake_url)
+        assert "answered" in resumed.stderr
+        wait_until(lambda: "the schedule seldom is due in" in why(), 30, "it is awake for it again")
+
 
 HALF_A_DAY_MS = 43_200_000
 
