@@ -231,7 +231,7 @@ async def hooked(ctx: Ctx, how: str = "") -> str:
     note("run", ctx["job_id"], ctx.get("by_start"))
     ctx["by_run"] = ctx["job_id"]
     if how == "retry" and ctx["job_try"] == 1:
-        raise Retry
+        raise Retry(defer=0.2)  # what comes after the first run is over before the second begins
     if how == "fail":
         raise ValueError(how)
     return how
