@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -67,8 +66,7 @@ def _cases(
 
 def _outcomes(cases: Sequence[Case]) -> Iterator[Outcome]:
     """As they come. Each in a process of its own: whatever it leaves behind ends with it."""
-    heed_hangups = (signal.signal, (signal.SIGHUP, signal.SIG_DFL))  # under nohup, workers are to ignore them
-    with ProcessPoolExecutor(SIDE_BY_SIDE, get_context("spawn"), *heed_hangups, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(SIDE_BY_SIDE, get_context("spawn"), max_tasks_per_child=1) as pool:
         for run in as_completed([pool.submit(Case.run, case) for case in cases]):
             yield run.result()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ class Case:
 
     def run(self) -> Outcome:
         began = time.monotonic()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, workers are to ignore it
         verdict = perform(self.find(), self.subject, seed=self.seed, full=self.full)
         return Outcome(self, verdict, time.monotonic() - began)
 

@@ -142,6 +142,8 @@ class Store:
             here.subscribe(keys.here(queue or self.queue))
             assert here.get_message(timeout=10)["type"] == "subscribe"
             yield
+            here.unsubscribe()
+            assert here.get_message(timeout=10)["type"] == "unsubscribe"
 
     def ages(self, job_id: str, by_ms: float) -> None:
         """As if a job that is due had come so much earlier."""
