@@ -101,6 +101,7 @@ class Retinue:
         self._handlers = handlers
         self._buckets = buckets
         self._queues = [queue for group in groups for queue in group.queues]
+        self._schedules = registry.schedules(handlers, self._queues)
         self._log = log
         self._listener = listener
         self._egress = egress
@@ -131,6 +132,7 @@ class Retinue:
         self._silence = Silence(
             self._queues,
             handlers,
+            self._schedules,
             source,
             self._presence,
             keeper,
@@ -205,9 +207,8 @@ class Retinue:
         group.start_soon(self._beside, "bringing jobs forward", self._bring_forward)
         group.start_soon(self._beside, "telling of the limits", self._tell_of_limits)
         group.start_soon(self._beside, "looking at what Redis deletes", self._warn_of_eviction)
-        schedules = registry.schedules(self._handlers, self._queues)
-        if schedules:
-            group.start_soon(self._fire, schedules)
+        if self._schedules:
+            group.start_soon(self._fire)
 
     async def _unhurried(self) -> None:
         """While something is imported all else stands still, 5 ms at a time."""
@@ -245,13 +246,13 @@ class Retinue:
             await anyio.sleep(0.02)
         await self._silence.while_speaking(self._heartbeats.run)
 
-    async def _fire(self, schedules: "Sequence[Schedule]") -> None:
+    async def _fire(self) -> None:
         from runtime.adapters.redis.schedules import RedisSchedules
         from runtime.engine.scheduler import Scheduler
 
         store = RedisSchedules(lent(self._source.redis, self._egress.of("schedules")), self._serializer)
         trouble = LogJournal(self._log, self._settings.log_level).trouble
-        scheduler = Scheduler(schedules, store, self.bulletins.fired, lambda text: trouble(text, ""))
+        scheduler = Scheduler(self._schedules, store, self.bulletins.fired, lambda text: trouble(text, ""))
         while True:
             await self._beside("firing schedules", lambda: self._silence.while_speaking(scheduler.run))
             await anyio.sleep(AGAIN_S)

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -18,6 +19,9 @@ from runtime.engine.lifetime import Lifetime
 from runtime.engine.pools import Pools
 from runtime.ports import Away
 
+if TYPE_CHECKING:
+    from runtime.core.schedule import Schedule
+
 FAREWELL_S = 3.0
 """How long the last heartbeat, and the last spans, may take."""
 COUNTED_S = 2.0
@@ -31,6 +35,7 @@ class Silence:
         self,
         queues: Sequence[str],
         handlers: Collection[str],
+        schedules: "Sequence[Schedule]",
         source: RedisSource,
         presence: Presence,
         keeper: LeaseKeeper,
@@ -44,6 +49,7 @@ class Silence:
     ) -> None:
         self._queues = queues
         self._handlers = handlers
+        self._schedules = schedules
         self._source = source
         self._presence = presence
         self._keeper = keeper
@@ -63,7 +69,7 @@ class Silence:
         await self._presence.leave()
 
     async def due_in(self) -> Due | None:
-        return await self._source.outlook(self._queues, self._handlers)
+        return await self._source.outlook(self._queues, self._handlers, self._schedules)
 
     async def fall_silent(self) -> None:
         self._speaking = anyio.Event()

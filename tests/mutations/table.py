@@ -951,7 +951,7 @@ OUTLOOK = _of(
     ("what is past is due", "math.ceil(first - now)", "math.ceil(math.max(first - now, 1))"),
     ("a schedule counts", "if at and (not score or at < score) then", "if false then"),
     ("the first of both", "if at and (not score or at < score) then", "if at then"),
-    ("unless nobody here can fire it", "if knows[all[i]] then", "if true then"),
+    ("unless nobody here can fire it", "if fires[number .. '|' .. all[i]] then", "if true then"),
     ("its name is told", "return tonumber(all[i + 1]), all[i]", "return tonumber(all[i + 1]), ''"),
     ("one that is paused is never due", "'-inf', '(inf'", "'-inf', 'inf'"),
     ("schedules of a wrong type are none", "try('ZRANGEBYSCORE', schedule", "redis.call('ZRANGEBYSCORE', schedule"),

@@ -289,9 +289,17 @@ def test_it_is_due_for_who_knows_its_handler_and_somebody_is_woken_for_it(board:
     assert (outlook(board.store, "report") or 0) < 0
     assert outlook(board.store, "other") is None
     assert need(board.store).calls
-    due = board.store.run(scripts.outlook(board.store.scripts, [board.store.queue], ["report"]))
+    due = board.store.run(scripts.outlook(board.store.scripts, [board.store.queue], ["report"], [board.schedule]))
     assert due is not None
     assert due.schedule == "report"
+
+
+def test_it_keeps_nobody_awake_whose_handler_has_lost_it_or_has_it_in_another_queue(board: Board) -> None:
+    board.is_due(ago_ms=1000)
+    assert outlook(board.store, "report", fires=[]) is None
+    elsewhere = replace(board.schedule, queue="elsewhere")
+    assert outlook(board.store, "report", queues=(board.store.queue, "elsewhere"), fires=[elsewhere]) is None
+    assert outlook(board.store, "report", queues=("elsewhere", board.store.queue), fires=[board.schedule]) is not None
 
 
 def test_its_next_occurrence_is_looked_forward_to(board: Board) -> None:
@@ -300,7 +308,7 @@ def test_its_next_occurrence_is_looked_forward_to(board: Board) -> None:
     assert need(board.store).next_in_s == pytest.approx(30, abs=1)
     board.store.enqueue("a", delay_ms=10_000)
     assert need(board.store).next_in_s == pytest.approx(10, abs=1)
-    due = board.store.run(scripts.outlook(board.store.scripts, [board.store.queue], ["report"]))
+    due = board.store.run(scripts.outlook(board.store.scripts, [board.store.queue], ["report"], [board.schedule]))
     assert due is not None
     assert due.schedule is None
     assert due.in_s == pytest.approx(10, abs=1)

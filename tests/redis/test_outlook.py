@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from runtime.adapters.redis import keys, scripts
+from runtime.core.schedule import Every, Schedule
 from tests.redis.store import DAY_MS, Store, again
 from tests.redis.test_need import need
 
 
-def outlook(store: Store, *knows: str, queues: tuple[str, ...] = ()) -> float | None:
-    """Seconds until something is due, for a worker that knows these handlers."""
-    due = store.run(scripts.outlook(store.scripts, queues or (store.queue,), knows))
+def outlook(
+    store: Store, *knows: str, queues: tuple[str, ...] = (), fires: Sequence[Schedule] | None = None
+) -> float | None:
+    """Seconds until something is due, for a worker that knows these handlers; each has a schedule in the first queue."""
+    queues = queues or (store.queue,)
+    if fires is None:
+        fires = [Schedule(name, queues[0], Every(3_600_000)) for name in knows]
+    due = store.run(scripts.outlook(store.scripts, queues, knows, fires))
     return None if due is None else due.in_s
 
 

@@ -349,16 +349,20 @@ async def forward(redis: Any, queue: str, ids: Sequence[str | bytes]) -> int:
     return moved
 
 
-async def outlook(redis: Any, queues: Sequence[str], handlers: Collection[str]) -> "Due | None":
+async def outlook(
+    redis: Any, queues: Sequence[str], handlers: Collection[str], schedules: "Sequence[Schedule]"
+) -> "Due | None":
     """The first moment at which a job of `queues` is due, a lease on one, or a schedule; None: there is none.
 
     Jobs that were given back to wait for a worker that knows their handler count only if it is one of `handlers`, and
-    so do schedules; those of a queue that is paused are due at the end of the pause, if it has one.
+    schedules only if they are of `schedules`; those of a queue that is paused are due at the end of the pause, if it
+    has one.
     """
     from runtime.core.lifecycle import Due  # no job waits for it
 
     names = [name for queue in queues for name in _of_queue(queue)]
-    in_ms, schedule = await script("outlook")(redis, names, list(handlers))
+    fired = [word for one in schedules for word in (queues.index(one.queue) + 1, one.name)]
+    in_ms, schedule = await script("outlook")(redis, names, [len(handlers), *handlers, *fired])
     return None if in_ms == b"-" else Due(float(in_ms) / 1000, schedule.decode("utf-8", "replace") or None)
 
 

@@ -51,6 +51,7 @@ from runtime.ports import Away, Pulled
 
 if TYPE_CHECKING:
     from runtime.core.lifecycle import Due
+    from runtime.core.schedule import Schedule
 
 WAIT_REPLY_S = 3.0
 """For so much longer than was asked a blocking wait may take, a new connection included; then it is taken for lost."""
@@ -395,14 +396,16 @@ class RedisSource:
     async def news(self, after: int) -> int:
         return await self._ear.news(after)
 
-    async def outlook(self, queues: Sequence[str], handlers: Collection[str]) -> "Due | None":
+    async def outlook(
+        self, queues: Sequence[str], handlers: Collection[str], schedules: "Sequence[Schedule]"
+    ) -> "Due | None":
         """When the first job of `queues` is due, a lease on one, or a schedule, by the primary; None: none at all.
 
-        Jobs that wait for a worker that knows their handler count only if it is one of `handlers`, and so do schedules;
-        those of a queue that is paused are due at the end of the pause, if it has one.
+        Jobs that wait for a worker that knows their handler count only if it is one of `handlers`, and schedules only if
+        they are of `schedules`; those of a queue that is paused are due at the end of the pause, if it has one.
         """
         with self._asking("look"):
-            return await scripts.outlook(self.redis, queues, handlers)
+            return await scripts.outlook(self.redis, queues, handlers, schedules)
 
     async def disconnect(self) -> None:
         """Close every connection; what is asked next opens new ones."""
