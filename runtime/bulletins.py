@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime import __version__
 from runtime.adapters import process
@@ -16,7 +16,6 @@ from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.tasks import what_they_do
 from runtime.core.lifecycle import State
 from runtime.core.policy import describe
-from runtime.core.schedule import Move, Schedule
 from runtime.core.span import spell
 from runtime.core.text import one_line
 from runtime.engine.actor import Actor
@@ -24,6 +23,9 @@ from runtime.groups import Group
 from runtime.health import Health
 from runtime.registry import Handlers
 from runtime.settings import Settings
+
+if TYPE_CHECKING:  # most workers have none
+    from runtime.core.schedule import Move, Schedule
 
 MOST_NAMED = 10
 """A line names so many occurrences and jobs."""
@@ -99,7 +101,7 @@ class Bulletins:
             data={"state": state, "reason": why, "sent_ago_s": sent},
         )
 
-    def fired(self, schedule: Schedule, move: Move, added: Sequence[bool], late_ms: int) -> None:
+    def fired(self, schedule: "Schedule", move: "Move", added: Sequence[bool], late_ms: int) -> None:
         """A schedule was due: which occurrences have a job now, and how long ago the first of all that were due was."""
         first, fires = move.first_ms or 0, move.fires
         about = {

@@ -17,6 +17,8 @@ class Board:
         self.fired: dict[str, int] = {}
         """The jobs there have been, and how often each was added."""
         self.away = False
+        self.refuses: str | None = None
+        """The queue of a wrong type."""
         self.lost_replies = 0
         """So many calls from now on are done, and not answered."""
         self.looks = 0
@@ -30,6 +32,8 @@ class Board:
     async def fire(self, schedule: Schedule, move: Move) -> Sequence[bool] | None:
         if self.away:
             raise Away("away")
+        if schedule.queue == self.refuses:
+            raise Away("WRONGTYPE", refused=True)
         added = self._fire(schedule, move)
         self._answer()
         return added

@@ -32,7 +32,7 @@ class Cron:
         self.zone = _zone(zone)
         self.text = f"{self._expression} {zone}"
         try:
-            next(CronSim(self._expression, datetime.now(UTC)))
+            next(CronSim(self._expression, datetime.now(self.zone)))  # summer time may leave out all there are
         except CronSimError as error:
             raise ValueError(f"{self._expression!r:.60} is no cron expression: {str(error).lower()}") from None
         except StopIteration:

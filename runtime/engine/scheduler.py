@@ -6,7 +6,8 @@ from typing import Protocol
 
 import anyio
 
-from runtime.core.schedule import Move, Schedule, Standing, decide
+from runtime.core.schedule import SET_BACK_MS, Move, Schedule, Standing, decide
+from runtime.core.text import one_line
 from runtime.ports import Away, Schedules
 
 JITTER_S = 0.05
@@ -15,6 +16,8 @@ LOOK_S = 30.0
 """The longest time between two looks: what operators and other versions do is seen then."""
 AWAY_S = 1.0
 """Between two tries while the store is away."""
+AGAIN_MS = 1000
+"""Between two tries for one schedule that is refused, or of which another worker was first to tell."""
 
 
 class Told(Protocol):
@@ -37,7 +40,9 @@ class Scheduler:
         self._store = store
         self._told = told
         self._troubled = troubled
-        self._begins = True
+        self._untold = {*schedules}
+        """Those of which the store has not been told since this worker began, or since the store's clock was set back."""
+        self._seen_ms = 0
 
     async def run(self) -> None:
         """Until cancelled, at any moment. A store that is away is waited for; then what was missed is caught up."""
@@ -54,22 +59,35 @@ class Scheduler:
         """Fire what is due, and say when (by the clock of this loop) something will be. Raises `Away`."""
         now_ms, standings = await self._store.look(self._schedules)
         looked_at = anyio.current_time()
+        if now_ms < self._seen_ms - SET_BACK_MS:
+            self._untold = {*self._schedules}
+        begins, self._seen_ms = bool(self._untold), now_ms
         nexts = [
             await self._see_to(schedule, standing, now_ms)
             for schedule, standing in zip(self._schedules, standings, strict=True)
         ]
-        if self._begins:
+        if begins and not self._untold:
             await self._store.forget(self._schedules)
-            self._begins = False
         due_in_s = [(next_ms - now_ms) / 1000 for next_ms in nexts if next_ms is not None]
         return looked_at + min([LOOK_S, *due_in_s])
 
     async def _see_to(self, schedule: Schedule, standing: Standing, now_ms: int) -> int | None:
         """When it is to be seen to next; None: not by this worker, as far as it knows."""
-        move = decide(schedule, standing, now_ms, begins=self._begins)
+        begins = schedule in self._untold
+        move = decide(schedule, standing, now_ms, begins=begins)
         if move is None:
+            self._untold.discard(schedule)
             return standing.next_ms if standing.next_ms is not None and standing.next_ms > now_ms else None
-        added = await self._store.fire(schedule, move)
+        try:
+            added = await self._store.fire(schedule, move)
+        except Away as away:
+            if not away.refused:
+                raise
+            self._troubled(f"the schedule {one_line(schedule.name)} cannot be fired: {away.cause}")
+            return now_ms + AGAIN_MS  # others may be in a queue that is well
+        if added is None and begins:
+            return now_ms + AGAIN_MS  # another worker was first, and may be of another version: ours is to be told of
+        self._untold.discard(schedule)
         if added is not None and move.first_ms is not None:
             self._told(schedule, move, added, now_ms - move.first_ms)
         return move.next_ms  # also where another worker was first: it has reckoned as we have

@@ -182,6 +182,58 @@ async def test_a_store_that_has_forgotten_everything_is_told_again() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_an_old_version_that_fires_between_look_and_word_of_a_new_one_is_not_obeyed() -> None:
+    newer = replace(HOURLY, timetable=Every(7 * SECOND))
+    async with trio.open_nursery() as nursery:
+        fleet = Fleet(nursery, HOURLY)
+        fleet.start()
+        await anyio.sleep(1)
+        fire, overtaken = fleet.board.fire, list[Schedule]()
+
+        async def old_is_first(schedule: Schedule, move: Move) -> Sequence[bool] | None:
+            if schedule is newer and not overtaken:
+                overtaken.append(schedule)
+                await fire(HOURLY, Move(move.standing, (move.standing.next_ms or 0) + HOUR))
+            return await fire(schedule, move)
+
+        fleet.board.fire = old_is_first  # type: ignore[method-assign]
+        fleet.start(newer)
+        await anyio.sleep(60)
+        assert overtaken
+        assert len(fleet.moments("hourly")) == pytest.approx(8, abs=1), "every 7 seconds"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_clock_that_is_set_forward_and_back_stops_no_schedule() -> None:
+    async with trio.open_nursery() as nursery:
+        fleet = Fleet(nursery, TICK, HOURLY)
+        for _ in range(2):
+            fleet.start()
+        await anyio.sleep(60)
+        fleet.board.now_ms = lambda: now_ms() + 365 * DAY
+        await anyio.sleep(60)
+        fleet.board.now_ms = now_ms
+        before = fleet.moments("tick")
+        await anyio.sleep(LOOK_S + 60)
+        assert len(fleet.moments("tick")) - len(before) >= 12
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_that_the_store_refuses_stops_no_other() -> None:
+    async with trio.open_nursery() as nursery:
+        fleet = Fleet(nursery, replace(TICK, queue="spoilt", name="odd"), TICK)
+        fleet.board.refuses = "spoilt"
+        fleet.start()
+        await anyio.sleep(61)
+        assert len(fleet.moments("tick")) == pytest.approx(11, abs=1)
+        assert fleet.moments("odd") == []
+        assert fleet.board.looks < 90
+        fleet.board.refuses = None
+        await anyio.sleep(10)
+        assert fleet.moments("odd")
+        nursery.cancel_scope.cancel()
+
+
 # Celery beat's schedules of the fourth user document, over a year, in three replicas that come and go.
 
 OTTO = [

@@ -294,6 +294,8 @@ def test_a_declaration_is_a_handler_with_a_timetable() -> None:
         (lambda: cron("0 3 * *"), "five fields"),
         (lambda: cron("0 25 * * *"), "bad hour"),
         (lambda: cron("0 0 31 2 *"), "bad day-of-month"),
+        (lambda: cron("0 0 */31 * MON#5"), "never comes about"),
+        (lambda: cron("0 30 2 * 3 7L", tz="Europe/Berlin"), "never comes about"),  # spring leaves it out
         (lambda: cron(3), "no cron expression"),  # type: ignore[arg-type]
         (lambda: cron("0 3 * * *", tz="Mars/Base"), "pip install tzdata"),
         (lambda: cron("0 3 * * *", tz="../../etc/passwd"), "no time zone"),
