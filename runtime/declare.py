@@ -195,6 +195,12 @@ class _Decorator:
     def __call__(self, function: Callable[Concatenate[Any, P], R]) -> Handler[P, R]: ...
 
     def __call__(self, function: Callable[..., Any]) -> Any:
+        if isinstance(function, Handler):
+            raise HandlerInvalid(
+                f"{function.name!r} at {function.spec.where} is a handler already",
+                hint="one decorator is enough: @cron and @every take the options of @handler; "
+                "for a second schedule, a second function that calls the first",
+            )
         code = getattr(function, "__code__", None)
         where = f"{code.co_filename}:{code.co_firstlineno}" if code else "?"
         name = self._name or getattr(function, "__name__", None)
@@ -369,7 +375,7 @@ def cron(
     return _scheduled(
         lambda: Cron(expression, tz),
         misfire,
-        handler(**handled),
+        handled,
     )
 
 
@@ -389,15 +395,22 @@ def every(
     return _scheduled(
         lambda: timetables.every(span),
         misfire,
-        handler(**handled),
+        handled,
     )
 
 
-def _scheduled(timetable: Callable[[], Timetable], misfire: Misfire, decorate: _Decorator) -> _Scheduled:
+def _scheduled(timetable: Callable[[], Timetable], misfire: Misfire, handled: Handled) -> _Scheduled:
     from runtime.core.schedule import MISFIRES
 
+    unknown = sorted(handled.keys() - Handled.__annotations__.keys())
+    if unknown:
+        known = ", ".join(Handled.__annotations__)
+        raise HandlerInvalid(
+            f"{unknown[0]!r} is nothing that a handler with a schedule may be told", hint=f"its options are {known}"
+        )
     if misfire not in MISFIRES:
         raise HandlerInvalid(f"misfire={misfire!r:.40}: it is one of {', '.join(MISFIRES)}")
+    decorate = handler(**handled)
     try:
         return _Scheduled(decorate, timetable(), misfire)
     except (TypeError, ValueError) as error:

@@ -6,7 +6,7 @@
   runtime schedule resume NAME    fire it again, from its next time on; what was due meanwhile is not caught up
 
 The queues are those of -Q, else those of the handlers found here and of all that workers have said they serve. Workers
-see a change when a schedule is due, and within 30 s.
+see a change when a schedule is due, and within 30 s; if none is awake, one is woken for a schedule that is resumed.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from runtime.client import Client
 from runtime.core.errors import UsageInvalid
 from runtime.core.schedule import Timetable, occurrences
 from runtime.core.span import spell
+from runtime.core.spec import DEFAULT_QUEUE
 from runtime.core.text import plain
 
 SHOWN = 3
@@ -73,7 +74,7 @@ async def _found(redis: Any, named: Sequence[str], *, ask_workers: bool) -> tupl
     if ask_workers:
         queues.update(queue for beat in beats for queue in beat.queues)
     found: list[Listed] = []
-    for queue in sorted(queues):
+    for queue in sorted(queues or {DEFAULT_QUEUE}):
         now_ms, listed = await schedules.listed(redis, queue)
         found += listed
     return now_ms, found

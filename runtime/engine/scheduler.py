@@ -40,7 +40,7 @@ class Scheduler:
         self._store = store
         self._told = told
         self._troubled = troubled
-        self._untold = {*schedules}
+        self._untold = {one.name for one in schedules}
         """Those of which the store has not been told since this worker began, or since the store's clock was set back."""
         self._seen_ms = 0
 
@@ -60,7 +60,7 @@ class Scheduler:
         now_ms, standings = await self._store.look(self._schedules)
         looked_at = anyio.current_time()
         if now_ms < self._seen_ms - SET_BACK_MS:
-            self._untold = {*self._schedules}
+            self._untold = {one.name for one in self._schedules}
         begins, self._seen_ms = bool(self._untold), now_ms
         nexts = [
             await self._see_to(schedule, standing, now_ms)
@@ -73,10 +73,10 @@ class Scheduler:
 
     async def _see_to(self, schedule: Schedule, standing: Standing, now_ms: int) -> int | None:
         """When it is to be seen to next; None: not by this worker, as far as it knows."""
-        begins = schedule in self._untold
+        begins = schedule.name in self._untold
         move = decide(schedule, standing, now_ms, begins=begins)
         if move is None:
-            self._untold.discard(schedule)
+            self._untold.discard(schedule.name)
             return standing.next_ms if standing.next_ms is not None and standing.next_ms > now_ms else None
         try:
             added = await self._store.fire(schedule, move)
@@ -87,7 +87,7 @@ class Scheduler:
             return now_ms + AGAIN_MS  # others may be in a queue that is well
         if added is None and begins:
             return now_ms + AGAIN_MS  # another worker was first, and may be of another version: ours is to be told of
-        self._untold.discard(schedule)
+        self._untold.discard(schedule.name)
         if added is not None and move.first_ms is not None:
             self._told(schedule, move, added, now_ms - move.first_ms)
         return move.next_ms  # also where another worker was first: it has reckoned as we have

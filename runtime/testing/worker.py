@@ -88,8 +88,7 @@ class Worker:
         )
         store = AgedSchedules(redis, serializer, clock.ahead_ms)
         self._scheduler = Scheduler(schedules, store, _nobody_of_schedules) if schedules else None
-        self._unscheduled = entries.keys() - {schedule.name for schedule in schedules}
-        """Asked about these alone, Redis leaves schedules out."""
+        self._schedules = schedules
         self._statistics = Statistics()
         self._running: asyncio.Task[None] | None = None
         self._keeper.start()
@@ -103,7 +102,7 @@ class Worker:
 
     async def due_in_s(self) -> float | None:
         """Seconds until the first job of its queues is due, a lease on one, or a schedule; None: there is nothing."""
-        due = await self._source.outlook(self._queues, self._entries)
+        due = await self._source.outlook(self._queues, self._entries, self._schedules)
         return None if due is None else max(0.0, due.in_s)
 
     async def run_due(self) -> None:
@@ -190,7 +189,7 @@ class Worker:
                 return
 
     async def _jobs_are_due(self) -> bool:
-        due = await self._source.outlook(self._queues, self._unscheduled)
+        due = await self._source.outlook(self._queues, self._entries, ())
         return due is not None and due.in_s <= 0
 
 

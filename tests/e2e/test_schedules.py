@@ -222,6 +222,10 @@ def test_an_operator_lists_runs_pauses_and_resumes_them(tcp_url: str, runs: Runs
         assert "there are: tick, tock" in wrong.stderr
         assert schedule(tcp_url, "pause", "tick", "--reason", "x" * 201).returncode == 2
         assert one.running
+        assert one.stop() == 0
+    runs.path.with_name("pyproject.toml").write_text("[tool.runtime]\nhandlers = []\n")
+    nobody = command("schedule", "list", folder=runs.path.parent, REDIS_URL=tcp_url, PYTHONPATH=ROOT).stdout
+    assert "tick" in nobody, "no worker is there, nor a handler: it looks at arq's default queue"
 
 
 def test_it_is_in_the_log_what_was_fired_and_what_was_missed(tcp_url: str, runs: Runs) -> None:
@@ -267,6 +271,21 @@ def test_without_an_alarm_it_stays_awake_for_its_schedule_and_says_for_which(tcp
         resumed = command(*resume, REDIS_URL=tcp_url, RUNTIME_WAKE_URL=wake_url)
         assert "answered" in resumed.stderr
         wait_until(lambda: "the schedule seldom is due in" in why(), 30, "it is awake for it again")
+
+
+def test_a_resume_wakes_who_went_to_sleep_while_it_was_paused(tcp_url: str, runs: Runs) -> None:
+    with sleeper(tcp_url, runs).up() as one:
+        site = site_of(one)
+        wait_until(lambda: "seldom" in schedule(tcp_url, "list", "-Q", "sleepers").stdout)
+        assert "paused" in schedule(tcp_url, "pause", "seldom", "-Q", "sleepers").stdout
+        one.wait_for("WORKER_QUIET")
+        wake = {"REDIS_URL": tcp_url, "RUNTIME_WAKE_URL": f"http://localhost:{site.port}/wake"}
+        assert "/wake answered" in command("schedule", "resume", "seldom", "-Q", "sleepers", **wake).stderr
+
+        def why() -> str:
+            return "; ".join(site.ask("GET", "/health").json["awake_because"])
+
+        wait_until(lambda: "the schedule seldom is due in" in why(), 30, "it has somebody to fire it")
 
 
 HALF_A_DAY_MS = 43_200_000

@@ -319,6 +319,22 @@ def test_a_handler_that_needs_arguments_has_nobody_to_give_them() -> None:
         every("60s")(mail)  # type: ignore[arg-type]
 
 
+def test_options_that_would_do_nothing_are_refused() -> None:
+    for option in ("unique_for", "quota", "timezone"):
+        options: dict[str, Any] = {option: None}
+        with pytest.raises(HandlerInvalid, match=f"'{option}' is nothing"):
+            every("60s", **options)
+        with pytest.raises(HandlerInvalid, match=f"'{option}' is nothing"):
+            cron("0 3 * * *", **options)
+
+
+def test_one_decorator_does_not_swallow_another() -> None:
+    again: Any = every("60s")
+    for decorate in (handler, handler(timeout="5s"), again, cron("0 3 * * *")):
+        with pytest.raises(HandlerInvalid, match="'beat' at .* is a handler already"):
+            decorate(beat)
+
+
 def test_spans_are_as_elsewhere() -> None:
     assert spans("1h30m") == spans(5400) == Every(5_400_000)
     assert Every(5_400_000).text == "every 1 h 30 m"
