@@ -50,7 +50,6 @@ from runtime.silence import Silence
 
 if TYPE_CHECKING:
     from runtime.adapters.http.server import HttpServer
-    from runtime.core.schedule import Schedule
     from runtime.desk import Desk
 
 IMPORTS_AFTER_S = 0.3

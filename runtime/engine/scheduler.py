@@ -41,7 +41,7 @@ class Scheduler:
         self._told = told
         self._troubled = troubled
         self._untold = {one.name for one in schedules}
-        """Those of which the store has not been told since this worker began, or since the store's clock was set back."""
+        """Those of which the store has not been told since this worker began, or its clock was set back."""
         self._seen_ms = 0
 
     async def run(self) -> None:

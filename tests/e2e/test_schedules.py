@@ -273,21 +273,6 @@ def test_without_an_alarm_it_stays_awake_for_its_schedule_and_says_for_which(tcp
         wait_until(lambda: "the schedule seldom is due in" in why(), 30, "it is awake for it again")
 
 
-def test_a_resume_wakes_who_went_to_sleep_while_it_was_paused(tcp_url: str, runs: Runs) -> None:
-    with sleeper(tcp_url, runs).up() as one:
-        site = site_of(one)
-        wait_until(lambda: "seldom" in schedule(tcp_url, "list", "-Q", "sleepers").stdout)
-        assert "paused" in schedule(tcp_url, "pause", "seldom", "-Q", "sleepers").stdout
-        one.wait_for("WORKER_QUIET")
-        wake = {"REDIS_URL": tcp_url, "RUNTIME_WAKE_URL": f"http://localhost:{site.port}/wake"}
-        assert "/wake answered" in command("schedule", "resume", "seldom", "-Q", "sleepers", **wake).stderr
-
-        def why() -> str:
-            return "; ".join(site.ask("GET", "/health").json["awake_because"])
-
-        wait_until(lambda: "the schedule seldom is due in" in why(), 30, "it has somebody to fire it")
-
-
 HALF_A_DAY_MS = 43_200_000
 
 

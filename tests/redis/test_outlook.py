@@ -15,7 +15,7 @@ from tests.redis.test_need import need
 def outlook(
     store: Store, *knows: str, queues: tuple[str, ...] = (), fires: Sequence[Schedule] | None = None
 ) -> float | None:
-    """Seconds until something is due, for a worker that knows these handlers; each has a schedule in the first queue."""
+    """Seconds until something is due, for a worker of these handlers; each has a schedule in the first queue."""
     queues = queues or (store.queue,)
     if fires is None:
         fires = [Schedule(name, queues[0], Every(3_600_000)) for name in knows]

@@ -331,7 +331,7 @@ def test_options_that_would_do_nothing_are_refused() -> None:
 def test_one_decorator_does_not_swallow_another() -> None:
     again: Any = every("60s")
     for decorate in (handler, handler(timeout="5s"), again, cron("0 3 * * *")):
-        with pytest.raises(HandlerInvalid, match="'beat' at .* is a handler already"):
+        with pytest.raises(HandlerInvalid, match=r"'beat' at .* is a handler already"):
             decorate(beat)
 
 

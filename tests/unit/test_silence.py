@@ -40,7 +40,7 @@ def test_nothing_begins_in_the_turn_in_which_it_falls_silent(turns: int) -> None
     async def run() -> None:
         mute: Any = Mute()
         keeper: Any = MuteKeeper()
-        silence = Silence(["q"], [], mute, mute, keeper, mute, mute, mute, mute, mute, mute, None)
+        silence = Silence(["q"], [], [], mute, mute, keeper, mute, mute, mute, mute, mute, mute, None)
         going_on = 0
 
         async def part() -> None:

@@ -401,8 +401,8 @@ class RedisSource:
     ) -> "Due | None":
         """When the first job of `queues` is due, a lease on one, or a schedule, by the primary; None: none at all.
 
-        Jobs that wait for a worker that knows their handler count only if it is one of `handlers`, and schedules only if
-        they are of `schedules`; those of a queue that is paused are due at the end of the pause, if it has one.
+        Jobs that wait for a worker that knows their handler count only if it is one of `handlers`, and schedules only
+        if they are of `schedules`; those of a queue that is paused are due at the end of the pause, if it has one.
         """
         with self._asking("look"):
             return await scripts.outlook(self.redis, queues, handlers, schedules)
