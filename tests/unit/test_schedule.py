@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -339,3 +341,8 @@ def test_spans_are_as_elsewhere() -> None:
     assert spans("1h30m") == spans(5400) == Every(5_400_000)
     assert Every(5_400_000).text == "every 1 h 30 m"
     assert datetime.fromtimestamp(Every(7 * DAY).after(NOON) / 1000, UTC).weekday() == 3, "a Thursday"
+
+
+def test_a_worker_without_schedules_does_not_import_them() -> None:
+    script = "import sys, runtime.app; print([name for name in sys.modules if 'schedul' in name or 'cron' in name])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
