@@ -28,8 +28,8 @@ Hook = Callable[[dict[Any, Any]], Any]
 OF_ARQ = frozenset(inspect.signature(Worker).parameters)
 """What arq reads of a settings class; all else in it is the application's own."""
 TYPES = "runtime_types"
-WITHOUT_EFFECT = ("poll_delay", "queue_read_limit", "handle_signals", "allow_abort_jobs", "log_results")
-"""Nothing is polled for; signals drain; every job can be aborted; arguments and results are never logged."""
+WITHOUT_EFFECT = ("poll_delay", "queue_read_limit", "handle_signals", "log_results")
+"""Nothing is polled for; signals drain; arguments and results are never logged."""
 HOOKS = ("on_startup", "on_shutdown", "on_job_start", "on_job_end", "after_job_end")
 MOST_JOBS = 1000
 
@@ -60,6 +60,8 @@ class Application:
     """That goes before how long."""
     max_tries: int
     retry_jobs: bool
+    allow_abort_jobs: bool
+    """Aborts are looked for at short intervals. (Where it is not set, when leases are extended.)"""
     burst: bool
     max_burst_jobs: int
     """Below zero: as many as there are."""
@@ -221,6 +223,7 @@ def _read(name: str, said: _Said) -> Application:
         keep_result_forever=said.switch("keep_result_forever", False),
         max_tries=said.whole("max_tries", 5, 1, 2**31),
         retry_jobs=said.switch("retry_jobs", True),
+        allow_abort_jobs=said.switch("allow_abort_jobs", False),
         burst=said.switch("burst", False),
         max_burst_jobs=said.whole("max_burst_jobs", -1, -(2**31), 2**31),
         health_check_key=said.get("health_check_key") or queue + health_check_key_suffix,

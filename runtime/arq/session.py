@@ -14,6 +14,8 @@ from arq.cron import CronJob
 from arq.jobs import Job
 from redis.exceptions import RedisError
 
+from runtime.adapters.redis import keys
+from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.telemetry.logs import Log, Within
 from runtime.arq import crons
@@ -37,6 +39,8 @@ CLOCK_S = 10.0
 """The longest sleep until a moment of the wall clock, which may be set meanwhile."""
 LOOK_S = 0.1
 """In burst mode, how often is looked whether the queue is empty."""
+ABORTS_S = 0.25
+"""While jobs run, how often is looked whether arq's client has asked to abort one: arq looks every 0.5 s."""
 MOST_AFTERWARDS = 100
 """So many after_job_end go on at once; then no job begins, as arq keeps the slot of each."""
 MOST_RUNS = 10_000
@@ -152,6 +156,8 @@ class Session:
                     if not cron.unique and cron.job_id is None:
                         beside.start_soon(self._enqueue_for_itself, redis, cron)
                 beside.start_soon(self._tell_health, redis)
+                if self._application.allow_abort_jobs:
+                    beside.start_soon(self._look_for_aborts, redis)
                 if self._burst:
                     beside.start_soon(self._end_burst, redis)
                 async with anyio.create_task_group() as self._afterwards:
@@ -233,14 +239,31 @@ class Session:
             else:
                 await anyio.sleep(every_s)
 
+    async def _look_for_aborts(self, redis: ArqRedis) -> None:
+        """arq's client leaves a flag, and tells nobody."""
+        ask: Any = redis.execute_command
+        while True:
+            await anyio.sleep(ABORTS_S)
+            claims = self._keeper.claims()
+            if not claims:
+                continue
+            with suppress(*_AWAY):
+                flags = await ask("ZMSCORE", keys.ABORT, *(keys.id_bytes(one.id) for one in claims))
+                for claim, flag in zip(claims, flags, strict=True):
+                    if flag not in (None, claim.abort_ms):
+                        self._keeper.look(claim.token)
+
     # Burst
 
     async def _end_burst(self, redis: ArqRedis) -> None:
-        """When nothing is left: jobs that run, or wait for their time, are still in the queue."""
+        """When nothing is left but what other workers know: jobs that run or are deferred are still in the queue."""
+        ask: Any = redis.execute_command
         while self._left != 0:
             await anyio.sleep(LOOK_S)
             with suppress(*_AWAY):
-                if not await redis.zcard(self._application.queue):
+                waiting = await ask("HVALS", keys.unknown(self._application.queue))
+                others = sum(name.decode("utf-8", "replace") not in self.handlers for name in waiting)
+                if await redis.zcard(self._application.queue) <= others:
                     break
         self._drain()
 
@@ -256,9 +279,10 @@ class Session:
         if self._left is not None:
             self._left += room
 
-    def source(self, *args: Any, **options: Any) -> RedisSource:
+    def source(self, *args: Any, keeper: LeaseKeeper, **options: Any) -> RedisSource:
         """The queue, as this session follows it."""
-        return _Followed(self, *args, **options)
+        self._keeper = keeper
+        return _Followed(self, *args, keeper=keeper, **options)
 
 
 class _Followed(RedisSource):

@@ -164,7 +164,7 @@ async def returns_an_error(ctx: Ctx) -> Exception:
     return TypeError("a value")
 
 
-async def unserializable(ctx: Ctx) -> Any:
+async def unserializable(ctx: Ctx, n: int) -> Any:
     return lambda: None
 
 

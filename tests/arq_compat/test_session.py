@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import time
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from arq.connections import ArqRedis
+from arq.worker import JobExecutionFailed
 from redis import Redis
 
+from tests.arq_compat import documented
 from tests.arq_compat.test_arq_mode import SOON_S, Make, do, enqueue, outcome
 from tests.e2e.test_sleep import Sleeper
 from tests.processes import Worker, command, wait_until
@@ -88,6 +92,36 @@ def test_a_burst_of_so_many_jobs_leaves_the_others(make: Make) -> None:
     with Redis.from_url(make.url) as redis:
         assert redis.zcard("arq:queue") == 13
         assert not list(redis.scan_iter("arq:in-progress:*"))
+
+
+def test_a_burst_leaves_jobs_of_functions_that_it_lacks(make: Make) -> None:
+    enqueue(make, ("again", (), {"_job_id": "known"}), ("task", (), {"_job_id": "new"}))
+    assert make.burst("Old").returncode == 0
+    assert outcome(make, "known")[1] == JobExecutionFailed("max 5 retries exceeded")
+    assert make.burst("Usual").returncode == 0
+    assert outcome(make, "new") == (True, 42, 1)
+
+
+def test_an_abort_does_not_wait_for_the_next_extension_of_a_lease(make: Make) -> None:
+    async def play(pool: ArqRedis) -> None:
+        for name in ("one", "two"):
+            job = await pool.enqueue_job("long", _job_id=name)
+            assert job is not None
+            await asyncio.to_thread(wait_until, lambda name=name: f"run {name} 1" in make.noted(), SOON_S)
+            assert await job.abort(timeout=10, poll_delay=0.02)
+
+    with served(make, "Usual", RUNTIME_LEASE="120s") as worker:
+        worker.up()
+        do(make, play)
+
+
+def test_a_class_that_is_not_vouched_for_is_named(make: Make) -> None:
+    item = documented.Item("a", [])
+    enqueue(make, ("task", (item,), {"_job_id": "one"}))
+    assert make.burst("Usual").returncode == 0
+    told = str(outcome(make, "one")[1])
+    assert "tests.arq_compat.documented.Item" in told
+    assert "runtime_types" in told
 
 
 def test_a_worker_that_sleeps_shuts_the_application_and_starts_it_again(make: Make) -> None:

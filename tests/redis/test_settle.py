@@ -54,6 +54,14 @@ def test_a_job_that_keeps_no_result_leaves_none(store: Store) -> None:
     assert not store.redis.exists(keys.RESULT + "a")
 
 
+def test_a_result_that_is_kept_for_ever_does_not_expire(store: Store) -> None:
+    store.enqueue("a")
+    worker = store.worker()
+    assert worker.settle(replace(done(worker.one("a"), b"42"), result_ms=None)).trouble == []
+    assert store.raw.pttl(keys.RESULT + "a") == -1
+    assert store.redis.getdel(keys.RESULT + "a") == "42"
+
+
 def test_many_kinds_of_outcomes_settle_in_one_call(store: Store) -> None:
     store.enqueue("done", "dead", "again", "back", "lost")
     worker = store.worker()

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 from runtime.adapters.redis import documents, pickles
 from runtime.adapters.redis.pickles import MAX_BYTES, Admitted, RemoteError, Undecodable
 from runtime.adapters.redis.pickles.machine import NONE_ADMITTED
-from runtime.adapters.redis.pickles.values import check_tree, refuse
+from runtime.adapters.redis.pickles.values import NOT_LISTED, check_tree, refuse
 from runtime.core.errors import SettingsInvalid
 from runtime.core.job import Codec
 from runtime.core.values import frozen
@@ -28,6 +28,9 @@ __all__ = ["MAX_BYTES", "Serializer", "Undecodable", "dumps", "loads", "named", 
 
 _JSON: Final = re.compile(rb"[ \t\r\n]*\{")
 _MAPS: Final = frozenset({*range(0x81, 0x90), 0xDE, 0xDF})
+_CLASS: Final = re.compile(r"[\w.]{1,100}", re.ASCII)
+"""What of a body may stand in a log: no text that somebody has put there but the dotted name of a class."""
+MOST_NAMED: Final = 3
 _PICKLERS: Final = ("pickle", "_pickle", "cloudpickle", "dill")
 
 
@@ -98,7 +101,7 @@ def loads(data: bytes, serializer: Serializer | None = None, *, any_error: bool 
             return pickles.loads(data, any_error=any_error), "pickle"
         return _load(data, any_error)
     if serializer.admitted is not None:
-        return _load(data, any_error, serializer.admitted)
+        return _load_admitted(data, any_error, serializer.admitted)
     try:
         return _load_custom(data, serializer), "pickle" if serializer.runs_code else "custom"
     except Undecodable as refusal:
@@ -124,6 +127,18 @@ def _load(data: bytes, any_error: bool, admitted: Admitted = NONE_ADMITTED) -> t
         reason = "it is nested too deep"
     except Exception as error:  # whose text may quote the body
         reason = f"not well-formed {_SPELT[codec]} ({type(error).__name__})"
+    raise Undecodable(reason)
+
+
+def _load_admitted(data: bytes, any_error: bool, admitted: Admitted) -> tuple[object, Codec]:
+    """The same. A refusal names the classes that somebody could vouch for."""
+    try:
+        return _load(data, any_error, admitted)
+    except Undecodable as refusal:
+        reason = refusal.reason
+    if reason == NOT_LISTED:
+        named = [name for name in pickles.strangers(data, admitted) if _CLASS.fullmatch(name)]
+        reason += f": {', '.join(named[:MOST_NAMED])} (classes of your own are named in runtime_types)"
     raise Undecodable(reason)
 
 

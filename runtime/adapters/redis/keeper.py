@@ -97,6 +97,11 @@ class LeaseKeeper:
             for token in tokens:
                 self._held.pop(token, None)
 
+    def claims(self) -> list[Claim]:
+        """Those whose leases are kept, but for those that are known to be aborted."""
+        with self._lock:
+            return [held.claim for held in self._held.values() if not held.abort_told]
+
     def holds(self, token: str) -> bool:
         return token in self._held
 

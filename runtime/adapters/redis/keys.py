@@ -8,7 +8,7 @@ arq's keys (arq 0.28 `constants.py`): ids are global over all queues of a databa
 | `arq:job:<id>` | string: body | ours 90 days or its expiry plus 7 days; stock 24 h after it is due |
 | `arq:in-progress:<id>` | string: token | the lease |
 | `arq:retry:<id>` | string: starts | 8 days (arq keeps it for 88 400 s) |
-| `arq:result:<id>` | string: result | 1 h, or as the handler says |
+| `arq:result:<id>` | string: result | 1 h, or as the handler says; none where arq's `keep_result_forever` does |
 | `arq:abort` | zset: id → ms | as long as it holds flags: until their jobs end, or for 8 days |
 
 Ours, all under `rt:`:

@@ -264,7 +264,8 @@ class Settling:
     delay_ms: int = 0
     own: bytes = field(default=b"", repr=False)
     result: bytes = field(default=b"", repr=False)
-    result_ms: int = 0
+    result_ms: int | None = 0
+    """None: for ever."""
     letter: bytes = field(default=b"", repr=False)
     body: bytes = field(default=b"", repr=False)
     flags: str = ""
@@ -294,7 +295,7 @@ async def settle(
     for one in batch:
         args += [
             one.id, one.token, one.place, one.starts, one.what, one.keep_starts, one.delay_ms,
-            one.own, one.result, one.result_ms, one.letter, one.body, one.flags,
+            one.own, one.result, "" if one.result_ms is None else one.result_ms, one.letter, one.body, one.flags,
         ]  # fmt: skip
     verdicts, dropped, trouble = await script("settle")(
         redis,

@@ -646,14 +646,14 @@ def _as_asked(settlement: Settlement, serializer: Serializer | None, with_body: 
     body = claim.body if with_body else b""
     match outcome:
         case Done() | Dead() | Cancelled():
-            keep_ms = _ms(settlement.keep_result_s)
+            keep_ms = None if settlement.keep_result_s == math.inf else _ms(settlement.keep_result_s)
             letter = to_json(wire.letter_of(claim, settlement)) if isinstance(outcome, Dead) else b""
             encode = wire.encode_marker if least else wire.encode_result
             aborted = "a" if claim.abort_ms is not None else ""
             return scripts.Settling(
                 **common,
                 what="end",
-                result=encode(settlement, serializer) if keep_ms else b"",
+                result=b"" if keep_ms == 0 else encode(settlement, serializer),
                 result_ms=keep_ms,
                 letter=letter,
                 body=claim.body if letter and not least else b"",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import field
+from functools import partial
 from types import NoneType
 from typing import Any, cast
 
@@ -119,31 +120,43 @@ _SHAPE: dict[str, tuple[type, ...]] = {
 def encode_result(settlement: Settlement, serializer: Serializer | None = None) -> bytes:
     """The result of an ended job, in the codec of its body.
 
-    A value that cannot be kept makes no failure of a success: a marker stands for it. Only pickles can hold an
-    exception; in the others a failure's `r` is the text `name: message`, and `asyncio.exceptions.CancelledError` for a
-    job that was cancelled. (Stock `Job.result()` raises `SerializationError` with it.)
+    A value that cannot be kept makes no failure of a success, but in an arq application: a marker stands for it. Only
+    pickles can hold an exception; in the others a failure's `r` is the text `name: message`, and
+    `asyncio.exceptions.CancelledError` for a job that was cancelled. (Stock `Job.result()` raises `SerializationError`
+    with it.)
     """
     outcome = settlement.outcome
     assert isinstance(outcome, Done | Dead | Cancelled)
-    codec = _codec_of(settlement.claim, serializer)
-    try:
-        return _encode(_result_fields(settlement), outcome, codec, serializer)
-    except TypeError:  # too large, or it holds what no reader would admit
-        return encode_marker(settlement, serializer)
+    codec, fields = _codec_of(settlement.claim, serializer), _result_fields(settlement)
+    with suppress(TypeError):  # too large, or it holds what no reader would admit
+        return _encode(fields, outcome, codec, serializer)
+    if isinstance(outcome, Done):
+        with suppress(TypeError):
+            return codecs.dumps({**fields, **_marked(outcome, serializer)}, codec, serializer)
+    return encode_marker(settlement, serializer)
 
 
 def encode_marker(settlement: Settlement, serializer: Serializer | None = None) -> bytes:
     """The result of an ended job without its arguments, and with a marker instead of its value."""
     outcome = settlement.outcome
     assert isinstance(outcome, Done | Dead | Cancelled)
-    if isinstance(outcome, Done):
-        outcome = Done(f"{NO_RESULT}: {type(outcome.result).__name__}")
     fields: dict[str, object] = {**_result_fields(settlement), "a": (), "k": {}}
-    codec = _codec_of(settlement.claim, serializer)
+    if isinstance(outcome, Done):
+        encode = partial(codecs.dumps, {**fields, **_marked(outcome, serializer)})
+    else:
+        encode = partial(_encode, fields, outcome)
     try:
-        return _encode(fields, outcome, codec, serializer)
+        return encode(_codec_of(settlement.claim, serializer), serializer)
     except TypeError:  # not even the names: half a surrogate pair, say, where text is UTF-8
-        return _encode(fields, outcome, "pickle", None)
+        return encode("pickle", None)
+
+
+def _marked(outcome: Done, serializer: Serializer | None) -> dict[str, object]:
+    """What stands for a value that cannot be kept. In an application of arq's, arq's meaning of it holds: a failure."""
+    kind = type(outcome.result).__name__
+    if serializer is not None and serializer.revive is not None:
+        return {"s": False, "r": f"unable to serialize result: {kind}"}
+    return {"s": True, "r": f"{NO_RESULT}: {kind}"}
 
 
 def encode_cancelled(job_id: str, queue: str, body: bytes, starts: int, serializer: Serializer | None = None) -> bytes:

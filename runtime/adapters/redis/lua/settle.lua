@@ -4,7 +4,7 @@
 -- ARGV  1 number of this batch  2 most dead letters kept  3 how long they are kept (ms)
 --       then thirteen for each outcome:
 --         id, token, place, starts, what ('end', 'again' after a delay, 'back' to its place),
---         starts to keep, delay (ms), own, result, result's ttl (ms), letter, body, flags
+--         starts to keep, delay (ms), own, result, result's ttl (ms; '' for ever), letter, body, flags
 --       own, result, letter and body may be ''. Flags: c completed, f failed, a clear the abort flag,
 --       u no longer unknown, n unknown (`letter` is then the handler's name), x cancelled, b the letter's body is the one
 --       that is there.
@@ -109,7 +109,7 @@ local completed, failed, wake = 0, 0, false
 
 local function write_end(job)
   if job.result ~= '' then
-    try('SET', RESULT .. job.id, job.result, 'PX', job.ttl)
+    try('SET', RESULT .. job.id, job.result, unpack(job.ttl ~= '' and { 'PX', job.ttl } or {}))
   end
   out[#out + 1] = job.id
   completed = completed + (flagged(job, 'c') and 1 or 0)

@@ -33,6 +33,7 @@ from runtime.adapters.redis.pickles.values import (
     MAX_KEY_NODES,
     MAX_NODES,
     MAX_OPCODES,
+    NOT_LISTED,
     Admitted,
     RemoteError,
     Undecodable,
@@ -502,7 +503,7 @@ def _constructor(module: object, name: object, any_error: bool) -> _Constructor:
         dotted = f"{module}.{name}"
         if any_error and len(dotted) <= _LONGEST_NAME and all(part.isidentifier() for part in dotted.split(".")):
             return _remote_error(dotted)
-    raise Undecodable("it refers to a class that is not on the list")
+    raise Undecodable(NOT_LISTED)
 
 
 def _wrong_arguments() -> NoReturn:

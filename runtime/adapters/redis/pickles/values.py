@@ -53,6 +53,9 @@ class RemoteError:
 RemoteError("", ())  # with the first of a class its `__init__` is compiled; nothing is to be while a body is read
 
 
+NOT_LISTED: Final = "it refers to a class that is not on the list"
+
+
 def refuse(reason: str) -> NoReturn:
     raise Undecodable(reason)
 
