@@ -254,7 +254,7 @@ def _check_quotas(handlers: Handlers) -> None:
 def _walk(name: str) -> Iterator[ModuleType | Problem]:
     """The module, and if it is a package those in it; in the place of one that cannot be imported, why."""
     try:
-        module = _import_one(name)
+        module = import_one(name)
     except (HandlerInvalid, LimitInvalid) as problem:
         yield problem
         return
@@ -263,7 +263,8 @@ def _walk(name: str) -> Iterator[ModuleType | Problem]:
         yield from _walk(child.name)
 
 
-def _import_one(name: str) -> ModuleType:
+def import_one(name: str) -> ModuleType:
+    """The module of this name. Raises `HandlerInvalid` with the line that failed."""
     try:
         return importlib.import_module(name)
     except (HandlerInvalid, LimitInvalid):

@@ -1,7 +1,6 @@
 """What the settings class of an arq application says, checked before anything is started."""
 
 import inspect
-import pkgutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
@@ -21,7 +20,7 @@ from runtime.arq import address, codec, crons
 from runtime.core.errors import HandlerInvalid
 from runtime.core.policy import describe
 from runtime.core.values import frozen
-from runtime.registry import make_importable
+from runtime.registry import import_one, make_importable
 
 Hook = Callable[[dict[Any, Any]], Any]
 
@@ -105,14 +104,13 @@ def read(name: str) -> Application:
 def _import(name: str) -> object:
     if "." not in name:
         raise HandlerInvalid(f"--arq {name}: it is the dotted name of a settings class", hint="app.WorkerSettings")
+    module, _, attribute = name.rpartition(".")
     try:
-        return pkgutil.resolve_name(name)
-    except (Exception, SystemExit) as error:
-        failure = describe(error)
+        return getattr(import_one(module), attribute)
+    except AttributeError:
         raise HandlerInvalid(
-            f"the arq settings {name} cannot be imported",
-            cause=f"{failure.error}: {failure.text}",
-            hint="name them as for the command arq: package.module.WorkerSettings",
+            f"the module {module!r} has no {attribute}",
+            hint="name the settings as for the command arq: package.module.WorkerSettings",
         ) from None
 
 

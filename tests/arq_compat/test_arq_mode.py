@@ -462,7 +462,9 @@ def test_two_workers_share_a_queue(make: Make) -> None:
 
 
 WRONG: dict[str, tuple[str, str]] = {
-    "nothing here": ("nowhere.WorkerSettings", "cannot be imported"),
+    "nothing here": ("nowhere.WorkerSettings", "there is no module 'nowhere'"),
+    "no settings": ("tests.arq_compat.Nothing", "the module 'tests.arq_compat' has no Nothing"),
+    "a broken module": ("functions = [no_such_function]", "broken.py:5 NameError"),
     "no name": ("WorkerSettings", "dotted name"),
     "functions": ("functions = [print]", "functions has print"),
     "a dotted name": ("functions = ['no.such.function']", "functions has no.such.function"),
