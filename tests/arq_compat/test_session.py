@@ -115,6 +115,15 @@ def test_an_abort_does_not_wait_for_the_next_extension_of_a_lease(make: Make) ->
         do(make, play)
 
 
+def test_the_log_says_where_a_function_failed(make: Make) -> None:
+    with Worker(arguments=["--arq", "tests.arq_compat.documented.Jobs"], **make.settings) as worker:
+        worker.up()
+        enqueue(make, ("fails", ("builtin",), {"_job_id": "one"}))
+        (dead,) = worker.wait_for("JOB_DEAD")
+    assert "documented.py" in dead["traceback"]
+    assert "a text" in dead["message"]
+
+
 def test_a_class_that_is_not_vouched_for_is_named(make: Make) -> None:
     item = documented.Item("a", [])
     enqueue(make, ("task", (item,), {"_job_id": "one"}))

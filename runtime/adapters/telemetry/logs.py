@@ -32,6 +32,8 @@ SAME_CAUSE_S = 10.0
 """The same trouble is told once in so long."""
 UNKNOWN_EVERY_S = 300.0
 """A handler that is not there, likewise: a job for it comes back in so long at the latest."""
+FRAMES = 25
+"""Of the calls that led to a failure, the innermost are told."""
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 _BY_LEVEL = (("error", logging.ERROR), ("warning", logging.WARNING), ("info", logging.INFO))
 _COLOURS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
@@ -330,6 +332,9 @@ class LogJournal(Journal):
                     **fields,
                 )
             case Dead(reason=reason, failure=failure):
+                if failure.raised is not None and failure.raised.__traceback__ is not None:
+                    # Lines of code alone: an exception's own text may be of any length, and is there already.
+                    fields["traceback"] = "".join(traceback.format_tb(failure.raised.__traceback__, -FRAMES))
                 self._log.error(
                     f"Job failed: {job} is a dead letter ({reason}): {failure.error}: {failure.text}",
                     event_name="JOB_DEAD",
