@@ -9,7 +9,7 @@ run: $(VENV)/run.stamp
 	@$(BIN)/python -m tests.standins.demo
 
 test: check
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile
+	$(BIN)/python -m pytest -q -n 5 --dist loadfile
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
