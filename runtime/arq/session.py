@@ -239,9 +239,9 @@ class Session:
             else:
                 await anyio.sleep(every_s)
 
-    async def _look_for_aborts(self, redis: ArqRedis) -> None:
+    async def _look_for_aborts(self, redis: Any) -> None:
         """arq's client leaves a flag, and tells nobody."""
-        ask: Any = redis.execute_command
+        ask = redis.execute_command
         while True:
             await anyio.sleep(ABORTS_S)
             claims = self._keeper.claims()
@@ -255,9 +255,9 @@ class Session:
 
     # Burst
 
-    async def _end_burst(self, redis: ArqRedis) -> None:
+    async def _end_burst(self, redis: Any) -> None:
         """When nothing is left but what other workers know: jobs that run or are deferred are still in the queue."""
-        ask: Any = redis.execute_command
+        ask = redis.execute_command
         while self._left != 0:
             await anyio.sleep(LOOK_S)
             with suppress(*_AWAY):
