@@ -256,6 +256,15 @@ def _functions(said: _Said, zone: tzinfo | None) -> Mapping[str, Function | Cron
 
 
 def _check_times(cron: CronJob, zone: tzinfo | None) -> None:
+    for name, within in crons.WITHIN.items():
+        said = getattr(cron, name)
+        values = cast("Iterable[object]", said if isinstance(said, crons.SEVERAL) else (said,))
+        # arq would look for such a time for ever.
+        if not any(value in within or not isinstance(value, int) for value in values):
+            raise HandlerInvalid(
+                f"cron_jobs has {cron.name} with {name}={said!r:.60}",
+                hint=f"{name} is from {within[0]} to {within[-1]}",
+            )
     try:
         crons.times(cron, zone).after(round(1000 * time.time()))
     except Exception as error:  # a weekday that is none, or a date that no year has

@@ -10,6 +10,15 @@ from arq.utils import to_unix_ms
 from runtime.core.values import frozen
 
 FIELDS = ("month", "day", "weekday", "hour", "minute", "second", "microsecond")
+WITHIN = {
+    "month": range(1, 13),
+    "day": range(1, 32),
+    "weekday": range(7),
+    "hour": range(24),
+    "minute": range(60),
+    "second": range(60),
+}
+SEVERAL = (set, frozenset, list, tuple)
 NO_TIME = timedelta()
 KEEP_S = 60.0
 """So long at least the result of an occurrence is kept, also where none is asked for. A stock arq worker whose clock is
@@ -51,7 +60,7 @@ class ArqTimetable:
 
 
 def _spelt(value: object) -> str:
-    if not isinstance(value, set | list | tuple):
+    if not isinstance(value, SEVERAL):
         return str(value)
     several = sorted({*cast("Iterable[int]", value)})
     in_a_row = len(several) > 2 and several == list(range(several[0], several[-1] + 1))

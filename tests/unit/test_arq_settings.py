@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -164,3 +165,19 @@ def test_jobs_wait_for_the_hooks_of_those_before(monkeypatch: pytest.MonkeyPatch
 def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     said = {"functions": [task], "redis_settings": RedisSettings(password="s3cret")}
     assert "s3cret" not in repr(application(monkeypatch, tmp_path, said))
+
+
+@pytest.mark.parametrize("times", [{"hour": {25}}, {"minute": 60}, {"hour": set()}, {"month": 0}])
+def test_a_cron_job_at_times_that_arq_would_look_for_for_ever_is_refused(
+    times: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "never.py").write_text(
+        "from arq import cron\nasync def tidy(ctx): ...\n"
+        f"class WorkerSettings:\n    cron_jobs = [cron(tidy, **{times!r})]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "never", raising=False)
+    (name,) = times
+    with pytest.raises(HandlerInvalid, match=f"tidy with {name}="):
+        arq.read("never.WorkerSettings")
