@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from runtime.core import limits
-from runtime.core.errors import HandlerInvalid, Invalid, PayloadInvalid
+from runtime.core.errors import HandlerInvalid, Invalid, OptionInvalid, PayloadInvalid
 from runtime.core.lifespan import Lifespan
 from runtime.core.limits import Keyed, one_each
 from runtime.core.middleware import CallNext, Middleware
@@ -208,6 +208,10 @@ class _Decorator:
             raise HandlerInvalid(
                 f"a handler at {where} has no name that is a text", hint="give it one: @handler(name=…)"
             )
+        try:
+            check_name("name", name)
+        except OptionInvalid as problem:
+            raise HandlerInvalid(f"a handler at {where}: {problem.message}") from None
         if code and not code.co_argcount and not code.co_flags & _TAKES_ANY_NUMBER:
             raise HandlerInvalid(f"the handler {name!r} at {where} takes no context", hint="its first parameter is ctx")
         from runtime.adapters.payload import defaults, yields

@@ -118,6 +118,14 @@ class Secret:
         return "s3cret"
 
 
+@pytest.mark.parametrize("name", ["\ud800", "n" * 513])
+def test_a_name_that_could_not_travel_is_refused(name: str) -> None:
+    async def task(ctx: Context) -> None: ...
+
+    with pytest.raises(HandlerInvalid, match=f"{HERE}:\\d+: name="):
+        handler(name=name)(task)
+
+
 def test_a_generator_is_refused() -> None:
     async def many(ctx: Any) -> Any:
         yield 1
