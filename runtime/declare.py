@@ -20,7 +20,7 @@ from runtime.core.quota import Counted, Quota
 from runtime.core.request import Options, Request, check_name, check_options
 from runtime.core.retry import Retry
 from runtime.core.span import Span, seconds
-from runtime.core.spec import DEFAULT_QUEUE, Spec
+from runtime.core.spec import DEFAULT_QUEUE, Spec, declared_at
 
 if TYPE_CHECKING:
     from runtime.adapters.payload import Signature
@@ -202,7 +202,7 @@ class _Decorator:
                 "for a second schedule, a second function that calls the first",
             )
         code = getattr(function, "__code__", None)
-        where = f"{code.co_filename}:{code.co_firstlineno}" if code else "?"
+        where = declared_at(function)
         name = self._name or getattr(function, "__name__", None)
         if not isinstance(name, str):
             raise HandlerInvalid(
@@ -466,7 +466,7 @@ def _middleware(function: Around, queue: str | None = None) -> Middleware:
     from runtime.adapters.payload import is_async
 
     code = getattr(function, "__code__", None)
-    where = f"{code.co_filename}:{code.co_firstlineno}" if code else "?"
+    where = declared_at(function)
     name = str(getattr(function, "__name__", function))
     if not is_async(function):
         raise HandlerInvalid(

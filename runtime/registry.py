@@ -86,7 +86,7 @@ class Inventory:
 
 
 def inventory(modules: Sequence[str] = (), folder: Path | None = None) -> Inventory:
-    """What `collect` and `buckets` are about, with every mistake instead of the first."""
+    """What `collect` and `equipment` are about, with every mistake instead of the first."""
     try:
         names = _named(modules, folder)
     except HandlerInvalid as problem:

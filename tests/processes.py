@@ -55,12 +55,12 @@ async def until(fact: Callable[[], object], timeout_s: float = 10.0) -> None:
 
 
 @contextmanager
-def program(*command: object) -> Iterator[None]:
-    """Another program that runs meanwhile, and is killed then; it says nothing."""
+def program(*command: object, **settings: object) -> Iterator[None]:
+    """Another program that runs meanwhile, with these settings, and is killed then; it says nothing."""
     process = subprocess.Popen(
         [str(word) for word in command],
         cwd=ROOT,
-        env=environment(),
+        env=environment(**settings),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -14,7 +14,7 @@ from runtime.arq import crons
 from runtime.core.errors import LeaseLost, RetryLater, Snooze
 from runtime.core.policy import Final
 from runtime.core.retry import Retry
-from runtime.core.spec import Spec
+from runtime.core.spec import Spec, declared_at
 from runtime.declare import Handler
 from runtime.engine.context import Context
 
@@ -80,12 +80,7 @@ def _spec(function: Function | CronJob, application: "Application") -> Spec:
         timeout_s=application.job_timeout_s if function.timeout_s is None else function.timeout_s,
         retry=AS_OFTEN_AS_ASKED,
         keep_result_s=math.inf if for_ever else keep_s,
-        where=_where(function.coroutine),
+        where=declared_at(inspect.unwrap(function.coroutine)),
         timetable=crons.timetable(function, application.timezone) if isinstance(function, CronJob) else None,
         shared_id=function.job_id if isinstance(function, CronJob) else None,
     )
-
-
-def _where(function: Any) -> str:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else "?"

@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Generic, NoReturn, TypeVar, cast
 
 from runtime.core.errors import HandlerInvalid, LifespanMissing
+from runtime.core.spec import declared_at
 
 S = TypeVar("S")
 
@@ -25,7 +26,7 @@ class Lifespan(Generic[S]):
         self.close_s = close_s
         code = getattr(function, "__code__", None)
         self.name = str(getattr(function, "__name__", function))
-        self.where = f"{code.co_filename}:{code.co_firstlineno}" if code else "?"
+        self.where = declared_at(function)
         self.function = function
         self.opened: Callable[[], AbstractAsyncContextManager[S]] = asynccontextmanager(
             cast("Callable[[], AsyncGenerator[S]]", function)

@@ -41,3 +41,9 @@ class Spec:
     """The id of all jobs that its timetable makes, where they share one."""
     where: str = ""
     """`file:line` of the declaration, for messages."""
+
+
+def declared_at(function: object) -> str:
+    """`file:line` of a function, for messages; `?` for what has no code of its own."""
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else "?"

@@ -60,6 +60,14 @@ def body(function: str) -> bytes:
     return pickle.dumps({"t": None, "f": function, "a": (), "k": {}, "et": round(time.time() * 1000)})
 
 
+def others_hold(redis: Any, count: int) -> None:
+    """So many jobs stand at the head of the queue, and somebody else runs them."""
+    for n in range(count):
+        redis.set(f"arq:in-progress:held {n}", b"1", px=60_000)
+        redis.set(f"arq:job:held {n}", body("task"))
+        redis.zadd("arq:queue", {f"held {n}": 1000 + n})
+
+
 def test_g2_an_id_is_taken_for_arqs_client_while_a_result_is_kept(make: Make) -> None:
     """That is the client's rule, and the same for both; `keep_result=0` frees it at once."""
     enqueue(make, ("task", (), {"_job_id": "one"}))
@@ -76,10 +84,7 @@ def test_g2_an_id_is_taken_for_arqs_client_while_a_result_is_kept(make: Make) ->
 
 def test_g4_jobs_that_others_hold_hide_no_others(make: Make) -> None:
     with redis_of(make) as redis:
-        for n in range(150):
-            redis.set(f"arq:in-progress:held {n}", b"1", px=60_000)
-            redis.set(f"arq:job:held {n}", body("task"))
-            redis.zadd("arq:queue", {f"held {n}": 1000 + n})
+        others_hold(redis, 150)
     enqueue(make, ("task", (), {"_job_id": "free"}))
     with make.start("Usual") as worker:
         if ours(make):
@@ -91,10 +96,7 @@ def test_g4_jobs_that_others_hold_hide_no_others(make: Make) -> None:
 
 def test_g5_jobs_that_others_hold_are_not_asked_for_again_and_again(make: Make) -> None:
     with redis_of(make) as redis:
-        for n in range(50):
-            redis.set(f"arq:in-progress:held {n}", b"1", px=60_000)
-            redis.set(f"arq:job:held {n}", body("task"))
-            redis.zadd("arq:queue", {f"held {n}": 1000 + n})
+        others_hold(redis, 50)
         enqueue(make, ("task", (), {"_job_id": "free"}))
         with make.start("Usual") as worker:
             assert ended(make, worker, "free")

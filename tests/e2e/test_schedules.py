@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tests.campaign.needs import STRACE
 from tests.e2e import scheduled
 from tests.e2e.waking import Door
 from tests.http.asking import site_of
-from tests.processes import ROOT, Worker, command, environment, wait_until
+from tests.processes import ROOT, Worker, command, program, wait_until
 
 QUEUE = "arq:queue"
 SKEWED = ROOT / "tests" / "campaign" / "skewed"
@@ -71,19 +71,9 @@ def worker(url: str, runs: Runs, *queues: str, skew_s: float = 0.0, **settings: 
     return Worker("tests.e2e.scheduled", redis=url, arguments=named, **{scheduled.FILE: runs.path, **settings})
 
 
-@contextmanager
-def stock_worker(url: str, runs: Runs, ahead_s: float) -> Iterator[None]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.scheduled", url, str(ahead_s)],
-        cwd=ROOT,
-        env=environment(**{scheduled.FILE: runs.path}),
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
+def stock_worker(url: str, runs: Runs, ahead_s: float) -> AbstractContextManager[None]:
+    settings = {scheduled.FILE: runs.path}
+    return program(sys.executable, "-m", "tests.e2e.scheduled", url, ahead_s, **settings)
 
 
 def beat_for_beat(url: str, runs: Runs, length: Callable[[], bool]) -> None:

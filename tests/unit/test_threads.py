@@ -34,6 +34,23 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 30))
 
 
+class Counted:
+    """A call that takes a moment, and counts how many of it are made at once."""
+
+    def __init__(self) -> None:
+        self.most = self._now = 0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> int:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        time.sleep(0.02)
+        with self._lock:
+            self._now -= 1
+        return 21
+
+
 class Gate:
     """A call that waits in its thread until it is let go."""
 
@@ -122,19 +139,9 @@ def test_one_that_has_not_begun_is_cancelled_at_once() -> None:
 def test_there_are_never_more_threads_than_allowed() -> None:
     async def test() -> None:
         threads.allow(3)
-        lock, now, most = threading.Lock(), 0, 0
-
-        def work() -> None:
-            nonlocal now, most
-            with lock:
-                now += 1
-                most = max(most, now)
-            time.sleep(0.02)
-            with lock:
-                now -= 1
-
+        work = Counted()
         await asyncio.gather(*(in_thread(work) for _ in range(12)))
-        assert most == 3
+        assert work.most == 3
 
     run(test)
 
@@ -142,23 +149,13 @@ def test_there_are_never_more_threads_than_allowed() -> None:
 def test_one_that_calls_another_lends_it_its_place() -> None:
     async def test() -> None:
         threads.allow(1)
-        lock, now, most = threading.Lock(), 0, 0
-
-        def inner() -> int:
-            nonlocal now, most
-            with lock:
-                now += 1
-                most = max(most, now)
-            time.sleep(0.02)
-            with lock:
-                now -= 1
-            return 21
+        inner = Counted()
 
         async def both() -> int:
             return sum(await asyncio.gather(in_thread(inner), in_thread(inner)))
 
         assert await in_thread(lambda: from_thread.run(in_thread, lambda: from_thread.run(both))) == 42
-        assert most == 1
+        assert inner.most == 1
 
     run(test)
 
