@@ -131,15 +131,16 @@ def test_while_the_worker_is_quiet_it_is_closed(
     settings = {"RUNTIME_SLEEP_AFTER": "5s", "RUNTIME_HTTP": "on", "PORT": 0, DOOR: door}
     with serving(**settings).up() as worker:
         witness.says("open")
-        worker.wait_for("WORKER_QUIET")
+        worker.wait_for("WORKER_QUIET")  # said when it begins to fall silent
+        witness.says("closed")
+        wait_until(lambda: _sockets(worker) == [], what="no connection left")
         assert witness.said == ["opening", "open", "closed"]
-        assert _sockets(worker) == []
         (job,) = enqueue(redis_url, lived.loop.request(0))
         ask(port_of(worker), "/wake", "POST")
         worker.wait_for("JOB_COMPLETED", job_id=job)
         assert witness.said[3:5] == ["opening", "open"]
         worker.wait_for("WORKER_QUIET", 2)
-        assert witness.said.count("closed") == 2
+        wait_until(lambda: witness.said.count("closed") == 2, what="closed again")
         assert worker.stop() == 0
         assert witness.said.count("open") == witness.said.count("closed") == 2
 
