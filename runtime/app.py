@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
+from anyio.abc import TaskGroup
 
 from runtime.adapters import threads
 from runtime.adapters.egress import Egress
@@ -275,7 +276,7 @@ class Worker:
 
     async def _serve(self) -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(self._obey_signals)
+            group.start_soon(self._obey_signals, group)
             group.start_soon(self._beside, "handing permits on", self._permits.run)
             group.start_soon(self._have_retinue)
             await self._lifetime.open()
@@ -437,9 +438,12 @@ class Worker:
             os._exit(128 + number)
         self._signals.put_nowait(number)
 
-    async def _obey_signals(self) -> None:
+    async def _obey_signals(self, beside: TaskGroup) -> None:
         grace_s = self._settings.grace_s
         name = signal.Signals(await self._signals.get()).name
+        if any(actor.slots.claims for actor in self._supervisor.actors):  # SIGKILL may follow at once
+            beside.start_soon(self._source.retire)
+            await anyio.sleep(0)
         self._retinue.retire(name, grace_s)
         self._supervisor.drain()
         self._lifetime.give_up()

@@ -13,6 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from runtime.adapters import embedded
+from runtime.adapters.redis import keys
 from tests.faults import campaign, jobs
 from tests.faults.ledger import Ledger
 from tests.processes import Worker, enqueue, status, wait_until
@@ -86,6 +87,23 @@ def test_a_handler_that_refuses_to_stop_does_not_keep_the_worker(redis_url: str,
         print(f"\nended {time.monotonic() - began:.2f} s after SIGTERM")
         assert_nothing_is_held(redis_url, [job])
         assert_says_farewell(worker, "SIGTERM", processed=0, succeeded=0, failed=0, peak=1, running=1)
+
+
+def test_i10_deploys_that_leave_no_time_to_stop_are_no_crashes_of_the_job(redis_url: str, ledger: Ledger) -> None:
+    (job,) = enqueue(redis_url, jobs.work.request(60))
+    with campaign.worker(redis_url, ledger, lease="1s") as worker:
+        for deploy in range(1, 5):  # the third crash would make it a dead letter
+            (*_, started) = worker.up().wait_for("JOB_STARTED", deploy)
+            assert started["attempt"] == 1
+            worker.send(TERM)
+            time.sleep(0.2)
+            worker.kill()
+        worker.up().wait_for("JOB_STARTED", 5)
+        worker.kill()  # and this is one
+        (*_, started) = worker.up().wait_for("JOB_STARTED", 6)
+        assert started["attempt"] == 2
+    with Redis.from_url(redis_url, decode_responses=True) as redis:
+        assert redis.get(keys.OWN + job) == "1|"
 
 
 @pytest.fixture

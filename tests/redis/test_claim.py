@@ -154,6 +154,62 @@ def test_l11_the_second_crash_waits_ten_seconds_and_the_third_is_taken_at_once(s
     assert job.starts == 4
 
 
+def test_i10_a_worker_that_dies_after_it_was_told_to_stop_has_not_crashed(store: Store) -> None:
+    store.waits_at("a", round(store.now_ms()) - 120_000)
+    place = store.score("a")
+    for deploy in range(4):
+        worker = store.worker(f"dead-{deploy}", lease_ms=1)
+        job = worker.one("a")
+        assert (job.starts, job.own, float(job.place)) == (1, None, place)
+        store.redis.set(keys.retired(f"dead-{deploy}"), "", ex=60)
+        store.lapse(job)
+    another = store.worker("dead-9", lease_ms=1).one("a")
+    store.lapse(another)  # which was not
+    assert store.worker("b-2").one("a").own == b"1|"
+
+
+def test_i10_what_it_remembers_of_earlier_crashes_and_attempts_stays(store: Store) -> None:
+    store.enqueue("a", "b")
+    for name in ("crashed-1", "retired-1"):
+        store.lapse(*store.worker(name, lease_ms=1).claim(2).jobs)
+    store.redis.set(keys.retired("retired-1"), "", ex=60)
+    retaken = store.worker("b-2").claim(2).jobs
+    assert [(job.starts, job.own) for job in retaken] == [(2, b"1|")] * 2
+
+
+def test_i10_of_each_worker_that_has_died_it_is_known(store: Store) -> None:
+    store.enqueue("a", "b", "c")
+    store.lapse(*[store.worker(name, lease_ms=1).one(name) for name in ("a", "b", "c")])
+    store.redis.set(keys.retired("b"), "", ex=60)
+    found = {job.id: job.own for job in store.worker("d-2").claim(3).jobs}
+    assert found == {b"a": b"1|", b"b": None, b"c": b"1|"}
+
+
+@pytest.mark.parametrize("left", ["nothing", "no number", "a list"])
+def test_i10_r19_starts_that_are_lost_or_spoiled_stop_no_claim(store: Store, left: str) -> None:
+    store.enqueue("a")
+    store.lapse(store.worker("dead-1", lease_ms=1).one("a"))
+    store.redis.set(keys.retired("dead-1"), "", ex=60)
+    store.redis.delete(keys.RETRY + "a")
+    if left == "no number":
+        store.redis.set(keys.RETRY + "a", "many", ex=60)
+    elif left == "a list":
+        store.spoil(keys.RETRY + "a")
+    (job,) = store.worker("b-2").claim().jobs
+    assert job.starts == 1
+
+
+def test_i10_starts_that_are_given_back_expire(store: Store) -> None:
+    ids = ["a", "b"]
+    store.enqueue(*ids)
+    store.lapse(*store.worker("dead-1", lease_ms=1).claim(2).jobs)
+    store.redis.set(keys.retired("dead-1"), "", ex=60)
+    (taken,) = store.worker("b-2").claim(1).jobs
+    (left,) = {*ids} - {*names([taken])}
+    assert store.redis.get(keys.RETRY + left) == "0"
+    assert store.redis.ttl(keys.RETRY + left) > 88_000
+
+
 def test_r1_a_crash_keeps_the_jobs_history(store: Store) -> None:
     store.enqueue("a")
     worker = store.worker("dead-1", lease_ms=1)

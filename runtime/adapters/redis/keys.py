@@ -31,6 +31,7 @@ Ours, all under `rt:`:
 | `rt:once:<id>` | hash: step → state | 30 days, or until the job is done |
 | `rt:w:<incarnation>:<queue>` | string: last settled batch | 10 minutes |
 | `rt:workers` | hash: incarnation → heartbeat | until that worker stops; after a crash 1 h, then till one boots |
+| `rt:retired:<incarnation>` | string: nothing | 1 day after that worker was told to stop while it ran jobs |
 | `rt:rouse:<incarnation>:<number>` | zset: `0` | until that wait has ended, 1 minute at most |
 | `rt:try:<incarnation>` | string: nothing | 1 s: whether a server that refused may be written to again |
 
@@ -79,6 +80,7 @@ BODY_AFTER_EXPIRY_S = 7 * DAY_S
 ONCE_S = 30 * DAY_S
 AWAITED_S = 60
 PROGRESS_S = 600
+RETIRED_S = DAY_S
 
 
 def of(prefix: str, job_id: str) -> bytes:
@@ -145,6 +147,11 @@ def stop(incarnation: str) -> str:
 def reply(name: str) -> str:
     """The channel on which the process of this name is told of the jobs whose ends it waits for."""
     return f"rt:reply:{name}"
+
+
+def retired(incarnation: str) -> str:
+    """Says that this worker was told to stop."""
+    return f"rt:retired:{incarnation}"
 
 
 def rouse(incarnation: str, number: int) -> str:

@@ -454,6 +454,14 @@ class RedisSource:
             policy = said.get("maxmemory_policy")
             return policy if isinstance(policy, str) else None
 
+    async def retire(self) -> None:
+        """Say that this worker was told to stop: what it runs is not to blame if it dies from now on.
+
+        Where that cannot be said, its death counts as a crash of its jobs. Raises nothing.
+        """
+        with suppress(*TROUBLE):
+            await self.redis.set(keys.retired(self.incarnation), "", ex=keys.RETIRED_S)
+
     async def close(self) -> None:
         for rousing in list(self._rousing):
             rousing.cancel()

@@ -72,10 +72,26 @@ local function recover(id, at)
   return try('ZADD', queue, 'XX', at, id)
 end
 
+local retired = {}
+
+-- Whether the worker of this token had been told to stop: its death is the end of a deploy then, and no fault of its jobs.
+local function was_retired(token)
+  local worker = incarnation_of(token) or ''
+  if retired[worker] == nil then
+    retired[worker] = redis.call('EXISTS', 'rt:retired:' .. worker) == 1
+  end
+  return retired[worker]
+end
+
 -- Gives the job of a due entry its place back. Says whether it could be written.
 local function give_back(id, token, at)
   if token ~= '' and not disowned[token] then
-    return recover(id, at)
+    if not was_retired(token) then
+      return recover(id, at)
+    end
+    -- As if the worker had given it back, for which it had no time.
+    local starts = tonumber(try('GET', RETRY .. id)) or 0
+    try('SET', RETRY .. id, math.max(starts - 1, 0), 'EX', REMEMBER_S)
   end
   -- A lost one is no crash. Its start counts all the same, lest a job that cannot be handed over is tried for ever.
   return try('ZADD', queue, 'XX', at, id)
