@@ -156,14 +156,18 @@ class Health:
             for_s = now - hold.since
             return {"why": hold.reason.text, "since": moment(for_s), "for_s": round(for_s, 3)}
 
-        transmitted = process.transmitted_bytes()
         return {
             "egress": [sent(entry) for entry in self.sent],
-            "transmitted_bytes": None if transmitted is None else transmitted - (self._transmitted or 0),
+            "transmitted_bytes": self._transmitted_since_start(),
             "connections": process.connected_to(),
             "held": [held(hold) for hold in self.holds],
             "history": [changed(change) for change in self._governor().history],
         }
+
+    def _transmitted_since_start(self) -> int | None:
+        """What went over an interface that is gone went with it: it is no less for that."""
+        before, now = self._transmitted or {}, process.transmitted_bytes()
+        return None if now is None else sum(max(0, sent - before.get(name, 0)) for name, sent in now.items())
 
     def statistics(self) -> dict[str, Any]:
         """The counts of the user documents."""

@@ -48,6 +48,7 @@ class Authority:
         _openssl(
             *("req", "-x509", *KEY, "-keyout", made.key, "-out", made.path),
             *("-days", 2, "-subj", f"/CN={name}", "-addext", f"subjectAltName={HERE}"),
+            *("-addext", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature"),  # Python 3.13 wants an authority's
         )
         return made
 

@@ -27,14 +27,14 @@ def age_ms() -> int | None:
         return None
 
 
-def transmitted_bytes() -> int | None:
-    """What has gone out of this process's network namespace, by all interfaces but the loopback, whoever sent it.
+def transmitted_bytes() -> Mapping[str, int] | None:
+    """What has gone out of this process's network namespace, by each interface but the loopback, whoever sent it.
 
     In a container of its own that is what the service transmits. (proc(5), net/dev: the ninth figure.)
     """
     try:
         lines = [line.partition(":") for line in Path("/proc/self/net/dev").read_text().splitlines()[2:]]
-        return sum(int(figures.split()[8]) for name, _, figures in lines if name.strip() != "lo")
+        return {name.strip(): int(figures.split()[8]) for name, _, figures in lines if name.strip() != "lo"}
     except (OSError, ValueError, IndexError):
         return None
 
