@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import Counter
 
@@ -75,7 +74,7 @@ def _kill_one(stage: Stage, crew: list[Worker]) -> None:
     busy = [worker for worker in crew if stage.ledger.running(worker.pid)]
     worker = stage.chance.choice(busy if busy and stage.chance.random() < 0.8 else crew)
     if stage.chance.random() < 0.25:
-        worker.send(signal.SIGTERM)
+        stage.tell(worker)
         time.sleep(stage.chance.uniform(0, 0.05))
     stage.kill(worker)
     worker.start()
@@ -116,7 +115,7 @@ def nobody_is_left(stage: Stage) -> Verdict:
 
 
 def told_and_killed(stage: Stage) -> Verdict:
-    after = [0.0, 0.0, 3.0, 10.0, 30.0] if stage.full else [0.0, 0.0]
+    after = [0.0, 0.0, 3.0, 10.0, 30.0] if stage.full else [0.0, 0.5]
     cases = [(seconds, bool(number % 2)) for number, seconds in enumerate(after)]
     verdicts = in_stages(stage, cases, _told_and_killed, abreast=len(cases))
     labels = (f"{seconds:g} s, {'another worker idle' if other else 'alone'}" for seconds, other in cases)
@@ -133,7 +132,7 @@ def _told_and_killed(stage: Stage, case: tuple[float, bool]) -> Verdict:
     wait_until(lambda: len(stage.ledger.starts()) == 3)
     if other:
         idle.up()
-    killed.send(signal.SIGTERM)
+    stage.tell(killed)
     time.sleep(seconds)
     stage.kill(killed)
     if not other:

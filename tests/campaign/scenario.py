@@ -143,6 +143,11 @@ class Stage:
         """How many jobs have ended, well or not."""
         return self.subject.ended(self.url)
 
+    def tell(self, worker: Worker) -> None:
+        """SIGTERM, to one that is to be killed."""
+        self.ledger.note("told", pid=worker.pid)
+        worker.send(signal.SIGTERM)
+
     def kill(self, worker: Worker) -> None:
         """SIGKILL."""
         self.ledger.note("killed", pid=worker.pid)

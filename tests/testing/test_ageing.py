@@ -43,6 +43,7 @@ TREATED = {
     "rt:progress:<id>": "expires",
     "rt:w:<incarnation>:<queue>": "expires",
     "rt:workers": "left",
+    "rt:retired:<incarnation>": "expires",
     "rt:rouse:<incarnation>:<number>": "expires",
     "rt:try:<incarnation>": "expires",
     "rt:{limit}:bucket:<label>": "clock",
