@@ -441,9 +441,8 @@ class Worker:
     async def _obey_signals(self, beside: TaskGroup) -> None:
         grace_s = self._settings.grace_s
         name = signal.Signals(await self._signals.get()).name
-        if any(actor.slots.claims for actor in self._supervisor.actors):  # SIGKILL may follow at once
-            beside.start_soon(self._source.retire)
-            await anyio.sleep(0)
+        beside.start_soon(self._beside, "saying that it was told to stop", self._source.retire)
+        await anyio.sleep(0)  # that goes first: SIGKILL may follow at once, and a claim or outcomes be on their way
         self._retinue.retire(name, grace_s)
         self._supervisor.drain()
         self._lifetime.give_up()

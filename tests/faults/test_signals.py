@@ -14,9 +14,12 @@ from redis.exceptions import RedisError
 
 from runtime.adapters import embedded
 from runtime.adapters.redis import keys
+from runtime.core.spec import DEFAULT_QUEUE
 from tests.faults import campaign, jobs
 from tests.faults.ledger import Ledger
 from tests.processes import Worker, enqueue, status, wait_until
+from tests.relay import Relay
+from tests.servers import Server
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 AT_ONCE_S = 2.0
@@ -96,7 +99,7 @@ def test_i10_deploys_that_leave_no_time_to_stop_are_no_crashes_of_the_job(redis_
             (*_, started) = worker.up().wait_for("JOB_STARTED", deploy)
             assert started["attempt"] == 1
             worker.send(TERM)
-            time.sleep(0.2)
+            wait_until_retired(redis_url, deploy)
             worker.kill()
         worker.up().wait_for("JOB_STARTED", 5)
         worker.kill()  # and this is one
@@ -104,6 +107,27 @@ def test_i10_deploys_that_leave_no_time_to_stop_are_no_crashes_of_the_job(redis_
         assert started["attempt"] == 2
     with Redis.from_url(redis_url, decode_responses=True) as redis:
         assert redis.get(keys.OWN + job) == "1|"
+
+
+def test_i10_nor_are_they_where_an_outcome_is_on_its_way(ledger: Ledger) -> None:
+    """Nothing runs any more, and yet the job is held."""
+    with Server() as server, Relay(server.url.removeprefix("unix://")) as relay:
+        with campaign.worker(relay.url, ledger, lease="1s").up() as worker:
+            outcome = relay.hold(lambda command: keys.dead(DEFAULT_QUEUE).encode() in command)
+            (job,) = enqueue(server.url, jobs.work_at_once.request())
+            assert outcome.there.wait(30)
+            worker.send(TERM)
+            wait_until_retired(server.url, 1)
+            worker.kill()
+        with campaign.worker(server.url, ledger, lease="1s").up():
+            wait_until(lambda: campaign.ended(server.url) == 1)
+    assert [(line.attempt, line.crashes) for line in ledger.starts(job)] == [(1, 0), (1, 0)]
+
+
+def wait_until_retired(url: str, count: int) -> None:
+    """So many workers have said that they were told to stop."""
+    with Redis.from_url(url) as redis:
+        wait_until(lambda: len(redis.keys(keys.retired("*"))) == count)
 
 
 @pytest.fixture

@@ -159,6 +159,8 @@ class Model:
     results: Kept[bytes] = field(default_factory=Kept)
     letters: Kept[tuple[str, bytes]] = field(default_factory=Kept)
     batches: Kept[tuple[int, str]] = field(default_factory=Kept)
+    retired: Kept[str] = field(default_factory=Kept)
+    """Workers that were told to stop."""
     dead: dict[str, float] = field(default_factory=dict)
     aborts: dict[str, float] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
@@ -195,7 +197,9 @@ class Model:
     def _kept(
         self,
     ) -> tuple[Kept[bytes] | Kept[str] | Kept[int] | Kept[tuple[str, bytes]] | Kept[tuple[int, str]], ...]:
-        return self.bodies, self.leases, self.starts, self.own, self.results, self.letters, self.batches
+        return (
+            self.bodies, self.leases, self.starts, self.own, self.results, self.letters, self.batches, self.retired,
+        )  # fmt: skip
 
     # -- producers
 
@@ -274,6 +278,11 @@ class Model:
 
     # -- claim
 
+    def retire(self, incarnation: str, now: float) -> None:
+        """This worker was told to stop."""
+        self.expire(now)
+        self.retired.keep(incarnation, "", now + REMEMBER_MS)
+
     def claim(
         self,
         incarnation: str,
@@ -340,9 +349,11 @@ class Model:
             if touched:
                 continue
             if entry.token and entry.token not in disowned:
-                self._crashed(entry, now)
-            else:
-                self.queue[entry.id] = entry.place
+                if entry.token.split(":")[1] not in self.retired:
+                    self._crashed(entry, now)
+                    continue
+                self.starts.keep(entry.id, max((self.starts.get(entry.id) or 0) - 1, 0), now + REMEMBER_MS)
+            self.queue[entry.id] = entry.place
         return lapsed
 
     def _crashed(self, entry: Entry, now: float) -> None:
@@ -474,10 +485,12 @@ class Model:
         if outcome.own:
             self.own.keep(job_id, outcome.own, remember_until)
         p = priority(held.place)
+        asleep_ms = REMEMBER_MS + DAY_MS if "n" in outcome.flags else 0  # nobody stays awake for it
+        body_until = now + outcome.delay_ms + asleep_ms + DAY_MS
         if job_id not in self.bodies:
-            self.bodies.keep(job_id, outcome.body, now + outcome.delay_ms + DAY_MS)
+            self.bodies.keep(job_id, outcome.body, body_until)
         elif abs(self.bodies.until(job_id) - (held.place + p * BAND_MS) - DAY_MS) <= 60_000:  # arq's own expiry
-            self.bodies.prolong(job_id, now + outcome.delay_ms + DAY_MS)
+            self.bodies.prolong(job_id, body_until)
         if outcome.what == "again":
             self._defer(job_id, now + outcome.delay_ms, p)
         elif job_id in self.queue:

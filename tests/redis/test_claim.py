@@ -177,9 +177,26 @@ def test_i10_what_it_remembers_of_earlier_crashes_and_attempts_stays(store: Stor
     assert [(job.starts, job.own) for job in retaken] == [(2, b"1|")] * 2
 
 
+def test_i10_r5_who_is_thawed_after_that_is_no_owner_although_the_job_has_as_many_starts_as_his(store: Store) -> None:
+    store.enqueue("a")
+    zombie = store.worker("zombie-1", lease_ms=1)
+    his = zombie.one("a")
+    store.redis.set(keys.retired("zombie-1"), "", ex=60)
+    store.lapse(his)
+    heir = store.worker("b-2", lease_ms=1)
+    job = heir.one("a")
+    assert job.starts == his.starts
+    store.lapse(job)
+    assert not zombie.keeps(his)
+    assert zombie.settle(done(his)).verdicts == "0"
+    assert heir.settle(done(job, b"the heir's")).verdicts == "1"
+    assert zombie.settle(done(his)).verdicts == "0"
+    assert store.redis.get(keys.RESULT + "a") == "the heir's"
+
+
 def test_i10_of_each_worker_that_has_died_it_is_known(store: Store) -> None:
     store.enqueue("a", "b", "c")
-    store.lapse(*[store.worker(name, lease_ms=1).one(name) for name in ("a", "b", "c")])
+    store.lapse(*[store.worker(name, lease_ms=1000).one(name) for name in ("a", "b", "c")])
     store.redis.set(keys.retired("b"), "", ex=60)
     found = {job.id: job.own for job in store.worker("d-2").claim(3).jobs}
     assert found == {b"a": b"1|", b"b": None, b"c": b"1|"}

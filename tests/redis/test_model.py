@@ -153,6 +153,8 @@ def as_seen(model: Model, store: Store) -> Seen:
         for key, value, until in kept.items():
             seen.values[prefix + key] = value if isinstance(value, bytes) else str(value).encode()
             seen.until[prefix + key] = until
+    for key, nothing, until in model.retired.items():
+        seen.values[keys.retired(key)], seen.until[keys.retired(key)] = nothing.encode(), until
     for key, letter, until in model.letters.items():
         seen.values[keys.LETTER + key] = {"letter": letter[0], "body": letter[1].decode("latin-1")}
         seen.until[keys.LETTER + key] = until
@@ -261,6 +263,7 @@ class Ledger:
 RULES = (
     "delays", "priorities", "two rooms", "lost claims", "lost settles", "resends", "zombies", "stock", "stock aborts",
     "stock enqueues", "long times", "letters", "unknown", "batches", "renews", "cancels",
+    "deploys",
 )  # fmt: skip
 numbers = st.integers(0, 7)
 
@@ -279,7 +282,7 @@ class Histories(RuleBasedStateMachine):
         self.seen = Seen()
         self.actors = [Actor("a-1"), Actor("b-2")]
         self.runs: list[tuple[StockRun, Stock]] = []
-        self.texts = 0
+        self.texts = self.deploys = 0
         self.last_added: tuple[str, bytes, dict[str, Any]] | None = None
         self.bodies_may_be_gone = False
 
@@ -440,6 +443,19 @@ class Histories(RuleBasedStateMachine):
             self.ledger.accepted(job)
         else:
             actor.lets_go(job)
+
+    @precondition(lambda self: "deploys" not in self.off)
+    @rule(n=numbers)
+    def deploy(self, n: int) -> None:
+        """It is told to stop, and not heard of any more, except as a zombie; another one comes in its stead."""
+        actor, name = self.actors[n % 2], self.actors[n % 2].name
+
+        def act() -> None:
+            self.store.redis.set(keys.retired(name), "", ex=keys.RETIRED_S)
+
+        self._do(act, lambda model, now, _: model.retire(name, now))
+        self.deploys += 1
+        self.actors[n % 2] = Actor(f"d-{self.deploys}", late=[*actor.late, *actor.held][-4:])
 
     def _hands(self) -> list[list[Handed]]:
         return [actor.held if "zombies" in self.off else [*actor.held, *actor.late] for actor in self.actors]
@@ -650,8 +666,8 @@ class Histories(RuleBasedStateMachine):
 
 
 AT_REST = (
-    keys.RESULT, keys.LETTER, keys.ABORT, keys.OWN, "rt:w:", "rt:arq:queue:dead", "rt:arq:queue:count",
-    "rt:arq:queue:unknown",
+    keys.RESULT, keys.LETTER, keys.ABORT, keys.OWN, "rt:w:", keys.retired(""),
+    "rt:arq:queue:dead", "rt:arq:queue:count", "rt:arq:queue:unknown",
 )  # fmt: skip
 
 

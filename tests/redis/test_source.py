@@ -814,3 +814,18 @@ def test_a_job_whose_id_is_no_unicode_can_take_steps(redis_url: str) -> None:
             assert await it.ledger.begin(claim, "pay") == Step("new")
 
     asyncio.run(main())
+
+
+def test_i10_that_it_was_told_to_stop_is_said_as_soon_as_it_can_be(server: Server) -> None:
+    async def live(relay: Relay) -> None:
+        async with bench(relay.url) as made:
+            relay.answer("LOADING Redis is loading the dataset in memory")
+            telling = asyncio.create_task(made.source.retire())
+            await asyncio.sleep(0.2)
+            assert not telling.done()
+            relay.answer("")
+            await asyncio.wait_for(telling, 10)
+            assert made.raw.ttl(keys.retired(made.source.incarnation)) > keys.RETIRED_S - 60
+
+    with Relay(server.url.removeprefix("unix://")) as relay:
+        asyncio.run(live(relay))

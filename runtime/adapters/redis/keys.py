@@ -31,7 +31,7 @@ Ours, all under `rt:`:
 | `rt:once:<id>` | hash: step → state | 30 days, or until the job is done |
 | `rt:w:<incarnation>:<queue>` | string: last settled batch | 10 minutes |
 | `rt:workers` | hash: incarnation → heartbeat | until that worker stops; after a crash 1 h, then till one boots |
-| `rt:retired:<incarnation>` | string: nothing | 1 day after that worker was told to stop while it ran jobs |
+| `rt:retired:<incarnation>` | string: nothing | 8 days after that worker was told to stop, as starts are remembered |
 | `rt:rouse:<incarnation>:<number>` | zset: `0` | until that wait has ended, 1 minute at most |
 | `rt:try:<incarnation>` | string: nothing | 1 s: whether a server that refused may be written to again |
 
@@ -80,7 +80,8 @@ BODY_AFTER_EXPIRY_S = 7 * DAY_S
 ONCE_S = 30 * DAY_S
 AWAITED_S = 60
 PROGRESS_S = 600
-RETIRED_S = DAY_S
+RETIRED_S = 8 * DAY_S
+"""As long as a job remembers its starts (`lua/common.lua`): who has slept meanwhile takes it for no crash either."""
 
 
 def of(prefix: str, job_id: str) -> bytes:

@@ -70,6 +70,7 @@ PROBE_EVERY_S = 2.0
 # Asked instead of PING, which a replica answers, a server without memory, and one that lets us run no scripts.
 TRY_WRITING = "return redis.call('SET', KEYS[1], '', 'PX', 1000)"
 _NO_KEY = -2
+RETIRE_AGAIN_S = 1.0
 OFFSET_S = 1.0
 """For so long a claim goes on behind ids that others hold, before it starts from the head again."""
 
@@ -455,12 +456,15 @@ class RedisSource:
             return policy if isinstance(policy, str) else None
 
     async def retire(self) -> None:
-        """Say that this worker was told to stop: what it runs is not to blame if it dies from now on.
+        """Say that this worker was told to stop: what it holds is not to blame if it dies from now on.
 
-        Where that cannot be said, its death counts as a crash of its jobs. Raises nothing.
+        Returns when it is said. Until then its death counts as a crash of its jobs; it may be cancelled.
         """
-        with suppress(*TROUBLE):
-            await self.redis.set(keys.retired(self.incarnation), "", ex=keys.RETIRED_S)
+        while True:
+            with suppress(*TROUBLE):
+                await self.redis.set(keys.retired(self.incarnation), "", ex=keys.RETIRED_S)
+                return
+            await asyncio.sleep(RETIRE_AGAIN_S)
 
     async def close(self) -> None:
         for rousing in list(self._rousing):
