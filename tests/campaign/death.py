@@ -141,7 +141,9 @@ def _told_and_killed(stage: Stage, case: tuple[float, bool]) -> Verdict:
     settle_down(stage, 3)
     exits(stage.workers if other else [killed])
     took = recoveries(stage.ledger.lines())
-    return stage.judged(TERMS, **({"longest_s": max(took)} if took else {}))
+    costly = {line.job for line in stage.ledger.starts() if line.attempt > 1} if seconds else ()
+    blamed = [Breach("I10", f"{job}: its worker was told to stop and killed, which cost it an attempt") for job in costly]
+    return stage.judged(TERMS, *blamed, **({"longest_s": max(took)} if took else {}))
 
 
 def out_of_memory(stage: Stage) -> Verdict:

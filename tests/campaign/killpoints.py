@@ -129,7 +129,8 @@ def release(stage: Stage, point: Point) -> Worker:
     stage.acked(*(work.wait_once.request() for _ in range(3)))
     wait_until(lambda: len(stage.ledger.starts()) == 3)
     with point.set(worker):
-        worker.stop()
+        stage.tell(worker)
+        worker.wait()
     return worker
 
 

@@ -144,7 +144,7 @@ class Stage:
         return self.subject.ended(self.url)
 
     def tell(self, worker: Worker) -> None:
-        """SIGTERM, to one that is to be killed."""
+        """SIGTERM, to one that may be killed before it has stopped."""
         self.ledger.note("told", pid=worker.pid)
         worker.send(signal.SIGTERM)
 

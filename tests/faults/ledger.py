@@ -1,9 +1,9 @@
 """The witness of the fault tests. It is outside Redis, because Redis and what we keep in it are what is tried.
 
-Handlers append `start`, and `end`, `failed` or `cancelled`; producers `acked`, killers `killed`, whoever asks a process
-to stop `told`, and whoever stops one for longer than a lease `lapsed`: one line each, O_APPEND, so that a SIGKILL cuts
-nothing short. The judge is a pure function of these lines and of what was found when all was quiet. What it finds
-broken carries the number of the invariant (`tests/campaign/invariants.py`).
+Handlers append `start`, and `end`, `failed` or `cancelled`; producers `acked`, killers `killed`, and `told` where they
+have told the worker to stop before that, and whoever stops a process for longer than a lease `lapsed`: one line each,
+O_APPEND, so that a SIGKILL cuts nothing short. The judge is a pure function of these lines and of what was found when
+all was quiet. What it finds broken carries the number of the invariant (`tests/campaign/invariants.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Literal
 
-What = Literal["acked", "start", "end", "failed", "cancelled", "killed", "told", "lapsed"]
+What = Literal["acked", "start", "end", "failed", "cancelled", "killed", "lapsed", "told"]
 _OVER = ("end", "failed", "cancelled")
 
 SETTLE_S = 2.0
 """A kill so soon after a handler's end may have come before its outcome was settled; nobody outside can tell."""
-TOLD_S = 0.2
-"""A process that was told to stop so long before its death has had the time to say so."""
 MOST_CRASHES = 3
 
 
@@ -144,10 +142,10 @@ class Execution:
     """What it ended with."""
     lapsed: float | None
     """When its process was stopped for longer than a lease, if that was while it ran."""
-    told: float | None
-    """When its process was told to stop."""
     attempt: int
     crashes: int
+    told: bool
+    """Its process had been told to stop: that it was killed then need not be a crash."""
 
     @property
     def over(self) -> float | None:
@@ -177,12 +175,11 @@ def executions(lines: Iterable[Line]) -> dict[str, list[Execution]]:
     return found
 
 
-def _execution(start: Line, same: Iterable[Line], death: float | None, done_to: Iterable[Line]) -> Execution:
+def _execution(start: Line, same: Iterable[Line], death: float | None, done_to: Sequence[Line]) -> Execution:
     last = next((line for line in same if line.at >= start.at and line.what in _OVER), None)
     end = None if last is None else last.at
     # A killer notes its kill just before it: what began in between was killed all the same.
     cut = death is not None and (end is None or death - end <= SETTLE_S)
-    done_to = list(done_to)
     lapses = (line.at for line in done_to if line.what == "lapsed" and (end is None or line.at <= end))
     return Execution(
         job=start.job,
@@ -192,9 +189,9 @@ def _execution(start: Line, same: Iterable[Line], death: float | None, done_to: 
         killed=max(death, start.at) if cut and death is not None else None,
         how=None if last is None else last.what,
         lapsed=next((at for at in lapses if at >= start.at - SETTLE_S), None),
-        told=next((line.at for line in done_to if line.what == "told"), None),
         attempt=start.attempt,
         crashes=start.crashes,
+        told=any(line.what == "told" for line in done_to),
     )
 
 
@@ -315,15 +312,13 @@ def _too_many_at_once(runs: Mapping[str, Sequence[Execution]], slots: int | None
 
 
 def _burnt(facts: Sequence[Line], runs: Mapping[str, Sequence[Execution]]) -> Iterable[str]:
-    """A crash counts; the death of who was told to stop is none; where nobody died or was away, only failures do."""
+    """A crash counts; where nobody died or was away, only failures do."""
     harm = [line.at for line in facts if line.what in ("killed", "lapsed")]
     for job, these in runs.items():
         for before, after in pairwise(these):
-            if before.killed is not None and before.end is None:
-                if before.told is None and after.attempt <= before.attempt:
-                    yield f"{job}: killed, and its next run was told attempt {after.attempt} again"
-                if before.told is not None and before.killed - before.told > TOLD_S and after.attempt != before.attempt:
-                    yield f"{job}: told to stop, then killed, and its next run was told attempt {after.attempt}"
+            crashed = before.killed is not None and before.end is None and not before.told
+            if crashed and after.attempt <= before.attempt:
+                yield f"{job}: killed, and its next run was told attempt {after.attempt} again"
             if before.killed is not None or any(before.start <= at <= after.start for at in harm):
                 continue
             burnt = after.attempt - before.attempt - (before.how == "failed")
