@@ -142,7 +142,9 @@ def _told_and_killed(stage: Stage, case: tuple[float, bool]) -> Verdict:
     exits(stage.workers if other else [killed])
     took = recoveries(stage.ledger.lines())
     costly = {line.job for line in stage.ledger.starts() if line.attempt > 1} if seconds else ()
-    blamed = [Breach("I10", f"{job}: its worker was told to stop and killed, which cost it an attempt") for job in costly]
+    blamed = [
+        Breach("I10", f"{job}: its worker was told to stop and killed, which cost it an attempt") for job in costly
+    ]
     return stage.judged(TERMS, *blamed, **({"longest_s": max(took)} if took else {}))
 
 
