@@ -273,7 +273,10 @@ class Histories(RuleBasedStateMachine):
         tap = self.taps[n]
         self.exact = False
         self.buckets.close({tap.bucket: 1}, ms / 1000)
-        self._change(n, partial(model.close, us=ms * 1000))
+        if self._now(n) is None:  # for so short a time that it is over, and with it all that was known
+            tap.state = State()
+        else:
+            self._change(n, partial(model.close, us=ms * 1000))
         kept = {one.id for one in tap.state.reserved}
         tap.witness.uses = [use for use in tap.witness.uses if use.sure or use.id in kept]
 
