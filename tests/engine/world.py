@@ -546,6 +546,10 @@ class Store:
         return max(0.0, min(dues) - trio.current_time()) if dues else None
 
     @property
+    def look_s(self) -> float:
+        return math.inf
+
+    @property
     def hears(self) -> bool:
         return self.tells
 
