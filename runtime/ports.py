@@ -87,7 +87,7 @@ class Source(Protocol):
 
     @property
     def look_s(self) -> float:
-        """How often at least to look for jobs that nobody announces, where the store does not tell; inf: as seems fit."""
+        """How often at least to look for unannounced jobs, where the store does not tell; inf: as seems fit."""
         ...
 
     @property

@@ -35,8 +35,7 @@ MOST_JOBS = 1000
 """So many run at once at most, whatever max_jobs says."""
 BLOCK_LIMIT_S = (60.0, 86_400.0)
 """For how long, at least and at most, a job may block the event loop where the environment does not say. Between them
-it is as long as arq waits before it takes a job for lost: those whose functions block serve one job at a time, and well.
-"""
+it is as long as arq waits before it takes a job for lost: with arq, functions that block for minutes do their work."""
 DEFAULT_TIMEOUT_S = 300.0
 LOST_AFTER_S = 10.0
 """That is so much more than the longest timeout (arq 0.28 `worker.py`, `in_progress_timeout_s`)."""

@@ -344,6 +344,7 @@ class Store:
         self.slow_s: dict[str, float] = {}
         self.tells = False
         """It tells of everything that is written."""
+        self.looked_for_s = math.inf
         self.written = 0
         self._told = trio.Event()
         self.others_are_quicker = False
@@ -547,7 +548,7 @@ class Store:
 
     @property
     def look_s(self) -> float:
-        return math.inf
+        return self.looked_for_s
 
     @property
     def hears(self) -> bool:
