@@ -229,4 +229,4 @@ class Context(Mapping[str, Any], Generic[S]):
 
 def untimed(context: Context, most_s: float) -> AbstractContextManager[None]:
     """A block of this run whose time is not the handler's: see `Limiter.untimed`."""
-    return context._limiter.untimed(most_s)
+    return context._limiter.untimed(most_s)  # pyright: ignore[reportPrivateUsage]  # no handler is to have it

@@ -8,7 +8,7 @@ turns them into bytes: pickles where nothing else is asked for.
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import field
 from functools import partial
@@ -97,19 +97,19 @@ def decode_call(body: bytes, serializer: Serializer | None = None) -> Call | Unr
     )
 
 
-def _revived(value: Any, revive: Callable[[pickles.RemoteError], BaseException]) -> Any:
+def _revived(value: object, revive: Callable[[pickles.RemoteError], BaseException]) -> Any:
     """`value` with the exceptions themselves: an application gives them as arguments, and writes them into results."""
     if isinstance(value, pickles.RemoteError):
         return revive(pickles.RemoteError(value.name, tuple(_revived(one, revive) for one in value.args)))
-    if isinstance(value, dict):
-        found = cast("dict[object, Any]", value)
-        return {key: _revived(one, revive) for key, one in found.items()} if type(value) is dict else found
-    if type(value) in _SEQUENCES:
-        return type(value)(_revived(one, revive) for one in value)
+    make = _SEQUENCES.get(type(value))
+    if make is not None:
+        return make(_revived(one, revive) for one in cast("Iterable[object]", value))
+    if type(value) is dict:
+        return {key: _revived(one, revive) for key, one in cast("dict[object, object]", value).items()}
     return value
 
 
-_SEQUENCES = (list, tuple, set, frozenset)
+_SEQUENCES: Mapping[type, Callable[[Iterable[object]], object]] = {kind: kind for kind in (list, tuple, set, frozenset)}
 _OF_ERRORS = (b"builtins", b"arq.", b"asyncio")
 """One of them stands in each pickle with an exception that is read as its name, and in few others."""
 
