@@ -104,7 +104,7 @@ def serve(
     for warning in settings.warnings:
         log.warning(warning, event_name="SETTING_WARNING")
     loop = loop_factory(settings.loop)
-    listener = listen(settings.port) if settings.http else None
+    listener = _listener(settings, guest, log)
     worker = Worker(settings, url, handlers, served, equipment, log, listener, redact, guest)
     with asyncio.Runner(loop_factory=loop) as runner:
         code = _run_to_its_end(runner.get_loop(), worker.run(), log)
@@ -116,6 +116,23 @@ def serve(
         end.daemon = True
         end.start()
     return code
+
+
+def _listener(settings: Settings, guest: Guest | None, log: logs.Log) -> socket.socket | None:
+    """None without HTTP. A guest has asked for no port: where the usual one is taken, any will do for it."""
+    if not settings.http:
+        return None
+    try:
+        return listen(settings.port)
+    except SettingsInvalid as problem:
+        if guest is None or settings.port_said:
+            raise
+        listener = listen(0)
+        log.warning(
+            f"{problem.message}: HTTP is on port {listener.getsockname()[1]}; {problem.hint}",
+            event_name="SETTING_WARNING",
+        )
+        return listener
 
 
 def _run_to_its_end(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int], log: Any) -> int:

@@ -23,7 +23,10 @@ def groups(handlers: Handlers, wanted: Sequence[str], concurrency: int) -> list[
     """
     shared: list[str] = []
     own: list[Group] = []
-    for word in wanted or registry.queues(handlers):
+    if not wanted:
+        declared = tuple(registry.queues(handlers))  # as they are: only in an option a name ends at the "="
+        return [Group(declared, concurrency)] if declared else []
+    for word in wanted:
         name, _, slots = word.partition("=")
         if slots and (not slots.isdigit() or not 1 <= int(slots) <= 1000):
             raise OptionInvalid(

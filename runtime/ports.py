@@ -86,6 +86,11 @@ class Source(Protocol):
         ...
 
     @property
+    def look_s(self) -> float:
+        """How often at least to look for unannounced jobs, where the store does not tell; inf: as seems fit."""
+        ...
+
+    @property
     def hears(self) -> bool:
         """The store tells of jobs that anybody writes, to any queue."""
         ...

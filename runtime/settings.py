@@ -48,6 +48,8 @@ class Settings:
     """Traces are to be sent somewhere."""
     production: bool
     warnings: tuple[str, ...] = ()
+    port_said: bool = False
+    """The port is no default."""
     serializer: str | None = None
     """Dotted name of a user's own codec."""
     wake_urls: tuple[str, ...] = ()
@@ -166,7 +168,7 @@ def _wake_urls(text: str) -> tuple[str, ...]:
 
 
 _URL_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-_URL_OPTIONS = ("db", "protocol", "ssl_cert_reqs", *_URL_FILES)
+_URL_OPTIONS = ("db", "protocol", "ssl_cert_reqs", "ssl_ca_data", *_URL_FILES)
 
 
 def _redis_url(text: str) -> str:
@@ -322,7 +324,8 @@ def examine(environment: Mapping[str, str] | None = None) -> Reading:
         values["sleep_after_s"] = None
         warnings.append("this worker never sleeps, as nobody could wake it: RUNTIME_SLEEP_AFTER needs RUNTIME_HTTP=on")
     hidden = secrets(env)
-    checked = Settings(**values, production=production, warnings=tuple(warnings), secrets=hidden)
+    said = any(one.setting.field == "port" and one.name is not None for one in found)
+    checked = Settings(**values, production=production, warnings=tuple(warnings), port_said=said, secrets=hidden)
     return Reading(found, wrong, warnings, checked, production)
 
 

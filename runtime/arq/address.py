@@ -10,19 +10,16 @@ from runtime.core.errors import HandlerInvalid
 
 
 def url_of(settings: RedisSettings) -> str:
-    """The address in `settings`. Raises `HandlerInvalid` for what has none: Sentinel, a certificate that is no file."""
+    """The address in `settings`. Raises `HandlerInvalid` for what has none: Sentinel."""
     if settings.sentinel or not isinstance(settings.host, str):
         raise HandlerInvalid(
             "redis_settings names sentinels, which this worker does not ask",
             hint="name the primary itself, or an address that follows it: RedisSettings(host=…)",
         )
-    if settings.ssl_ca_data is not None:
-        raise HandlerInvalid(
-            "redis_settings has ssl_ca_data", hint="write the certificate to a file, and name that: ssl_ca_certs=…"
-        )
     options = {
         "ssl_cert_reqs": _cert_reqs(settings.ssl_cert_reqs),
         "ssl_ca_certs": settings.ssl_ca_certs,
+        "ssl_ca_data": settings.ssl_ca_data,
         "ssl_certfile": settings.ssl_certfile,
         "ssl_keyfile": settings.ssl_keyfile,
     }
@@ -42,7 +39,7 @@ def url_of_pool(pool: ArqRedis) -> str:
     connections: Any = pool.connection_pool
     said: Mapping[str, Any] = connections.connection_kwargs
     tls = connections.connection_class.__name__.startswith("SSL")
-    options: dict[str, str | None] = {name: said.get(name) for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")}
+    options: dict[str, str | None] = {name: said.get(name) for name in _CERTIFICATES}
     options["ssl_cert_reqs"] = _cert_reqs(said.get("ssl_cert_reqs") or "required")
     return _url(
         said.get("path"),
@@ -53,6 +50,9 @@ def url_of_pool(pool: ArqRedis) -> str:
         said.get("password"),
         options if tls else None,
     )
+
+
+_CERTIFICATES = ("ssl_ca_certs", "ssl_ca_data", "ssl_certfile", "ssl_keyfile")
 
 
 def _url(

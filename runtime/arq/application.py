@@ -1,6 +1,7 @@
 """What the settings class of an arq application says, checked before anything is started."""
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
@@ -27,10 +28,17 @@ Hook = Callable[[dict[Any, Any]], Any]
 OF_ARQ = frozenset(inspect.signature(Worker).parameters)
 """What arq reads of a settings class; all else in it is the application's own."""
 TYPES = "runtime_types"
-WITHOUT_EFFECT = ("poll_delay", "queue_read_limit", "handle_signals", "log_results")
-"""Nothing is polled for; signals drain; arguments and results are never logged."""
+WITHOUT_EFFECT = ("queue_read_limit", "handle_signals", "log_results")
+"""Signals drain; arguments and results are never logged."""
 HOOKS = ("on_startup", "on_shutdown", "on_job_start", "on_job_end", "after_job_end")
 MOST_JOBS = 1000
+"""So many run at once at most, whatever max_jobs says."""
+BLOCK_LIMIT_S = (60.0, 86_400.0)
+"""For how long, at least and at most, a job may block the event loop where the environment does not say. Between them
+it is as long as arq waits before it takes a job for lost: with arq, functions that block for minutes do their work."""
+DEFAULT_TIMEOUT_S = 300.0
+LOST_AFTER_S = 10.0
+"""That is so much more than the longest timeout (arq 0.28 `worker.py`, `in_progress_timeout_s`)."""
 
 
 @frozen
@@ -51,13 +59,16 @@ class Application:
     job_serializer: Any
     job_deserializer: Any
     max_jobs: int | None
+    poll_delay_s: float | None
+    """How often to look for jobs where the server does not tell of them; None: as seems fit."""
     job_completion_wait_s: float | None
     job_timeout_s: float | None
     """inf: unlimited."""
     keep_result_s: float
     keep_result_forever: bool
     """That goes before how long."""
-    max_tries: int
+    max_tries: float
+    """inf: unlimited."""
     retry_jobs: bool
     allow_abort_jobs: bool
     """Aborts are looked for at short intervals. (Where it is not set, when leases are extended.)"""
@@ -78,14 +89,21 @@ class Application:
         if self.url is not None:
             said["REDIS_URL"] = self.url
         if self.max_jobs is not None:
-            said["WORKER_CONCURRENCY"] = str(self.max_jobs)
+            said["WORKER_CONCURRENCY"] = str(min(self.max_jobs, MOST_JOBS))
         if self.job_completion_wait_s is not None:
             said["GRACEFUL_SHUTDOWN_TIMEOUT_MS"] = str(round(1000 * self.job_completion_wait_s))
-        defaults = {"WORKER_CONCURRENCY": "10"}
+        defaults = {"WORKER_CONCURRENCY": "10", "RUNTIME_BLOCK_LIMIT": f"{self._block_limit_s:g}s"}
         named = any(env.get(name, "").strip() for name in ("REDIS_URL", "UPSTASH_REDIS_URL"))
         if not named and not settings.examine(env).production:  # there, it is a mistake that none is named
             defaults["REDIS_URL"] = address.url_of(RedisSettings())
         return {**defaults, **env, **said}
+
+    @property
+    def _block_limit_s(self) -> float:
+        usual_s = DEFAULT_TIMEOUT_S if self.job_timeout_s is None else self.job_timeout_s
+        timeouts_s = [usual_s if one.timeout_s is None else one.timeout_s for one in self.functions.values()]
+        least_s, most_s = BLOCK_LIMIT_S
+        return min(max(least_s, LOST_AFTER_S + max(timeouts_s)), most_s)
 
 
 def read(name: str) -> Application:
@@ -214,12 +232,13 @@ def _read(name: str, said: _Said) -> Application:
         serializer=codec.serializer(dumps, loads, said.get(TYPES, ())),
         job_serializer=dumps,
         job_deserializer=loads,
-        max_jobs=said.whole("max_jobs", None, 1, MOST_JOBS),
+        max_jobs=said.whole("max_jobs", None, 1, 2**31),
+        poll_delay_s=said.span("poll_delay", None),
         job_completion_wait_s=said.span("job_completion_wait", None),
         job_timeout_s=timeout_s,
         keep_result_s=said.span("keep_result", 3600.0),
         keep_result_forever=said.switch("keep_result_forever", False),
-        max_tries=said.whole("max_tries", 5, 1, 2**31),
+        max_tries=math.inf if said.get("max_tries") == math.inf else said.whole("max_tries", 5, 1, 2**31),
         retry_jobs=said.switch("retry_jobs", True),
         allow_abort_jobs=said.switch("allow_abort_jobs", False),
         burst=said.switch("burst", False),
@@ -266,6 +285,8 @@ def _check_times(cron: CronJob, zone: tzinfo | None) -> None:
                 hint=f"{name} is from {within[0]} to {within[-1]}",
             )
     try:
+        if not crons.is_in_some_year(cron.month, cron.day):
+            raise ValueError(f"no year has month={cron.month!r:.60} with day={cron.day!r:.60}")
         crons.times(cron, zone).after(round(1000 * time.time()))
     except Exception as error:  # a weekday that is none, or a date that no year has
         failure = describe(error)

@@ -18,6 +18,8 @@ WITHIN = {
     "minute": range(60),
     "second": range(60),
 }
+LONGEST = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+"""The days of each month, when it has most."""
 SEVERAL = (set, frozenset, list, tuple)
 NO_TIME = timedelta()
 KEEP_S = 60.0
@@ -65,6 +67,15 @@ def _spelt(value: object) -> str:
     several = sorted({*cast("Iterable[int]", value)})
     in_a_row = len(several) > 2 and several == list(range(several[0], several[-1] + 1))
     return f"{several[0]}-{several[-1]}" if in_a_row else ",".join(map(str, several))
+
+
+def is_in_some_year(month: object, day: object) -> bool:
+    """Whether there is such a day. arq would look for it through eight thousand years."""
+    months, days = (
+        whole if said is None else cast("Iterable[int]", said if isinstance(said, SEVERAL) else (said,))
+        for said, whole in ((month, WITHIN["month"]), (day, WITHIN["day"]))
+    )
+    return any(day <= LONGEST[month - 1] for month in months if month in WITHIN["month"] for day in days)
 
 
 def timetable(cron: CronJob, zone: tzinfo | None) -> ArqTimetable | None:

@@ -16,7 +16,7 @@ from runtime.core.policy import Final
 from runtime.core.retry import Retry
 from runtime.core.spec import Spec, declared_at
 from runtime.declare import Handler
-from runtime.engine.context import Context
+from runtime.engine.context import Context, untimed
 
 if TYPE_CHECKING:
     from runtime.arq.application import Application
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 AS_OFTEN_AS_ASKED = Retry(2**31, on=())
 """No failure is repeated by itself. How often a function may ask for it is counted where its next run begins."""
+HOOK_S = 300.0
+"""So much of a hook's time is no part of the function's timeout. In arq none of it is, and a hook may take for ever."""
 OURS = (Snooze, RetryLater, LeaseLost)
 """What a function may raise that begins to use what arq does not have."""
 
@@ -42,10 +44,7 @@ class ArqFunction(Handler[..., Any]):
         if context.attempt - context.crashes > self._max_tries:
             raise Final(JobExecutionFailed(f"max {self._max_tries} retries exceeded"), "exhausted")
         ctx = await self._session.enter(_job_ctx(context))
-        try:
-            await self._session.hook("on_job_start", ctx)
-        except Exception as error:
-            raise Final(error) from None
+        await self._begin(context, ctx)
         try:
             return await self.function(ctx, *args, **kwargs)
         except (ArqRetry, RetryJob) as error:
@@ -57,7 +56,21 @@ class ArqFunction(Handler[..., Any]):
         except Exception as error:
             raise Final(error) from None
         finally:
-            await self._session.try_hook("on_job_end", ctx)
+            await self._end(context, ctx)
+
+    async def _begin(self, context: Context, ctx: dict[str, Any]) -> None:
+        if self._session.has("on_job_start"):
+            try:
+                with untimed(context, HOOK_S):
+                    await self._session.hook("on_job_start", ctx)
+            except Exception as error:
+                raise Final(error) from None
+
+    async def _end(self, context: Context, ctx: dict[str, Any]) -> None:
+        if self._session.has("on_job_end"):
+            with untimed(context, HOOK_S), context.shield(HOOK_S):
+                await self._session.try_hook("on_job_end", ctx)
+        self._session.leave(context.job_id, context.attempt)
 
 
 def _job_ctx(context: Context) -> dict[str, Any]:
@@ -72,7 +85,7 @@ def _job_ctx(context: Context) -> dict[str, Any]:
 def _spec(function: Function | CronJob, application: "Application") -> Spec:
     for_ever = application.keep_result_forever if function.keep_result_forever is None else function.keep_result_forever
     keep_s = application.keep_result_s if function.keep_result_s is None else function.keep_result_s
-    if isinstance(function, CronJob) and function.job_id is None:
+    if isinstance(function, CronJob) and function.unique and function.job_id is None:
         keep_s = max(keep_s, crons.KEEP_S)
     return Spec(
         name=function.name,

@@ -1,5 +1,7 @@
 """What an arq application has as long as its worker lives: ctx, its ArqRedis, the hooks, the health key, burst mode."""
 
+import contextvars
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -17,9 +19,9 @@ from redis.exceptions import RedisError
 from runtime.adapters.redis import keys
 from runtime.adapters.redis.keeper import LeaseKeeper
 from runtime.adapters.redis.source import RedisSource
-from runtime.adapters.telemetry.logs import Log, Within
+from runtime.adapters.telemetry.logs import Log
 from runtime.arq import crons
-from runtime.arq.application import Application
+from runtime.arq.application import MOST_JOBS, Application
 from runtime.arq.functions import ArqFunction
 from runtime.core.job import Settlement, Verdict
 from runtime.core.lifespan import Lifespan
@@ -37,6 +39,10 @@ AGAIN_S = 1.0
 """From one attempt to the next while Redis is away."""
 CLOCK_S = 10.0
 """The longest sleep until a moment of the wall clock, which may be set meanwhile."""
+LEAST_HEALTH_S = 0.5
+"""No sooner than after so long the health key is written again: arq looks at it once in a turn of its loop."""
+LEAST_LOOK_S = 0.05
+"""However short poll_delay is."""
 LOOK_S = 0.1
 """In burst mode, how often is looked whether the queue is empty."""
 ABORTS_S = 0.25
@@ -45,6 +51,7 @@ MOST_AFTERWARDS = 100
 """So many after_job_end go on at once; then no job begins, as arq keeps the slot of each."""
 MOST_RUNS = 10_000
 """So many runs are remembered for after_job_end. There are more only where leases were lost: those never come to it."""
+_UNSET: Any = object()
 _AWAY = (RedisError, OSError, TimeoutError)
 
 
@@ -58,12 +65,16 @@ class Session:
         """How many runs may still begin, in a burst of so many."""
         self.serializer = application.serializer
         self.environment = application.environment
+        asked_s = application.poll_delay_s
+        self.look_s = math.inf if asked_s is None else max(asked_s, LEAST_LOOK_S)
         self.handlers: Handlers = {
             name: ArqFunction(function, application, self) for name, function in application.functions.items()
         }
         self.ctx = application.ctx
-        self._runs: dict[tuple[str, int], dict[Any, Any]] = {}
-        """The ctx of each run until its outcome is stored, by job and attempt."""
+        self._runs: dict[tuple[str, int], tuple[dict[Any, Any], contextvars.Context]] = {}
+        """The ctx of each run until its outcome is stored, by job and attempt; and its context variables."""
+        self._set_at_startup: Sequence[tuple[contextvars.ContextVar[Any], Any, Any]] = ()
+        """The context variables that on_startup has changed: what they held before, and do now."""
         self._has_begun = False
         self._afterwards: TaskGroup | None = None
         self._going_on = 0
@@ -78,21 +89,30 @@ class Session:
         while self._going_on >= MOST_AFTERWARDS:
             self._one_ended = anyio.Event()
             await self._one_ended.wait()
+        for variable, before, now in self._set_at_startup:
+            if variable.get(_UNSET) is before:
+                variable.set(now)
         ctx = {**self.ctx, **of_job}
-        if "after_job_end" in self._application.hooks:
-            self._runs[of_job["job_id"], of_job["job_try"]] = ctx
+        if self.has("after_job_end"):
+            self._runs[of_job["job_id"], of_job["job_try"]] = ctx, contextvars.copy_context()
             if len(self._runs) > MOST_RUNS:
                 del self._runs[next(iter(self._runs))]
         return ctx
 
+    def leave(self, job_id: str, job_try: int) -> None:
+        """A run is over but for its outcome. To be called in its task: after_job_end sees what it has set there."""
+        run = job_id, job_try
+        if run in self._runs:
+            self._runs[run] = self._runs[run][0], contextvars.copy_context()
+
     def settled(self, settlement: Settlement, verdict: Verdict) -> None:
         """The outcome of a run is stored; or refused, as another worker has the job, where its end is told then."""
         claim = settlement.claim
-        ctx = self._runs.pop((claim.id, claim.attempt), None)
-        if ctx is not None and verdict == "settled" and self._afterwards is not None:
+        run = self._runs.pop((claim.id, claim.attempt), None)
+        if run is not None and verdict == "settled" and self._afterwards is not None:
             self._going_on += 1
-            with Within(claim):
-                self._afterwards.start_soon(self._after, ctx)
+            ctx, context = run
+            context.run(self._afterwards.start_soon, self._after, ctx)
 
     async def _after(self, ctx: dict[Any, Any]) -> None:
         try:
@@ -100,6 +120,10 @@ class Session:
         finally:
             self._going_on -= 1
             self._one_ended.set()
+
+    def has(self, name: str) -> bool:
+        """Whether there is a hook of this name."""
+        return name in self._application.hooks
 
     async def hook(self, name: str, ctx: dict[Any, Any]) -> None:
         """Call it, if there is one. What it raises is told, and raised."""
@@ -135,6 +159,9 @@ class Session:
         """`url` is where Redis is, unless the application has said how to connect. `call` is called where this process
         enqueues something by `ctx["redis"]`, `drain` when a burst is over."""
         self._url, self._statistics, self._log, self._call, self._drain = url, statistics, log, call, drain
+        wanted = self._application.max_jobs
+        if wanted is not None and wanted > MOST_JOBS:
+            log.warning(f"max_jobs is {wanted}: no more than {MOST_JOBS} are run at once", event_name="SETTING_WARNING")
 
     def _lifespan(self) -> Lifespan[None]:
         async def application() -> AsyncGenerator[None]:
@@ -149,7 +176,7 @@ class Session:
     async def _opened(self) -> AsyncGenerator[None]:
         redis = self.ctx["redis"] = await self._connect()
         try:
-            await self.hook("on_startup", self.ctx)
+            await self._start_up()
             await self._run_at_startup(redis)
             async with anyio.create_task_group() as beside:
                 for cron in self._crons:
@@ -168,6 +195,16 @@ class Session:
                 await self.try_hook("on_shutdown", self.ctx)  # as by arq also where on_startup has failed
             with anyio.move_on_after(LEAVE_S, shield=True), suppress(*_AWAY):
                 await self._leave(redis)
+
+    async def _start_up(self) -> None:
+        """Runs begin in tasks of their own, and not, as with arq, in the context that on_startup has left."""
+        before = contextvars.copy_context()
+        await self.hook("on_startup", self.ctx)
+        self._set_at_startup = [
+            (variable, before.get(variable, _UNSET), now)
+            for variable, now in contextvars.copy_context().items()
+            if before.get(variable, _UNSET) is not now
+        ]
 
     async def _connect(self) -> ArqRedis:
         """An ArqRedis as arq makes it, once Redis is there."""
@@ -225,7 +262,7 @@ class Session:
 
     async def _tell_health(self, redis: ArqRedis) -> None:
         """Write what `arq --check` reads."""
-        every_s, statistics = self._application.health_check_interval_s, self._statistics
+        every_s, statistics = max(self._application.health_check_interval_s, LEAST_HEALTH_S), self._statistics
         while True:
             try:
                 queued = await redis.zcard(self._application.queue)
@@ -291,6 +328,10 @@ class _Followed(RedisSource):
     def __init__(self, session: Session, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._session = session
+
+    @property
+    def look_s(self) -> float:
+        return self._session.look_s
 
     async def claim(self, queue: str, room: int) -> Pulled:
         granted, used = self._session.grant(room), 0

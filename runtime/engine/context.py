@@ -225,3 +225,8 @@ class Context(Mapping[str, Any], Generic[S]):
 
     def __repr__(self) -> str:
         return f"<Context {self.handler} job={self.job_id} attempt={self.attempt}>"
+
+
+def untimed(context: Context, most_s: float) -> AbstractContextManager[None]:
+    """A block of this run whose time is not the handler's: see `Limiter.untimed`."""
+    return context._limiter.untimed(most_s)  # pyright: ignore[reportPrivateUsage]  # no handler is to have it

@@ -170,6 +170,16 @@ class Limiter:
             self._allow(until - since)
             self._excused_until = until
 
+    @contextmanager
+    def untimed(self, most_s: float) -> Generator[None]:
+        """A block whose time does not count towards the run's timeout, up to `most_s` seconds of it."""
+        began = anyio.current_time()
+        self._allow(most_s)
+        try:
+            yield
+        finally:
+            self._allow(min(anyio.current_time() - began - most_s, 0.0))
+
     async def settle(self, more: Mapping[Bucket, int], granted: Granted) -> None:
         """Correct what was taken. Sent once: it must not count twice."""
         if any(more.values()):

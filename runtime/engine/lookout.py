@@ -147,4 +147,5 @@ class Lookout:
 
     def _look_every_s(self, queue: Queue, now: float) -> float:
         since_start_s = now - self._started_at
-        return look_every_s(now - queue.foreign_at, since_start_s, self._lease_s, hears=self._source.hears)
+        hears, most_s = self._source.hears, self._source.look_s
+        return look_every_s(now - queue.foreign_at, since_start_s, self._lease_s, hears=hears, most_s=most_s)

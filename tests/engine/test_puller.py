@@ -167,6 +167,22 @@ async def test_a_look_never_comes_later_than_eleven_tenths_of_a_lease_after_anot
 
 
 @pytest.mark.usefixtures("one_wait")
+async def test_looks_are_as_frequent_as_somebody_has_asked_for(world: World) -> None:
+    world.store.looked_for_s = 2.0
+    world.serve(world.actor())
+    await world.at(HOUR_S)
+    assert all(gap == 2 for when, gap in gaps(world).items() if when > 8)
+
+
+@pytest.mark.usefixtures("one_wait")
+async def test_where_the_store_tells_nobody_has_to_look_as_often_as_asked_for(world: World) -> None:
+    world.store.tells, world.store.looked_for_s = True, 2.0
+    world.serve(world.actor())
+    await world.at(HOUR_S)
+    assert set(gaps(world).values()) == {11}
+
+
+@pytest.mark.usefixtures("one_wait")
 async def test_where_the_store_tells_what_is_written_looks_are_for_leases(world: World) -> None:
     world.store.tells = True
     world.serve(world.actor())

@@ -344,6 +344,7 @@ class Store:
         self.slow_s: dict[str, float] = {}
         self.tells = False
         """It tells of everything that is written."""
+        self.looked_for_s = math.inf
         self.written = 0
         self._told = trio.Event()
         self.others_are_quicker = False
@@ -544,6 +545,10 @@ class Store:
             return self._pause_left_s(queue)
         dues = [row.due_at for row in self.rows.values() if row.queue == queue and not row.token and not row.outcome]
         return max(0.0, min(dues) - trio.current_time()) if dues else None
+
+    @property
+    def look_s(self) -> float:
+        return self.looked_for_s
 
     @property
     def hears(self) -> bool:

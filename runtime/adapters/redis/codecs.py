@@ -31,6 +31,8 @@ _MAPS: Final = frozenset({*range(0x81, 0x90), 0xDE, 0xDF})
 _CLASS: Final = re.compile(r"[\w.]{1,100}", re.ASCII)
 """What of a body may stand in a log: no text that somebody has put there but the dotted name of a class."""
 MOST_NAMED: Final = 3
+MAX_WHOLE: Final = 64 * 2**20
+"""The largest result of a whole application, in bytes. What it returns may be a file, which arq would keep."""
 _PICKLERS: Final = ("pickle", "_pickle", "cloudpickle", "dill")
 
 
@@ -190,9 +192,9 @@ def _dump_whole(fields: Mapping[str, object], serializer: Serializer) -> bytes:
     except Exception as error:
         reason = type(error).__name__
     else:
-        if len(data) <= MAX_BYTES:
+        if len(data) <= MAX_WHOLE:
             return data
-        reason = f"it is larger than {MAX_BYTES} bytes"
+        reason = f"it is larger than {MAX_WHOLE} bytes"
     raise TypeError(f"{serializer.name} cannot hold it: {reason}")
 
 

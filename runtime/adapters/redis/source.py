@@ -391,6 +391,10 @@ class RedisSource:
         await self._ear.run()
 
     @property
+    def look_s(self) -> float:
+        return math.inf
+
+    @property
     def hears(self) -> bool:
         return self._ear.hears
 

@@ -8,7 +8,7 @@ turns them into bytes: pickles where nothing else is asked for.
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import field
 from functools import partial
@@ -81,6 +81,8 @@ def decode_call(body: bytes, serializer: Serializer | None = None) -> Call | Unr
     rt = said.get("rt")
     own = cast("dict[object, Any]", rt) if isinstance(rt, dict) else {}
     expires_ms, scheduled_ms = own.get("x"), own.get("s")
+    if serializer is not None and serializer.revive is not None and any(name in body for name in _OF_ERRORS):
+        said |= {key: _revived(said[key], serializer.revive) for key in ("a", "k")}
     return Call(
         handler=said["f"],
         args=tuple(said["a"]),
@@ -93,6 +95,23 @@ def decode_call(body: bytes, serializer: Serializer | None = None) -> Call | Unr
         trace=_trace_of(own.get("trace")),
         scheduled_ms=scheduled_ms if type(scheduled_ms) is int else None,
     )
+
+
+def _revived(value: object, revive: Callable[[pickles.RemoteError], BaseException]) -> Any:
+    """`value` with the exceptions themselves: an application gives them as arguments, and writes them into results."""
+    if isinstance(value, pickles.RemoteError):
+        return revive(pickles.RemoteError(value.name, tuple(_revived(one, revive) for one in value.args)))
+    make = _SEQUENCES.get(type(value))
+    if make is not None:
+        return make(_revived(one, revive) for one in cast("Iterable[object]", value))
+    if type(value) is dict:
+        return {key: _revived(one, revive) for key, one in cast("dict[object, object]", value).items()}
+    return value
+
+
+_SEQUENCES: Mapping[type, Callable[[Iterable[object]], object]] = {kind: kind for kind in (list, tuple, set, frozenset)}
+_OF_ERRORS = (b"builtins", b"arq.", b"asyncio")
+"""One of them stands in each pickle with an exception that is read as its name, and in few others."""
 
 
 def _trace_of(found: object) -> dict[str, str] | None:

@@ -259,11 +259,22 @@ class _Forward(logging.Handler):
 
 def _route_standard_logging(level: str, log: Log) -> None:
     root = logging.getLogger()
-    root.handlers = [_Forward(log)]
+    # What was set up to write elsewhere (a file, syslog) goes on; what would write to the console writes these lines.
+    root.handlers = [_Forward(log), *(handler for handler in root.handlers if not _is_console(handler))]
     root.setLevel(max(_LEVELS[level], logging.INFO) if level != "debug" else logging.DEBUG)
     logging.captureWarnings(True)
     for noisy in ("aiohttp.access", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _is_console(handler: logging.Handler) -> bool:
+    if isinstance(handler, _Forward):
+        return True
+    stream: Any = getattr(handler, "stream", None)
+    try:
+        return stream.fileno() in (1, 2)
+    except (AttributeError, OSError, ValueError):  # it has no stream, or one without a descriptor
+        return False
 
 
 def _route_uncaught(log: Log) -> None:
