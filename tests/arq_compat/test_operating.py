@@ -105,6 +105,8 @@ def test_dead_letters_are_read_with_its_types_and_replayed(tcp_url: str, tmp_pat
     with Redis.from_url(tcp_url) as redis:
         redis.zadd("rt:another:dead", {"not its": 1})
     assert "no good: x" in desk.say("dlq", "list")
+    ended = json.loads(desk.run("job", "bad").stdout)
+    assert (ended["status"], ended["error"]) == ("dead", {"type": "ValueError", "message": "no good: x"})
     letter = desk.document("dlq", "show", "bad")
     assert (letter["queue"], letter["args"]) == (QUEUE, [str(Item("x", []))])
     assert "back in its queue" in desk.say("dlq", "replay", "--all")
