@@ -772,21 +772,21 @@ def long1(number: int) -> bytes:
 def over_and_over(kind: str, args: object) -> bytes:
     """A body of 1 MB that makes the same thing of one tuple, as often as it has room for."""
     shared = pickletools.optimize(pickle.dumps(args, 2))[2:-1]
-    return op("(", shared, "q\0", f"c{kind.strip()}\n", "q\1", "h\1h\0R" * 200_000, "l")
+    return op("(", shared, "q\0", f"c{kind}\n", "q\1", "h\1h\0R" * 200_000, "l")
 
 
-SLOW: dict[str, object] = {
-    "fractions\nFraction": (10**4299 + 7, 3**9000),
-    "fractions\nFraction ": (f"{10**4299 + 7}/{3**9000}",),
-    "pathlib\nPosixPath": ("a/" * 2000,),
-    "pathlib\nPureWindowsPath": ("",) * 4000,
-    "ipaddress\nIPv6Network": ("2001:db8::/32",),
-    "ipaddress\nIPv6Interface": ("2001:db8:1:2:3:4:5:6%eth0/32",),
-    "ipaddress\nIPv6Address": ("2001:db8:1:2:3:4:5:6%eth0",),
-    "ipaddress\nIPv4Address": (5,),
-    "builtins\nrange": (0, 2**62, 3),
-    "collections\ndeque": ((), 5),
-    "types\nSimpleNamespace": (),
+SLOW: dict[str, tuple[str, object]] = {
+    "Fraction": ("fractions\nFraction", (10**4299 + 7, 3**9000)),
+    "Fraction as text": ("fractions\nFraction", (f"{10**4299 + 7}/{3**9000}",)),
+    "path": ("pathlib\nPosixPath", ("a/" * 2000,)),
+    "path of 4 000 parts": ("pathlib\nPureWindowsPath", ("",) * 4000),
+    "network": ("ipaddress\nIPv6Network", ("2001:db8::/32",)),
+    "interface": ("ipaddress\nIPv6Interface", ("2001:db8:1:2:3:4:5:6%eth0/32",)),
+    "IPv6 address": ("ipaddress\nIPv6Address", ("2001:db8:1:2:3:4:5:6%eth0",)),
+    "IPv4 address": ("ipaddress\nIPv4Address", (5,)),
+    "range": ("builtins\nrange", (0, 2**62, 3)),
+    "deque": ("collections\ndeque", ((), 5)),
+    "namespace": ("types\nSimpleNamespace", ()),
 }
 ONE_HASH = 2**61 - 1  # integers are hashed modulo this
 BOMBS: dict[str, bytes] = {
@@ -828,7 +828,7 @@ BOMBS: dict[str, bytes] = {
     ),
     "a Decimal of a billion zeros": op("cdecimal\nDecimal\n", short("1E+999999999"), "\x85R"),
     "a Decimal of 1 MB": op(b"cdecimal\nDecimal\nX\0\0\x10\0", b"1" * 2**20, b"\x85R"),
-    **{f"{kind} over and over": over_and_over(kind, args) for kind, args in SLOW.items()},
+    **{f"a {name} over and over": over_and_over(kind, args) for name, (kind, args) in SLOW.items()},
     "2^27 shared deques": pickle.dumps(doubled(lambda x: deque([x, x]), 27)),
     "2^27 shared namespaces": pickle.dumps(doubled(lambda x: SimpleNamespace(a=x, b=x), 27)),
     "2^27 shared Counters": pickle.dumps(doubled(lambda x: Counter[str]({"a": x, "b": x}), 27)),
