@@ -643,10 +643,11 @@ def redis_url(config: settings.Settings) -> tuple[str, embedded.Embedded | None]
 
 
 @asynccontextmanager
-async def connect(url: str | None = None) -> AsyncGenerator[Client]:
-    """A client for the block, which `Handler.enqueue` uses meanwhile; without `url`, the Redis of the environment."""
+async def connect(url: str | None = None, *, serializer: Serializer | None = None) -> AsyncGenerator[Client]:
+    """A client for the block, which `Handler.enqueue` uses meanwhile; without `url`, the Redis of the environment, and
+    without `serializer` that of the environment, if it names one."""
     found, server = (url, None) if url else await asyncio.to_thread(redis_url, settings.read())
-    client = Client(found)
+    client = Client(found, serializer=serializer)
     before = _clients.get(asyncio.get_running_loop())
     use(client)
     try:

@@ -8,7 +8,7 @@ from dataclasses import field
 from datetime import timedelta, tzinfo
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from arq.connections import ArqRedis, RedisSettings
 from arq.constants import default_queue_name, expires_extra_ms, health_check_key_suffix
@@ -97,6 +97,13 @@ class Application:
         if not named and not settings.examine(env).production:  # there, it is a mistake that none is named
             defaults["REDIS_URL"] = address.url_of(RedisSettings())
         return {**defaults, **env, **said}
+
+    def cron(self, name: str) -> Literal["shared", "own"] | None:
+        """Whether the cron job of this name is fired once for all workers, or each enqueues its own; None: no such."""
+        its = self.functions.get(name)
+        if not isinstance(its, CronJob):
+            return None
+        return "own" if crons.timetable(its, self.timezone) is None else "shared"
 
     @property
     def _block_limit_s(self) -> float:

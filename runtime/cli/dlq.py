@@ -1,4 +1,5 @@
-"""Dead letters: jobs that will not run again by themselves. They are kept for 30 days."""
+"""Dead letters: jobs that will not run again by themselves. They are kept for 30 days. With --arq, those of an arq
+application: of its queue, and its arguments are read as it reads them."""
 
 import argparse
 import sys
@@ -10,7 +11,7 @@ from runtime import settings
 from runtime.adapters.redis import codecs, letters
 from runtime.cli import without_secrets
 from runtime.cli.display import say_json
-from runtime.cli.session import answered, tell_of_ringing, with_client
+from runtime.cli.session import Owner, answered, declare_arq, owner, tell_of_ringing, with_client
 from runtime.client import Client
 from runtime.core.errors import UsageInvalid
 from runtime.core.text import one_line
@@ -25,10 +26,11 @@ def declare(parser: argparse.ArgumentParser) -> None:
         ("discard", "delete letters for good", True),
     ):
         action = actions.add_parser(name, help=doc, description=doc)
+        declare_arq(action)
         if name == "show":
             action.add_argument("id", help="the job's id")
             continue
-        action.add_argument("-Q", "--queue", help="of this queue only")
+        action.add_argument("-Q", "--queue", help="of this queue only [default: of all; with --arq, of its]")
         action.add_argument("--handler", help="of this handler only")
         if many:
             action.add_argument("id", nargs="*", help="jobs' ids")
@@ -41,25 +43,27 @@ def run(args: argparse.Namespace) -> int:
             f"dlq {args.action}: name jobs by their ids, or say --all", hint="see them with: runtime dlq list"
         )
     actions = {"list": _list, "show": _show, "discard": _discard}
+    whose = owner(args)
 
     async def work(client: Client) -> int:
         if args.action == "replay":
-            return await _replay(client, args)
-        return await client.ask(lambda redis: actions[args.action](redis, args))
+            return await _replay(client, args, whose)
+        return await client.ask(lambda redis: actions[args.action](redis, args, whose))
 
-    return with_client(work)
+    return with_client(work, whose)
 
 
-async def _matching(redis: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
-    queues = [args.queue] if args.queue else await letters.queues(redis)
+async def _matching(redis: Any, args: argparse.Namespace, whose: Owner) -> list[dict[str, Any]]:
+    its = whose.queues() if whose.application else await letters.queues(redis)
+    queues = [args.queue] if args.queue else its
     found = [letter for queue in queues async for letter in letters.each(redis, queue)]
     return [letter for letter in found if args.handler in (None, letter["handler"])]
 
 
-async def _chosen(redis: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
+async def _chosen(redis: Any, args: argparse.Namespace, whose: Owner) -> list[dict[str, Any]]:
     """The letters that were named; a name without a letter is told."""
     if args.all:
-        return await _matching(redis, args)
+        return await _matching(redis, args, whose)
     chosen: list[dict[str, Any]] = []
     for job_id in args.id:
         letter = await letters.find(redis, job_id)
@@ -70,8 +74,8 @@ async def _chosen(redis: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
     return chosen
 
 
-async def _list(redis: Any, args: argparse.Namespace) -> int:
-    for letter in await _matching(redis, args):
+async def _list(redis: Any, args: argparse.Namespace, whose: Owner) -> int:
+    for letter in await _matching(redis, args, whose):
         died = datetime.fromtimestamp(letter["died_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         queue, handler = one_line(letter["queue"]), one_line(letter["handler"] or "?")
         text = one_line(" ".join(without_secrets(f"{letter['error']}: {letter['text']}").split()), 120)
@@ -79,8 +83,8 @@ async def _list(redis: Any, args: argparse.Namespace) -> int:
     return 0
 
 
-async def _show(redis: Any, args: argparse.Namespace) -> int:
-    letter = await letters.find(redis, args.id, codecs.named(settings.serializer()))
+async def _show(redis: Any, args: argparse.Namespace, whose: Owner) -> int:
+    letter = await letters.find(redis, args.id, whose.serializer or codecs.named(settings.serializer()))
     if letter is None:
         print(f"{one_line(args.id)}: no such dead letter", file=sys.stderr)
         return 1
@@ -96,8 +100,8 @@ _SAID = {
 }
 
 
-async def _replay(client: Client, args: argparse.Namespace) -> int:
-    chosen = await client.ask(lambda redis: _chosen(redis, args))
+async def _replay(client: Client, args: argparse.Namespace, whose: Owner) -> int:
+    chosen = await client.ask(lambda redis: _chosen(redis, args, whose))
     missing = 0 if args.all else len(args.id) - len(chosen)
     queues: set[str] = set()
     for letter in chosen:
@@ -112,8 +116,8 @@ async def _replay(client: Client, args: argparse.Namespace) -> int:
     return 1 if missing else 0
 
 
-async def _discard(redis: Any, args: argparse.Namespace) -> int:
-    chosen = await _chosen(redis, args)
+async def _discard(redis: Any, args: argparse.Namespace, whose: Owner) -> int:
+    chosen = await _chosen(redis, args, whose)
     count = await letters.discard(redis, chosen)
     print(f"{count} dead letters deleted")
     return 0 if args.all or count == len(args.id) else 1

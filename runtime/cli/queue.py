@@ -9,6 +9,8 @@
 Workers obey at once, with their next claim; nothing is restarted. What runs goes on to its end, and jobs can be added
 to a queue that is paused: nobody is woken for them before the pause is over. (Stock arq workers know of no pause.)
 
+With --arq the queue is that of an arq application, and need not be named.
+
 A purge leaves nothing of a job: its id is free again at once. Whoever waits for its end learns that it was cancelled,
 from a result that is kept for a minute.
 """
@@ -26,7 +28,7 @@ from runtime.adapters.redis import queues, scripts
 from runtime.cli import pages, survey
 from runtime.cli.display import say, say_json
 from runtime.cli.inspect import SCHEMA
-from runtime.cli.session import answered, queues_of_handlers, tell_of_ringing, timeout_s, with_client
+from runtime.cli.session import Owner, answered, declare_arq, owner, tell_of_ringing, timeout_s, with_client
 from runtime.client import Client
 from runtime.core.errors import OptionInvalid, UsageInvalid, WaitTimedOut
 from runtime.core.span import seconds, spell
@@ -41,6 +43,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="jobs, workers and pauses", description="one line a queue")
     listing.add_argument("name", nargs="*", metavar="NAME", help="only these [default: those of handlers and workers]")
+    declare_arq(listing)
     listing.add_argument("--json", action="store_true", help="print one JSON document, as runtime inspect does")
     for name, doc in (
         ("pause", "let no job of it be started"),
@@ -49,7 +52,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
         ("purge", "remove every job of it that nobody runs"),
     ):
         action = actions.add_parser(name, help=doc, description=doc)
-        action.add_argument("name", metavar="NAME", help="the queue, by the key of its sorted set")
+        action.add_argument("name", nargs="?", metavar="NAME", help="the queue, by the key of its sorted set")
+        declare_arq(action)
         if name in ("pause", "drain"):
             action.add_argument("--reason", default="", help="for whoever asks why")
         if name == "pause":
@@ -64,17 +68,20 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     work = {"list": _list, "pause": _pause, "resume": _resume, "drain": _drain, "purge": _purge}[args.action]
+    whose = owner(args)
+    if args.action != "list":
+        args.name = whose.queue(args.name, f"queue {args.action}")
     if args.action == "purge" and not args.yes:
         raise UsageInvalid(
             f"queue purge removes every job of {args.name} that waits, for good",
-            hint=f"if that is meant: runtime queue purge {args.name} --yes",
+            hint=f"if that is meant: runtime queue purge {args.name} --yes{whose.option}",
         )
-    return with_client(partial(work, args=args))
+    return with_client(partial(work, args=args, whose=whose), whose)
 
 
-async def _list(client: Client, args: argparse.Namespace) -> int:
-    named: Sequence[str] = args.name or queues_of_handlers()
-    found = await client.ask(lambda redis: _found(redis, named, ask_workers=not args.name))
+async def _list(client: Client, args: argparse.Namespace, whose: Owner) -> int:
+    named: Sequence[str] = args.name or whose.queues()
+    found = await client.ask(lambda redis: _found(redis, named, ask_workers=not (args.name or args.arq)))
     if args.json:
         say_json({"schema": SCHEMA, "queues": found})
     else:
@@ -86,17 +93,21 @@ async def _found(redis: Any, named: Sequence[str], *, ask_workers: bool) -> list
     return await (await survey.begin(redis, named, ask_workers=ask_workers)).queues()
 
 
-async def _pause(client: Client, args: argparse.Namespace) -> int:
+async def _pause(client: Client, args: argparse.Namespace, whose: Owner) -> int:
     length_s = seconds_until(args.until) if args.until else _length(args.length)
     await client.pause(args.name, reason=args.reason, length=length_s)
     (found,) = await client.ask(lambda redis: _found(redis, [args.name], ask_workers=False))
-    how = f"for {spell(length_s)}" if length_s is not None else f"until: runtime queue resume {plain(args.name)}"
+    how = f"for {spell(length_s)}" if length_s is not None else f"until: {_resuming(args.name, whose)}"
     say(f"{plain(args.name)}: paused {how}; {_counts(found)}")
     if not found["workers"]:
         print("no live worker serves it", file=sys.stderr)
     tell_of_ringing(client)
     await answered(client)
     return 0
+
+
+def _resuming(queue: str, whose: Owner) -> str:
+    return f"runtime queue resume {plain(queue)}{whose.option}"
 
 
 def _length(text: str | None) -> float | None:
@@ -126,7 +137,7 @@ def _counts(found: survey.Document) -> str:
     return f"{found['waiting']:,} waiting, {found['deferred']:,} deferred, {found['active']:,} running"
 
 
-async def _resume(client: Client, args: argparse.Namespace) -> int:
+async def _resume(client: Client, args: argparse.Namespace, whose: Owner) -> int:
     was = await client.resume(args.name)
     (found,) = await client.ask(lambda redis: _found(redis, [args.name], ask_workers=False))
     say(f"{plain(args.name)}: {'resumed' if was else 'it was not paused'}; {_counts(found)}")
@@ -135,7 +146,7 @@ async def _resume(client: Client, args: argparse.Namespace) -> int:
     return 0
 
 
-async def _drain(client: Client, args: argparse.Namespace) -> int:
+async def _drain(client: Client, args: argparse.Namespace, whose: Owner) -> int:
     longest_s = timeout_s(args.timeout)
     (before,) = await client.ask(lambda redis: queues.pauses(redis, [args.name]))
     await client.pause(args.name, reason=args.reason or (before.reason if before else ""))
@@ -144,14 +155,14 @@ async def _drain(client: Client, args: argparse.Namespace) -> int:
         if time.monotonic() >= until:
             raise WaitTimedOut(
                 f"{running:,} jobs of {args.name} still run after {spell(longest_s)}",
-                hint=f"the queue stays paused; see them with: runtime inspect jobs -Q {args.name}",
+                hint=f"the queue stays paused; see them with: runtime inspect jobs -Q {args.name}{whose.option}",
             )
         await asyncio.sleep(LOOK_S)
-    say(f"{plain(args.name)}: nothing of it runs; it is paused until: runtime queue resume {plain(args.name)}")
+    say(f"{plain(args.name)}: nothing of it runs; it is paused until: {_resuming(args.name, whose)}")
     return 0
 
 
-async def _purge(client: Client, args: argparse.Namespace) -> int:
+async def _purge(client: Client, args: argparse.Namespace, whose: Owner) -> int:
     told_at = time.monotonic()
 
     def tell(gone: int) -> None:

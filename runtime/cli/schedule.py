@@ -7,26 +7,32 @@
 
 The queues are those of -Q, else those of the handlers found here and of all that workers have said they serve. Workers
 see a change when a schedule is due, and within 30 s; if none is awake, one is woken for a schedule that is resumed.
+
+With --arq they are the cron jobs of an arq application. A pause is heeded by workers of `runtime serve --arq`; a stock
+arq worker knows of none, and goes on. Cron jobs with unique=False are no schedules: each worker enqueues its own.
 """
 
 import argparse
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.adapters import cron
 from runtime.adapters.redis import inspector, schedules
 from runtime.adapters.redis.schedules import Listed
 from runtime.cli.display import columns, moment, say, say_json
 from runtime.cli.inspect import SCHEMA
-from runtime.cli.session import answered, queues_of_handlers, tell_of_ringing, with_client
+from runtime.cli.session import Owner, answered, declare_arq, owner, tell_of_ringing, with_client
 from runtime.client import Client
 from runtime.core.errors import UsageInvalid
 from runtime.core.schedule import Timetable, occurrences
 from runtime.core.span import spell
 from runtime.core.spec import DEFAULT_QUEUE
 from runtime.core.text import plain
+
+if TYPE_CHECKING:
+    from runtime.arq import Application
 
 SHOWN = 3
 """So many of the next times of each."""
@@ -51,21 +57,24 @@ def declare(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "-Q", "--queue", action="append", default=[], metavar="NAME", help="look at this queue; repeatable"
         )
+        declare_arq(action)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.action == "pause" and len(args.reason) > LONGEST_REASON:
         raise UsageInvalid(f"--reason has {len(args.reason)} characters, more than {LONGEST_REASON}")
     actions = {"run": _run, "pause": _pause, "resume": _resume}
-    named = args.queue or queues_of_handlers()
+    whose = owner(args)
+    named = args.queue or whose.queues()
 
     async def work(client: Client) -> int:
-        now_ms, found = await client.ask(lambda redis: _found(redis, named, ask_workers=not args.queue))
+        ask_workers = not (args.queue or args.arq)
+        now_ms, found = await client.ask(lambda redis: _found(redis, named, ask_workers=ask_workers))
         if args.action == "list":
             return _list(now_ms, found, as_json=args.json)
-        return await actions[args.action](client, _named(found, args.name), now_ms, args)
+        return await actions[args.action](client, _named(found, args.name, whose), now_ms, args, whose)
 
-    return with_client(work)
+    return with_client(work, whose)
 
 
 async def _found(redis: Any, named: Sequence[str], *, ask_workers: bool) -> tuple[int, list[Listed]]:
@@ -80,7 +89,7 @@ async def _found(redis: Any, named: Sequence[str], *, ask_workers: bool) -> tupl
     return now_ms, found
 
 
-def _named(found: Sequence[Listed], name: str) -> Listed:
+def _named(found: Sequence[Listed], name: str, whose: Owner) -> Listed:
     these = [one for one in found if one.name == name]
     if len(these) == 1:
         return these[0]
@@ -88,8 +97,27 @@ def _named(found: Sequence[Listed], name: str) -> Listed:
         raise UsageInvalid(
             f"the schedule {name!r} is in several queues", hint=f"say which: -Q {these[0].queue} or another one"
         )
+    if whose.application:
+        _refuse_cron(whose.application, name)
     known = ", ".join(sorted({plain(one.name) for one in found})) or "none: a worker tells of those of its handlers"
     raise UsageInvalid(f"there is no schedule {name!r}", hint=f"there are: {known}")
+
+
+def _refuse_cron(application: "Application", name: str) -> None:
+    """Say why a cron job of the application is not found."""
+    match application.cron(name):
+        case "own":
+            raise UsageInvalid(
+                f"the cron job {name!r} has unique=False: each worker enqueues its own, by its own clock",
+                hint="without unique=False it is a schedule, fired once for all workers",
+            )
+        case "shared":
+            raise UsageInvalid(
+                f"no worker has told of the cron job {name!r} yet",
+                hint=f"one tells when it starts: runtime serve --arq {application.name}",
+            )
+        case None:
+            pass
 
 
 def _list(now_ms: int, found: Sequence[Listed], *, as_json: bool) -> int:
@@ -156,7 +184,7 @@ def _short(ms: int | None) -> str | None:
     return None if ms is None else f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
-async def _run(client: Client, one: Listed, now_ms: int, args: argparse.Namespace) -> int:
+async def _run(client: Client, one: Listed, now_ms: int, args: argparse.Namespace, whose: Owner) -> int:
     priority = one.declared.priority if one.declared else 0
     job = await client.enqueue(one.name, options={"queue": one.queue, "priority": priority})
     say(plain(job.id))
@@ -165,13 +193,13 @@ async def _run(client: Client, one: Listed, now_ms: int, args: argparse.Namespac
     return 0
 
 
-async def _pause(client: Client, one: Listed, now_ms: int, args: argparse.Namespace) -> int:
+async def _pause(client: Client, one: Listed, now_ms: int, args: argparse.Namespace, whose: Owner) -> int:
     await client.ask(lambda redis: schedules.pause(redis, one.queue, one.name, args.reason))
-    say(f"{plain(one.name)}: paused; resume it with: runtime schedule resume {plain(one.name)}")
+    say(f"{plain(one.name)}: paused; resume it with: runtime schedule resume {plain(one.name)}{whose.option}")
     return 0
 
 
-async def _resume(client: Client, one: Listed, now_ms: int, args: argparse.Namespace) -> int:
+async def _resume(client: Client, one: Listed, now_ms: int, args: argparse.Namespace, whose: Owner) -> int:
     if one.next_ms is not None:
         say(f"{plain(one.name)}: it was not paused")
         return 0

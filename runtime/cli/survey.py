@@ -31,6 +31,7 @@ class Survey:
     names: Sequence[str]
     """The queues looked at."""
     serializer: Serializer | None
+    """What bodies and results are read with."""
 
     async def queues(self) -> list[Document]:
         found: list[Document] = []
@@ -55,11 +56,10 @@ class Survey:
                 found.append({"queue": queue, "jobs": [self._listed(job, self.now_ms) for job in jobs]})
         return found
 
-    async def bodies(self, serializer: Serializer | None) -> list[Document]:
-        """By this serializer, else by that of the environment."""
+    async def bodies(self) -> list[Document]:
         found: list[Document] = []
         for queue in self.names:
-            seen = await bodies.examine(self.redis, queue, serializer or self.serializer)
+            seen = await bodies.examine(self.redis, queue, self.serializer)
             trouble = {"trouble": seen.text} if isinstance(seen, Trouble) else {}
             found.append({"queue": queue, **_seen(Bodies() if isinstance(seen, Trouble) else seen), **trouble})
         return found
@@ -112,16 +112,17 @@ class Survey:
         }
 
 
-async def begin(redis: Any, named: Sequence[str], *, ask_workers: bool) -> Survey:
+async def begin(redis: Any, named: Sequence[str], *, ask_workers: bool, serializer: Serializer | None = None) -> Survey:
     """A survey of the queues that are named, and of those of workers if `ask_workers`.
 
-    Of all that have told of themselves: jobs may wait where the only worker sleeps, or was killed.
+    Of all that have told of themselves: jobs may wait where the only worker sleeps, or was killed. Without `serializer`
+    bodies are read with that of the environment, if it names one.
     """
     now_ms, beats = await inspector.workers(redis)
     names = {*named}
     if ask_workers:
         names.update(queue for beat in beats for queue in beat.queues)
-    serializer = codecs.named(settings.serializer())
+    serializer = serializer or codecs.named(settings.serializer())
     return Survey(redis, now_ms, beats, sorted(names) or [DEFAULT_QUEUE], serializer)
 
 

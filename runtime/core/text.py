@@ -1,8 +1,10 @@
 """Values from outside, fit to be shown to people and programs."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time, timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 DEEPEST = 100
@@ -38,7 +40,9 @@ def presentable(value: Any, depth: int = 0) -> Any:
         return {_key(key): presentable(item, depth + 1) for key, item in cast("Mapping[object, Any]", value).items()}
     if isinstance(value, set | frozenset):
         return [presentable(item, depth + 1) for item in sorted(cast("Iterable[Any]", value), key=repr)]
-    if isinstance(value, list | tuple):
+    if isinstance(value, SimpleNamespace):
+        return presentable(vars(value), depth)
+    if isinstance(value, list | tuple | deque):
         return [presentable(item, depth + 1) for item in cast("Iterable[Any]", value)]
     if isinstance(value, datetime | date | time):
         return value.isoformat()

@@ -85,7 +85,7 @@ VALUES: list[object] = [
     Point(1, 2),
     Struct(7),
     Slotted(3),
-    datetime(2026, 7, 1, 12, tzinfo=ZoneInfo("Europe/Berlin")),
+    [Item("a"), datetime(2026, 7, 1, 12, tzinfo=ZoneInfo("Europe/Berlin"))],
     [UUID(int=5), Item("a", [datetime(2026, 1, 1, tzinfo=UTC)])],
 ]
 TYPES = codec.admitted(
@@ -113,7 +113,7 @@ def test_without_it_is_refused_and_its_name_can_be_had(value: object, protocol: 
         pickles.loads(data)
     names = pickles.strangers(data)
     assert names
-    assert all(name.startswith((__name__, "zoneinfo.ZoneInfo")) for name in names)
+    assert all(name.startswith(__name__) for name in names)
     assert pickles.strangers(data, TYPES) == []
 
 

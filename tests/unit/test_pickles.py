@@ -6,20 +6,25 @@ import asyncio
 import builtins
 import json
 import pickle
+import pickletools
 import random
 import struct
 import subprocess
 import sys
 import time
 import uuid
-from collections import OrderedDict
+from array import array
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from datetime import time as clock_time
 from decimal import Decimal
 from fractions import Fraction
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import arq.worker
 import pytest
@@ -50,9 +55,32 @@ scalars = (
     | st.text(max_size=300)
     | st.binary(max_size=300)
 )
-zones = st.none() | st.just(UTC) | st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone)
+zone_infos = st.sampled_from(["Europe/Berlin", "UTC", "America/Sao_Paulo", "Etc/GMT+3"]).map(ZoneInfo)
+offsets = st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone)
+zones = st.none() | st.just(UTC) | offsets | zone_infos
+small = st.integers(-(2**63), 2**63 - 1)
+paths = st.lists(st.text(max_size=20), max_size=4).flatmap(
+    lambda parts: st.sampled_from([kind(*parts) for kind in (Path, PurePosixPath, PureWindowsPath)])
+)
+networks = st.ip_addresses().flatmap(
+    lambda ip: st.integers(0, ip.max_prefixlen).map(lambda length: ip_network(f"{ip}/{length}", strict=False))
+)
+interfaces = st.ip_addresses().flatmap(
+    lambda ip: st.integers(0, ip.max_prefixlen).map(lambda length: ip_interface(f"{ip}/{length}"))
+)
+rarer_scalars = (
+    st.fractions()
+    | paths
+    | st.ip_addresses()
+    | networks
+    | interfaces
+    | zone_infos
+    | st.builds(range, small, small, small.filter(bool))
+)
+slices = st.builds(slice, st.none() | small, st.none() | small, st.none() | small)  # no keys before Python 3.12
 typed_scalars = (
-    st.datetimes(timezones=zones)
+    rarer_scalars
+    | st.datetimes(timezones=zones)
     | st.dates()
     | st.times(timezones=zones)
     | st.timedeltas()
@@ -63,7 +91,30 @@ typed_scalars = (
 keys = st.integers() | st.text(max_size=80) | st.binary(max_size=80) | st.tuples(st.integers(), st.text(max_size=5))
 
 
-def trees(leaves: st.SearchStrategy[object], more_keys: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+FACTORIES: list[Any] = [None, list, dict, set, int, str, float, tuple]
+
+
+def rarer(inner: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    """Containers of the other types."""
+    items, mappings = st.lists(inner, max_size=5), st.dictionaries(keys | typed_scalars, inner, max_size=5)
+    names = st.text(max_size=5).filter(lambda name: not name.startswith("__"))
+    return (
+        st.builds(deque, items, st.none() | st.integers(0, 6))
+        | mappings.map(Counter)
+        | st.builds(defaultdict, st.sampled_from(FACTORIES), mappings)
+        | st.dictionaries(names, inner, max_size=5).map(lambda fields: SimpleNamespace(**fields))
+    )
+
+
+def nothing_more(inner: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    return st.nothing()
+
+
+def trees(
+    leaves: st.SearchStrategy[object],
+    more_keys: st.SearchStrategy[object],
+    more: Callable[[st.SearchStrategy[object]], st.SearchStrategy[object]] = nothing_more,
+) -> st.SearchStrategy[object]:
     return st.recursive(
         leaves,
         lambda inner: (
@@ -73,6 +124,7 @@ def trees(leaves: st.SearchStrategy[object], more_keys: st.SearchStrategy[object
             | st.sets(more_keys, max_size=5)
             | st.frozensets(more_keys, max_size=5)
             | inner.map(lambda shared: [shared, {"again": shared}])
+            | more(inner)
         ),
         max_leaves=20,
     )
@@ -80,20 +132,27 @@ def trees(leaves: st.SearchStrategy[object], more_keys: st.SearchStrategy[object
 
 plain_values = trees(scalars, keys)
 typed_values = trees(
-    scalars | typed_scalars | st.binary().map(bytearray) | st.dictionaries(keys, scalars).map(OrderedDict),
+    scalars | typed_scalars | slices | st.binary().map(bytearray) | st.dictionaries(keys, scalars).map(OrderedDict),
     keys | typed_scalars,
+    rarer,
 )
 
 
-def same(left: object, right: object) -> bool:
+def same(left: Any, right: Any) -> bool:
     """Equal, and of the same types all the way down."""
     if type(left) is not type(right):
         return False
+    if isinstance(left, defaultdict) and left.default_factory is not right.default_factory:
+        return False
+    if isinstance(left, deque):
+        return left.maxlen == right.maxlen and same(list(left), list(right))
+    if isinstance(left, SimpleNamespace):
+        return same(vars(left), vars(right))
     if isinstance(left, dict) and isinstance(right, dict):
         return same(list(left.items()), list(right.items()))
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
         return len(left) == len(right) and all(map(same, left, right))
-    return left == right
+    return bool(left == right)
 
 
 # Round trips
@@ -152,6 +211,33 @@ def test_both_ways_of_reading_agree(value: object, protocol: int) -> None:
         [frozenset({(1, i)}) for i in range(500)] * 2,
         [{"row": (i, str(i))} for i in range(500)],
         [ROWS, ROWS],
+        [
+            Path("/srv/a b"),
+            Path(),
+            PurePosixPath("a//b/../c"),
+            PureWindowsPath("C:/x"),
+            PureWindowsPath("//srv/share/a"),
+        ],
+        Path("/" + "a/" * 2000),
+        [range(2**63 - 1), range(-(2**63), 0, -7), slice(None), slice(1, None, -2)],
+        [Fraction(-1, 3), Fraction(5), Fraction(10**400 + 1, 3**700), Fraction(0)],
+        [ip_address("::1"), ip_address("fe80::1%eth0"), ip_address("255.255.255.255"), ip_address(0)],
+        [
+            ip_network("10.0.0.0/8"),
+            ip_network("2001:db8::/32"),
+            ip_interface("10.0.0.1/8"),
+            ip_interface("fe80::1%e/64"),
+        ],
+        [ZoneInfo("Europe/Berlin"), datetime(2026, 7, 1, tzinfo=ZoneInfo("Europe/Berlin")), clock_time(3, tzinfo=UTC)],
+        [ZoneInfo("America/Argentina/ComodRivadavia"), ZoneInfo("Etc/GMT+3"), ZoneInfo("Etc/GMT-14")],
+        Counter({"a": 2, (1, 2): -1, "b": "no number"}),
+        [deque(), deque([1, 2], 2), deque([[1]], 5), deque(maxlen=0)],
+        [defaultdict(kind, {1: [2]}) for kind in FACTORIES],
+        SimpleNamespace(a=1, b=SimpleNamespace(c=[])),
+        {ip_network("10.0.0.0/8"): 1, Fraction(1, 3): 2, Path("a"): 3, range(3): 4, ZoneInfo("UTC"): 5},
+        [Fraction(i, 7) for i in range(3000)],
+        [ip_network(f"10.{i // 256}.{i % 256}.0/24") for i in range(3000)],
+        [datetime(2026, 1, 1, i % 24, tzinfo=ZoneInfo("Europe/Berlin")) for i in range(3000)],
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -279,8 +365,7 @@ HOSTILE: dict[str, bytes] = {
     "a class by reference": op("cuuid\nUUID\n"),
     "an exception class by reference": op("(cbuiltins\nValueError\nl"),
     "a class as a key": op("}cuuid\nUUID\nNs"),
-    "an object of a class of the application": pickle.dumps(Fraction(1, 2)),
-    "a ZoneInfo": pickle.dumps(datetime(2026, 1, 1, tzinfo=ZoneInfo("UTC"))),
+    "an object of another class": pickle.dumps(array("i", [1])),
     "operator.itemgetter": op("coperator\nitemgetter\nK\x01\x85R"),
     "functools.partial": op("cfunctools\npartial\ncos\nsystem\n\x85R"),
     "copyreg._reconstructor": op("ccopyreg\n_reconstructor\n(cuuid\nUUID\ncbuiltins\nobject\nNtR"),
@@ -348,6 +433,136 @@ def test_a_hostile_or_broken_body_is_refused(body: bytes) -> None:
         loads(body)
 
 
+# Also from other Pythons than this one: Fraction before 3.11, IPv6Address before 3.11, paths of 3.13 and of Windows.
+WRITTEN_ELSEWHERE: dict[str, tuple[bytes, object]] = {
+    "a Fraction as text": (op("cfractions\nFraction\n", short("-1/3"), "\x85R"), Fraction(-1, 3)),
+    "a whole Fraction as text": (op("cfractions\nFraction\n", short("12"), "\x85R"), Fraction(12)),
+    "an IPv6Address as a number": (op("cipaddress\nIPv6Address\nK\x01\x85R"), ip_address("::1")),
+    "a path of 3.13": (op("cpathlib._local\nPosixPath\n", short("/a//b"), "\x85R"), Path("/a/b")),
+    "a path of Windows": (op("cpathlib\nWindowsPath\n", short("C:\\"), short("x"), "\x86R"), PureWindowsPath("C:/x")),
+    "a defaultdict in protocol 2": (op("ccollections\ndefaultdict\nc__builtin__\nlong\n\x85R"), defaultdict(int)),
+    "another in protocol 2": (op("ccollections\ndefaultdict\nc__builtin__\nunicode\n\x85R"), defaultdict(str)),
+    "a range in protocol 2": (op("c__builtin__\nxrange\nK\x00K\x02K\x01\x87R"), range(2)),
+}
+
+
+@pytest.mark.parametrize(("body", "value"), WRITTEN_ELSEWHERE.values(), ids=WRITTEN_ELSEWHERE.keys())
+def test_what_other_pythons_write_is_read(body: bytes, value: object) -> None:
+    assert same(loads(body), value)
+
+
+def test_a_zone_made_without_the_cache_is_that_of_the_cache() -> None:
+    assert loads(pickle.dumps(ZoneInfo.no_cache("Europe/Berlin"))) is ZoneInfo("Europe/Berlin")
+
+
+def test_a_default_is_made_by_what_was_read() -> None:
+    found = loads(pickle.dumps(defaultdict(list)))
+    assert isinstance(found, defaultdict)
+    assert found["a"] == []
+
+
+def test_what_a_body_refers_to_a_class_for_is_told() -> None:
+    with pytest.raises(Undecodable, match="a class, not an object of it"):
+        loads(pickle.dumps([list, uuid.UUID]))
+
+
+ZONE = "cbuiltins\ngetattr\nczoneinfo\nZoneInfo\n\x8c\x09_unpickle\x86R"
+
+
+def zone(name: str) -> bytes:
+    return op(ZONE, "X", struct.pack("<I", len(name)), name, "K\x01\x86R")
+
+
+STRANGE: dict[str, bytes] = {
+    "a zone outside": zone("../../../etc/passwd"),
+    "a zone beside": zone("Europe/../UTC"),
+    "a zone at an absolute path": zone("/etc/localtime"),
+    "a zone that is a directory": zone("Europe"),
+    "a zone that is none": zone("Europe/Nowhere"),
+    "a zone that is another file": zone("leapseconds"),
+    "a zone in another package": zone("os.path/x"),
+    "a zone without a name": zone(""),
+    "a zone with a NUL": zone("UTC\0"),
+    "a zone on a line of its own": zone("UTC\n"),
+    "a zone of 1 MB": zone("a" * 2**20),
+    "a zone of no text": op(ZONE, "K\x01K\x01\x86R"),
+    "a zone from no cache nor none": op(ZONE, short("UTC"), "K\x02\x86R"),
+    "a zone by a call": op("czoneinfo\nZoneInfo\n", short("UTC"), "\x85R"),
+    "a zone by NEWOBJ": op("czoneinfo\nZoneInfo\n", short("UTC"), "\x85\x81"),
+    "a zone from a file": op("cbuiltins\ngetattr\nczoneinfo\nZoneInfo\n", short("from_file"), "\x86R"),
+    "no cache any more": op("cbuiltins\ngetattr\nczoneinfo\nZoneInfo\n", short("clear_cache"), "\x86R)R"),
+    "an attribute of an attribute": op("cbuiltins\ngetattr\n", ZONE, short("__globals__"), "\x86R"),
+    "an attribute of a factory": op("cbuiltins\ngetattr\ncbuiltins\nlist\n", short("_unpickle"), "\x86R"),
+    "getattr as a value": op("cbuiltins\ngetattr\n"),
+    "a factory as a value": op("cbuiltins\nlist\n"),
+    "a call of a factory": op("cbuiltins\nlist\n)R"),
+    "a defaultdict of bytes": op("ccollections\ndefaultdict\ncbuiltins\nbytes\n\x85R"),
+    "a defaultdict of a class": op("ccollections\ndefaultdict\ncuuid\nUUID\n\x85R"),
+    "a defaultdict of getattr": op("ccollections\ndefaultdict\ncbuiltins\ngetattr\n\x85R"),
+    "a defaultdict of a value": op("ccollections\ndefaultdict\nK\x05\x85R"),
+    "a defaultdict of pairs": op("ccollections\ndefaultdict\nN]\x86R"),
+    "a Counter of a list": op("ccollections\nCounter\n]\x85R"),
+    "a Counter with an item set": op("ccollections\nCounter\n}\x85RK\x01K\x01s"),
+    "a deque of text": op("ccollections\ndeque\n", short("abc"), "\x85R"),
+    "a deque of a negative length": op("ccollections\ndeque\n)J\xff\xff\xff\xff\x86R"),
+    "a deque of an endless length": op("ccollections\ndeque\n)", b"\x8a\x09" + b"\xff" * 8 + b"\x01", "\x86R"),
+    "a deque as a key": op("}ccollections\ndeque\n)RNs"),
+    "a deque in itself": op("ccollections\ndeque\n)R\x94h\x00a"),
+    "a namespace in itself": op("ctypes\nSimpleNamespace\n)R\x94}", short("a"), "h\x00sb"),
+    "a namespace with arguments": op("ctypes\nSimpleNamespace\n}\x85R"),
+    "a namespace of slots": op("ctypes\nSimpleNamespace\n)RN}", short("a"), "K\x01s\x86b"),
+    "a namespace with a method of pickle": op("ctypes\nSimpleNamespace\n)R}", short("__reduce_ex__"), "K\x01sb"),
+    "a namespace with a number for a name": op("ctypes\nSimpleNamespace\n)R}K\x01K\x01sb"),
+    "another class of types": op("ctypes\nFunctionType\n"),
+    "a Fraction over 0": op("cfractions\nFraction\nK\x01K\x00\x86R"),
+    "a Fraction of floats": op("cfractions\nFraction\n", (b"G" + struct.pack(">d", 1.5)) * 2, "\x86R"),
+    "a Fraction of an exponent": op("cfractions\nFraction\n", short("1e999999999"), "\x85R"),
+    "a Fraction of a Decimal": op("cfractions\nFraction\n", "cdecimal\nDecimal\n", short("1"), "\x85R\x85R"),
+    "a range of 70 bits": op("cbuiltins\nrange\nK\x00\x8a\x09" + "\xff" * 8 + "\x01K\x01\x87R"),
+    "a range of step 0": op("cbuiltins\nrange\nK\x00K\x01K\x00\x87R"),
+    "a range of flags": op("cbuiltins\nrange\nK\x00\x88K\x01\x87R"),
+    "a slice of lists": op("cbuiltins\nslice\n]]]\x87R"),
+    "a path of numbers": op("cpathlib\nPosixPath\nK\x01\x85R"),
+    "a path of bytes": op("cpathlib\nPosixPath\nC\x01a\x85R"),
+    "a path of 5 000 characters": op(b"cpathlib\nPosixPath\nX\x88\x13\0\0", b"a" * 5000, b"\x85R"),
+    "a path that is called": op("cpathlib\nPath.read_text\n)R"),
+    "a method of paths": op(short("pathlib"), short("PosixPath.cwd"), b"\x93)R"),
+    "the home of a path": op("cpathlib\nPath\n)R"),
+    "an address of 33 bits": op("cipaddress\nIPv4Address\n\x8a\x05", b"\xff" * 4 + b"\x01", "\x85R"),
+    "an address of bytes": op("cipaddress\nIPv4Address\nC\x04abcd\x85R"),
+    "an address of text": op("cipaddress\nIPv4Address\n", short("1.2.3.4"), "\x85R"),
+    "a negative address": op("cipaddress\nIPv6Address\nJ\xff\xff\xff\xff\x85R"),
+    "a network of a pair": op("cipaddress\nIPv4Network\nK\x01K\x08\x86\x85R"),
+    "a network with bits of a host": op("cipaddress\nIPv4Network\n", short("10.0.0.1/8"), "\x85R"),
+    "an address of 200 characters": op("cipaddress\nIPv6Address\n", short("::1%" + "a" * 200), "\x85R"),
+}
+HOSTILE.update(STRANGE)
+
+
+@pytest.mark.parametrize("body", STRANGE.values(), ids=STRANGE.keys())
+def test_a_constructor_takes_nothing_but_what_its_pickles_have(body: bytes) -> None:
+    with pytest.raises(Undecodable):
+        loads(body)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../../etc/passwd", "/etc/localtime", "Europe/../UTC", "zone.tab", "os.path/x", "UTC\n", "a" * 50, "a/" * 9],
+)
+def test_a_zone_that_can_be_none_is_not_looked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("zoneinfo.ZoneInfo", asked.append)
+    with pytest.raises(Undecodable):
+        loads(zone(name))
+    assert asked == []
+
+
+def test_an_empty_deque_counts_for_the_memory_it_takes() -> None:
+    assert loads(pickle.dumps([deque() for _ in range(20_000)])) == [deque()] * 20_000
+    with pytest.raises(Undecodable, match="more than 200000 values"):
+        loads(pickle.dumps([deque() for _ in range(25_000)]))
+
+
 def in_another_process(program: str, bodies: list[bytes]) -> list[Any]:
     """What a program prints as JSON about bodies that it finds in `bodies`, having imported `pickles` and `wire`."""
     lines = [
@@ -369,16 +584,22 @@ def in_another_process(program: str, bodies: list[bytes]) -> list[Any]:
 
 
 def test_reading_imports_opens_and_runs_nothing() -> None:
+    """But for the data of time zones, which are where ZoneInfo looks for them."""
     harmless = [pickle.dumps(value, protocol) for value in typed_samples() for protocol in PROTOCOLS]
     answer = in_another_process(
         """
-classes = [uuid.UUID, datetime.datetime, datetime.timezone, decimal.Decimal, collections.OrderedDict]
+import fractions, pathlib, ipaddress, types, zoneinfo, importlib.resources
+classes = [uuid.UUID, datetime.datetime, datetime.timezone, decimal.Decimal, collections.OrderedDict, zoneinfo.ZoneInfo,
+           fractions.Fraction, pathlib.PosixPath, types.SimpleNamespace, collections.defaultdict, ipaddress.IPv6Network]
 def state():
     return [sorted((name, id(value)) for name, value in vars(kind).items()) for kind in [*classes, pickles, uuid]]
-for body in bodies[:1]:
+def note(event, args):
+    if recording:
+        seen.append([event, *(str(arg) for arg in args[:1])])
+for body in bodies[:len(bodies) - HOSTILE]:
     pickles.loads(body)
 before, modules, seen, recording = state(), set(sys.modules), [], False
-sys.addaudithook(lambda event, args: seen.append(event) if recording else None)
+sys.addaudithook(note)
 refused = 0
 for body in bodies:
     recording = True
@@ -387,14 +608,17 @@ for body in bodies:
     except pickles.Undecodable:
         refused += 1
     recording = False
-print(json.dumps([seen, [refused], [state() == before, set(sys.modules) == modules]]))
-""",
+imported = [name for name in set(sys.modules) - modules if not name.startswith("tzdata")]
+print(json.dumps([seen, refused, state() == before, imported, list(zoneinfo.TZPATH)]))
+""".replace("HOSTILE", str(len([body for body in HOSTILE.values() if body]))),
         [*harmless, *HOSTILE.values()],
     )
-    events, [refused], unchanged = answer
-    assert set(map(str, events)) <= {"builtins.id"}  # the one that says nothing
+    events, refused, unchanged, imported, homes = answer
+    assert {event for event, *_ in events} <= {"builtins.id", "open"}  # the former says nothing
+    opened = [path for event, *said in events if event == "open" for path in said]
+    assert all(any(path.startswith(home) for home in homes) for path in opened), opened
     assert refused == len([body for body in HOSTILE.values() if body])  # an empty one does not get through the pipe
-    assert unchanged == [True, True]
+    assert (unchanged, imported) == (True, [])
 
 
 def typed_samples() -> list[object]:
@@ -406,6 +630,16 @@ def typed_samples() -> list[object]:
         OrderedDict(z=1, a=[timedelta(1)]),
         {"r": ValueError("x", [1]), "s": False, "f": "f" * 300},
         {"r": asyncio.CancelledError()},
+        [
+            ZoneInfo("Europe/Berlin"),
+            datetime(2026, 1, 1, tzinfo=ZoneInfo("UTC")),
+            Fraction(1, 3),
+            range(1, 9, 2),
+            slice(3),
+        ],
+        [Path("/a/b"), PureWindowsPath("C:/a"), Counter("aab"), deque([1, 2], 3), SimpleNamespace(a=1, b=[2])],
+        [ip_address("::1"), ip_address("1.2.3.4"), ip_network("10.0.0.0/8"), ip_interface("fe80::1/64")],
+        [defaultdict(list, {1: [2]}), defaultdict(None), defaultdict(int, a=1)],
     ]
 
 
@@ -503,6 +737,9 @@ pieces = st.sampled_from(
     [bytes([code]) for code in range(256)]
     + [b"K\x05", b"h\x00", b"q\x00", b"(", b"(", b"u", b"e", b"s", b"}", b"]", b"\x94", b"\x85", b"R", b"b", b"\x81"]
     + [b"cuuid\nUUID\n", b"cdatetime\ndate\n", b"C\x04\x07\xea\x01\x01", b"\x8c\x03int", b"cbuiltins\nset\n"]
+    + [ZONE.encode("latin1"), b"\x8c\x03UTCK\x01\x86", b"ccollections\ndeque\n)", b"ccollections\nCounter\n}\x85"]
+    + [b"ccollections\ndefaultdict\n", b"cbuiltins\nlist\n\x85", b"ctypes\nSimpleNamespace\n)R}", b"cbuiltins\nrange\n"]
+    + [b"cpathlib\nPosixPath\n", b"cfractions\nFraction\n", b"cipaddress\nIPv6Address\n", b"\x87", b"\x8c\x011\x85"]
     + [b"cbuiltins\nKeyError\n", b"ccollections\nOrderedDict\n", b"cdecimal\nDecimal\n", b"\x8c\x011", b"X\x01\0\0\0a"]
 )
 
@@ -532,6 +769,25 @@ def long1(number: int) -> bytes:
     return pickle.dumps(number, 2)[2:-1]
 
 
+def over_and_over(kind: str, args: object) -> bytes:
+    """A body of 1 MB that makes the same thing of one tuple, as often as it has room for."""
+    shared = pickletools.optimize(pickle.dumps(args, 2))[2:-1]
+    return op("(", shared, "q\0", f"c{kind}\n", "q\1", "h\1h\0R" * 200_000, "l")
+
+
+SLOW: dict[str, tuple[str, object]] = {
+    "Fraction": ("fractions\nFraction", (10**4299 + 7, 3**9000)),
+    "Fraction as text": ("fractions\nFraction", (f"{10**4299 + 7}/{3**9000}",)),
+    "path": ("pathlib\nPosixPath", ("a/" * 2000,)),
+    "path of 4 000 parts": ("pathlib\nPureWindowsPath", ("",) * 4000),
+    "network": ("ipaddress\nIPv6Network", ("2001:db8::/32",)),
+    "interface": ("ipaddress\nIPv6Interface", ("2001:db8:1:2:3:4:5:6%eth0/32",)),
+    "IPv6 address": ("ipaddress\nIPv6Address", ("2001:db8:1:2:3:4:5:6%eth0",)),
+    "IPv4 address": ("ipaddress\nIPv4Address", (5,)),
+    "range": ("builtins\nrange", (0, 2**62, 3)),
+    "deque": ("collections\ndeque", ((), 5)),
+    "namespace": ("types\nSimpleNamespace", ()),
+}
 ONE_HASH = 2**61 - 1  # integers are hashed modulo this
 BOMBS: dict[str, bytes] = {
     "memo index 2^27 in 9 bytes": op("Nr", struct.pack("<I", 2**27)),
@@ -572,6 +828,30 @@ BOMBS: dict[str, bytes] = {
     ),
     "a Decimal of a billion zeros": op("cdecimal\nDecimal\n", short("1E+999999999"), "\x85R"),
     "a Decimal of 1 MB": op(b"cdecimal\nDecimal\nX\0\0\x10\0", b"1" * 2**20, b"\x85R"),
+    **{f"a {name} over and over": over_and_over(kind, args) for name, (kind, args) in SLOW.items()},
+    "2^27 shared deques": pickle.dumps(doubled(lambda x: deque([x, x]), 27)),
+    "2^27 shared namespaces": pickle.dumps(doubled(lambda x: SimpleNamespace(a=x, b=x), 27)),
+    "2^27 shared Counters": pickle.dumps(doubled(lambda x: Counter[str]({"a": x, "b": x}), 27)),
+    "a namespace filled over and over": op(
+        "}\x94(",
+        *[short(str(i)) + b"N" for i in range(5_000)],
+        "u0"[:1],
+        "ctypes\nSimpleNamespace\n)R",
+        "h\x00b" * 50_000,
+    ),
+    "a Counter of 5 000, over and over": op(
+        "(}(",
+        *[short(str(i)) + b"N" for i in range(5_000)],
+        "u\x85\x94ccollections\nCounter\n\x94",
+        b"h\x01h\x00R" * 50_000,
+        "l",
+    ),
+    "all zones, 25 times": op(
+        "(", *[ZONE.encode("latin1") + short(name) + b"K\x01\x86R" for name in sorted(available_timezones())] * 25, "l"
+    ),
+    "a Fraction of 4 000 digits as a key, over and over": op(
+        "cfractions\nFraction\n", long1(3**8000), long1(2**13000), "\x86R\x94", ("}(" + "h\x00N" * 15 + "u") * 12_000
+    ),
     "300 000 empty sets": op(b"(", b"\x8f" * 300_000, b"l"),
     "300 000 nothings": op("(", "N" * 300_000, "l"),
     "200 000 keys of a tuple": op("}(", b"(K\x01tN" * 200_001, "u"),
@@ -627,6 +907,18 @@ class Label(str):
     __slots__ = ()
 
 
+class Own(tzinfo):
+    """A zone of the application's."""
+
+    def utcoffset(self, moment: datetime | None) -> timedelta:
+        return timedelta(0)
+
+    dst = utcoffset
+
+    def tzname(self, moment: datetime | None) -> str:
+        return "own"
+
+
 def endless() -> list[object]:
     value: list[object] = []
     value.append(value)
@@ -639,9 +931,9 @@ def endless() -> list[object]:
         (Money(), "Money"),
         ({"a": [1, (Money(),)]}, "Money"),
         ({Label("x"): 1}, "Label"),
-        (Fraction(1, 2), "fractions.Fraction"),
-        ([datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Berlin"))], "zoneinfo.ZoneInfo"),
-        (range(3), "builtins.range"),
+        (array("i", [1]), "array.array"),
+        ([datetime(2026, 1, 1, tzinfo=Own())], "Own"),
+        ([1, {"a": defaultdict(Money)}], "collections.defaultdict"),
         (lambda: None, "builtins.function"),
         ((x for x in "abc"), "builtins.generator"),
         (Money, "builtins.type"),

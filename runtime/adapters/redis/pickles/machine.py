@@ -9,37 +9,51 @@ whatever arguments and state the body has.
 
 from __future__ import annotations
 
-import builtins
 import pickle
-import re
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from datetime import date, datetime, time, timedelta, timezone, tzinfo
-from decimal import Decimal
+from datetime import tzinfo
 from itertools import repeat
 from struct import unpack_from
-from types import NoneType
-from typing import Any, Final, NoReturn, Self
-from uuid import UUID, SafeUUID
+from types import NoneType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, Self
+from uuid import UUID
 
+from runtime.adapters.redis.pickles.constructors import (
+    CONSTRUCTORS,
+    UUID_CLASS,
+    ZONE,
+    ZONE_INFO_CLASS,
+    Constructor,
+    fill_namespace,
+    fill_uuid,
+    remote_error,
+    wrong_arguments,
+)
 from runtime.adapters.redis.pickles.proof import MEMOIZE, SHORT_BINUNICODE, STOP, after_string
 from runtime.adapters.redis.pickles.values import (
+    CONTAINERS,
     LEAVES,
     LOOK_EVERY,
     MAX_COLLISIONS,
     MAX_DEPTH,
     MAX_DIGITS,
-    MAX_EXPONENT,
     MAX_KEY_NODES,
     MAX_NODES,
     MAX_OPCODES,
+    MAX_WORK_US,
     NOT_LISTED,
     Admitted,
     RemoteError,
+    Stub,
     Undecodable,
+    is_leaf,
     refuse,
     too_many_values,
 )
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 NONE_ADMITTED: Final[Admitted] = {}
 
@@ -59,11 +73,13 @@ class Machine:
         "_made",
         "_tallies",
         "_unbuilt",
+        "_work_us",
         "data",
         "marks",
         "memo",
         "others",
         "stack",
+        "zones",
     )
 
     def __init__(self, data: bytes, *, any_error: bool = False, admitted: Admitted = NONE_ADMITTED) -> None:
@@ -75,9 +91,11 @@ class Machine:
         self.stack: list[object] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}  # a dict, as an index may be anything
+        self.zones: dict[str, ZoneInfo] = {}  # each is read from its file once
         self._unbuilt: dict[int, UUID] = {}
         self._made = 0
         self._copied = 0
+        self._work_us = 0
         self._key_nodes = 0
         self._tallies: dict[int, dict[int, int]] = {}
 
@@ -123,6 +141,12 @@ class Machine:
         self._copied += size
         if self._copied > 4 * len(self.data) + 2**16:
             refuse("it copies one value too often")
+
+    def count_work(self, us: int) -> None:
+        """Call it before what takes that many microseconds, roughly, of any machine of these years."""
+        self._work_us += us
+        if self._work_us > MAX_WORK_US:
+            refuse("its values take too long to make")
 
     def admit_keys(self, keys: Collection[object], target: Collection[object] = ()) -> None:
         """Refuse keys that are costly to hash, or to tell from others in `target`. Call it before they are hashed."""
@@ -279,9 +303,9 @@ class Machine:
 
     def extend(self, items: list[object], at: int) -> int:
         target = self.stack[-1]
-        if type(target) is not list:
+        if not (type(target) is list or type(target) is deque):
             refuse("it appends to what is no list")
-        target += items
+        target.extend(items)
         return at
 
     def set_item(self, at: int) -> int:
@@ -303,7 +327,7 @@ class Machine:
 
     def dict_on_top(self) -> dict[object, object]:
         target = self.stack[-1]
-        if not (type(target) is dict or type(target) is OrderedDict):
+        if not (type(target) is dict or type(target) is OrderedDict or type(target) is defaultdict):
             refuse("it sets items of what is no dict")
         return target
 
@@ -329,9 +353,9 @@ class Machine:
         return self.push(self.constructor(module, name), at)
 
     def constructor(self, module: object, name: object) -> object:
+        if name == "getattr" and module in ("builtins", "__builtin__"):
+            return _GETATTR
         if self._admitted and type(module) is str and type(name) is str:
-            if name == "getattr" and module in ("builtins", "__builtin__"):
-                return _GETATTR
             admitted = self._admitted.get((module, name))
             if admitted is not None:
                 return _Guest(admitted)
@@ -343,12 +367,12 @@ class Machine:
             return self.collect(self.guest(constructor.kind(*args)), at)
         if constructor is _GETATTR:
             return self.push(_attribute(args), at)
-        if type(constructor) is not _Constructor or type(args) is not tuple:
+        if type(constructor) is not Constructor or type(args) is not tuple:
             refuse("it calls what is no class")
         return self.collect(constructor.make(self, args), at)
 
     def guest(self, made: object) -> object:
-        if type(made) not in LEAVES and type(made) not in _CONTAINERS:
+        if type(made) not in LEAVES and type(made) not in CONTAINERS:
             self.others.add(type(made))
         return made
 
@@ -357,7 +381,7 @@ class Machine:
         if type(constructor) is _Guest and isinstance(constructor.kind, type) and type(args) is tuple:
             kind: type[object] = constructor.kind
             return self.collect(self.guest(kind.__new__(kind, *args)), at)
-        if constructor is not _UUID or args != ():
+        if constructor is not UUID_CLASS or args != ():
             refuse("it makes an object in a way that its class does not use")
         blank = UUID.__new__(UUID)
         self._unbuilt[id(blank)] = blank
@@ -370,17 +394,20 @@ class Machine:
         if type(target) in self.others:
             _set_state(target, state)
             return at
+        if type(target) is SimpleNamespace:
+            fill_namespace(self, target, state)
+            return at
         blank = self._unbuilt.pop(id(target), None)
         if blank is None:
             refuse("it sets attributes")
-        _fill_uuid(blank, state)
+        fill_uuid(blank, state)
         return at
 
 
-_CONTAINERS: Final = (dict, list, tuple, set, frozenset, OrderedDict, RemoteError)
 # Their hashes are keyed with a secret of the process, or shared by few values.
 _CHEAP_KEYS: Final[frozenset[type]] = frozenset({NoneType, bool, float, str, bytes})
 _TOO_WIDE: Final = 10**MAX_DIGITS
+_SLOW_TO_HASH: Final = 32  # times as slow as others is a Fraction
 
 
 def _key_nodes(key: object) -> int:
@@ -393,30 +420,20 @@ def _key_nodes(key: object) -> int:
             if nodes > MAX_KEY_NODES:
                 refuse(f"it has a key of more than {MAX_KEY_NODES} values")
             pending += item
-        elif type(item) not in LEAVES:
+        elif not is_leaf(type(item)):
             refuse("it has a key that is no plain value")
+        elif type(item).__module__ == "fractions":
+            nodes += _SLOW_TO_HASH
     return nodes
 
 
-# What may be constructed
+# What stands for classes
 
 
 _LONGEST_NAME: Final = 200
 
 
-_Args = tuple[object, ...]
-
-
-class _Constructor:
-    """What stands on the stack for a class: it checks arguments exactly as that class's pickles have them."""
-
-    __slots__ = ("make",)
-
-    def __init__(self, make: Callable[[Machine, _Args], object]) -> None:
-        self.make = make
-
-
-class _Guest:
+class _Guest(Stub):
     """What stands on the stack for a class that was vouched for."""
 
     __slots__ = ("kind",)
@@ -428,9 +445,11 @@ class _Guest:
 _GETATTR: Final = object()
 
 
-def _attribute(args: object) -> _Guest:
-    """What a class that was vouched for makes its objects with: `getattr(ZoneInfo, "_unpickle")`."""
+def _attribute(args: object) -> _Guest | Constructor:
+    """What ZoneInfo, or a class that was vouched for, makes its objects with: `getattr(ZoneInfo, "_unpickle")`."""
     match args:
+        case (Constructor() as known, "_unpickle") if known is ZONE_INFO_CLASS:
+            return ZONE
         case (_Guest() as guest, str() as name):
             found = getattr(guest.kind, name)
         case _:
@@ -490,203 +509,20 @@ def _set_state(target: object, state: object) -> None:
         if part is None:
             continue
         if type(part) is not dict:
-            _wrong_arguments()
+            wrong_arguments()
         for key, value in part.items():
             object.__setattr__(target, key, value)
 
 
-def _constructor(module: object, name: object, any_error: bool) -> _Constructor:
+def _constructor(module: object, name: object, any_error: bool) -> Constructor:
     if type(module) is str and type(name) is str:
         found = CONSTRUCTORS.get((module, name))
         if found is not None:
             return found
         dotted = f"{module}.{name}"
         if any_error and len(dotted) <= _LONGEST_NAME and all(part.isidentifier() for part in dotted.split(".")):
-            return _remote_error(dotted)
+            return remote_error(dotted)
     raise Undecodable(NOT_LISTED)
-
-
-def _wrong_arguments() -> NoReturn:
-    refuse("it calls a class with other arguments than its pickles have")
-
-
-def _state_and_zone(args: _Args, size: int) -> tuple[bytes, tzinfo | None]:
-    state, zone = args if len(args) == 2 else (*args, None)
-    if type(state) is not bytes or len(state) != size or not (zone is None or isinstance(zone, tzinfo)):
-        _wrong_arguments()
-    return state, zone
-
-
-# The classes of `datetime` take their packed form on trust, hour 255 included; so it is unpacked here. `fold` is the
-# highest bit of the month, or of a time's hour.
-
-
-def _datetime(_: Machine, args: _Args) -> datetime:
-    state, zone = _state_and_zone(args, 10)
-    year, month, micros = int.from_bytes(state[:2]), state[2] & 127, int.from_bytes(state[7:])
-    return datetime(year, month, state[3], state[4], state[5], state[6], micros, zone, fold=state[2] >> 7)
-
-
-def _date(_: Machine, args: _Args) -> date:
-    state, zone = _state_and_zone(args, 4)
-    if zone is not None:
-        _wrong_arguments()
-    return date(int.from_bytes(state[:2]), state[2], state[3])
-
-
-def _time(_: Machine, args: _Args) -> time:
-    state, zone = _state_and_zone(args, 6)
-    return time(state[0] & 127, state[1], state[2], int.from_bytes(state[3:]), zone, fold=state[0] >> 7)
-
-
-def _timedelta(_: Machine, args: _Args) -> timedelta:
-    days, seconds, micros = args
-    if not (type(days) is int and type(seconds) is int and type(micros) is int):
-        _wrong_arguments()
-    return timedelta(days, seconds, micros)
-
-
-def _timezone(_: Machine, args: _Args) -> timezone:
-    offset, *name = args
-    if type(offset) is not timedelta:
-        _wrong_arguments()
-    if not name:
-        return timezone(offset)
-    if len(name) > 1 or type(name[0]) is not str:
-        _wrong_arguments()
-    return timezone(offset, name[0])
-
-
-_DECIMAL: Final = re.compile(r"[+-]?(?:\d+(?:\.\d*)?(?:E([+-]\d{1,5}))?|Infinity|s?NaN\d*)", re.ASCII)
-
-
-def _decimal(machine: Machine, args: _Args) -> Decimal:
-    (text,) = args
-    if type(text) is not str:
-        _wrong_arguments()
-    number = _DECIMAL.fullmatch(text) if len(text) <= MAX_DIGITS + 8 else None  # 8 for sign, point and exponent
-    if number is None or abs(int(number[1] or 0)) > MAX_EXPONENT:
-        refuse(f"it has a Decimal of more than {MAX_DIGITS} digits or an exponent beyond {MAX_EXPONENT}")
-    machine.count_copy(len(text))
-    return Decimal(text)
-
-
-def _fill_uuid(blank: UUID, state: object) -> None:
-    if type(state) is not dict or not state.keys() <= {"int", "is_safe"}:
-        _wrong_arguments()
-    value = state["int"]
-    if type(value) is not int or not 0 <= value < 2**128:
-        _wrong_arguments()
-    # The class forbids assignment, and its own __setstate__ goes this way round it too.
-    object.__setattr__(blank, "int", value)
-    object.__setattr__(blank, "is_safe", SafeUUID(state.get("is_safe")))
-
-
-def _complex(_: Machine, args: _Args) -> complex:
-    real, imaginary = args
-    if type(real) is not float or type(imaginary) is not float:
-        _wrong_arguments()
-    return complex(real, imaginary)
-
-
-def _encode(machine: Machine, args: _Args) -> bytes:
-    """`_codecs.encode(text, "latin1")`: how protocol 2, which has no bytes, writes them."""
-    text, codec = args
-    if type(text) is not str or codec != "latin1":
-        _wrong_arguments()
-    machine.count_copy(len(text))
-    return text.encode("latin1")
-
-
-def _empty_bytes(_: Machine, args: _Args) -> bytes:
-    """`bytes()`: how protocol 2 writes that one."""
-    if args:
-        _wrong_arguments()
-    return b""
-
-
-def _bytearray(machine: Machine, args: _Args) -> bytearray:
-    (raw,) = args or (b"",)
-    if type(raw) is not bytes:
-        _wrong_arguments()
-    machine.count_copy(len(raw))
-    return bytearray(raw)
-
-
-def _members(machine: Machine, args: _Args) -> list[object]:
-    (members,) = args or ([],)
-    if type(members) is not list:
-        _wrong_arguments()
-    machine.count(len(members))
-    machine.admit_keys(members)
-    return members
-
-
-def _set(machine: Machine, args: _Args) -> set[object]:
-    return set(_members(machine, args))
-
-
-def _frozenset(machine: Machine, args: _Args) -> frozenset[object]:
-    return frozenset(_members(machine, args))
-
-
-def _ordered_dict(_: Machine, args: _Args) -> OrderedDict[object, object]:
-    if args:
-        _wrong_arguments()
-    return OrderedDict()
-
-
-def _uuid(_: Machine, args: _Args) -> NoReturn:
-    _wrong_arguments()  # only ever made empty by NEWOBJ, then filled by BUILD
-
-
-def _remote_error(name: str) -> _Constructor:
-    return _Constructor(lambda _, args: RemoteError(name, args))
-
-
-_UUID: Final = _Constructor(_uuid)
-
-_BUILTINS: Final = {
-    "bytearray": _Constructor(_bytearray),
-    "bytes": _Constructor(_empty_bytes),
-    "complex": _Constructor(_complex),
-    "frozenset": _Constructor(_frozenset),
-    "set": _Constructor(_set),
-}
-_BUILTIN_ERRORS: Final = {
-    name: _remote_error(f"builtins.{name}")
-    for name, kind in [*vars(builtins).items(), ("PythonFinalizationError", Exception)]  # that one is new in 3.13
-    if isinstance(kind, type) and issubclass(kind, BaseException)
-}
-_OTHER_ERRORS: Final = {
-    "arq.worker": ("FailedJobs", "JobExecutionFailed", "Retry", "RetryJob"),
-    "arq.jobs": ("DeserializationError", "ResultNotFound", "SerializationError"),
-    "asyncio.exceptions": ("CancelledError", "TimeoutError"),  # the latter is the builtin one since 3.11
-}
-
-
-def _named(
-    module: str, constructors: Mapping[str, _Constructor]
-) -> Iterator[tuple[tuple[object, object], _Constructor]]:
-    return (((module, name), constructor) for name, constructor in constructors.items())
-
-
-CONSTRUCTORS: Final[Mapping[tuple[object, object], _Constructor]] = {
-    ("datetime", "datetime"): _Constructor(_datetime),
-    ("datetime", "date"): _Constructor(_date),
-    ("datetime", "time"): _Constructor(_time),
-    ("datetime", "timedelta"): _Constructor(_timedelta),
-    ("datetime", "timezone"): _Constructor(_timezone),
-    ("decimal", "Decimal"): _Constructor(_decimal),
-    ("uuid", "UUID"): _UUID,
-    ("collections", "OrderedDict"): _Constructor(_ordered_dict),
-    ("_codecs", "encode"): _Constructor(_encode),
-    **dict(_named("builtins", _BUILTINS | _BUILTIN_ERRORS)),
-    # Protocol 2 speaks of Python 2's modules.
-    **dict(_named("__builtin__", _BUILTINS | _BUILTIN_ERRORS)),
-    **dict(_named("exceptions", _BUILTIN_ERRORS)),
-    **{(module, name): _remote_error(f"{module}.{name}") for module, names in _OTHER_ERRORS.items() for name in names},
-}
 
 
 # The opcodes

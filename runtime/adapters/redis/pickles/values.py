@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Set
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from types import NoneType
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from pathlib import PosixPath, PurePosixPath, PureWindowsPath
+from types import NoneType, SimpleNamespace
 from typing import Final, NoReturn
 from uuid import UUID
 
@@ -25,6 +28,8 @@ MAX_OPCODES: Final = 10 * MAX_NODES  # a UUID, the wordiest of the types, takes 
 LOOK_EVERY: Final = 2_000  # opcodes, at how much has piled up
 MAX_KEY_NODES: Final = 1_000  # in one dict key or set member
 MAX_COLLISIONS: Final = 16  # different keys of one container with one hash value
+MAX_WORK_US: Final = 50_000  # that classes written in Python, of which some are slow, may take to make of a body
+MAX_PATH: Final = 4_096  # characters of a path; Linux's own limit
 
 
 class Undecodable(ValueError):
@@ -53,6 +58,12 @@ class RemoteError:
 RemoteError("", ())  # with the first of a class its `__init__` is compiled; nothing is to be while a body is read
 
 
+class Stub:
+    """What stands for a class while a body is read. It is no value."""
+
+    __slots__ = ()
+
+
 NOT_LISTED: Final = "it refers to a class that is not on the list"
 
 
@@ -64,16 +75,29 @@ def too_many_values() -> NoReturn:
     refuse(f"it has more than {MAX_NODES} values")
 
 
-LEAVES: Final[frozenset[type]] = frozenset(
-    {NoneType, bool, int, float, complex, str, bytes, bytearray}
-    | {datetime, date, time, timedelta, timezone, UUID, Decimal}
-)
-_SEQUENCES: Final = (list, tuple, set, frozenset)
-_MAPPINGS: Final = (dict, OrderedDict)
+LEAVES: Final[set[type]] = {
+    *(NoneType, bool, int, float, complex, str, bytes, bytearray, range, slice),
+    *(datetime, date, time, timedelta, timezone, UUID, Decimal),
+    *(IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network),
+    *(PosixPath, PurePosixPath, PureWindowsPath),
+}
+# Their modules take up to 4 ms to import, and hardly a worker ever meets them: they join the leaves when one is met.
+_RARE: Final = {"fractions": "Fraction", "zoneinfo": "ZoneInfo"}
+_SEQUENCES: Final = (list, tuple, set, frozenset, deque)
+_MAPPINGS: Final = (dict, OrderedDict, Counter, defaultdict)
 _ERRORS: Final = (RemoteError, BaseException)  # the latter only in what is to be written
-_CONTAINERS: Final[frozenset[type]] = frozenset({*_SEQUENCES, *_MAPPINGS, RemoteError})
+CONTAINERS: Final[frozenset[type]] = frozenset({*_SEQUENCES, *_MAPPINGS, RemoteError, SimpleNamespace})
 # Written by opcodes of their own, not by the name of a class.
 BARE: Final[frozenset[type]] = frozenset({NoneType, bool, int, float, str, bytes, list, tuple, dict})
+
+
+def is_leaf(kind: type) -> bool:
+    if kind not in LEAVES:
+        name = _RARE.get(kind.__module__)
+        if name is None or getattr(sys.modules.get(kind.__module__), name, None) is not kind:
+            return False
+        LEAVES.add(kind)
+    return True
 
 
 def parts_of(item: object) -> Collection[object]:
@@ -81,6 +105,8 @@ def parts_of(item: object) -> Collection[object]:
         return [*item, *item.values()]
     if isinstance(item, _SEQUENCES):
         return item
+    if isinstance(item, SimpleNamespace):
+        return vars(item).values()
     return item.args if isinstance(item, _ERRORS) else ()
 
 
@@ -99,7 +125,10 @@ def check_tree(root: object, admitted: Set[type] = frozenset()) -> None:
         below: list[object] = []
         surplus: dict[int, int] = {}
         for item in level:
-            if type(item) not in _CONTAINERS:
+            if type(item) not in CONTAINERS:
+                if is_leaf(type(item)):  # the first of its kind in this process
+                    check_tree(root, admitted)
+                    return
                 refuse(f"it holds {_spelt(item)}")
             parts = parts_of(item)
             more = times[id(item)] if times else 1
@@ -125,4 +154,6 @@ def check_tree(root: object, admitted: Set[type] = frozenset()) -> None:
 
 def _spelt(stranger: object) -> str:
     kind = type(stranger)
-    return "a class, not an object of it" if kind is type else f"a value of type {kind.__module__}.{kind.__qualname__}"
+    if kind is type or isinstance(stranger, Stub):
+        return "a class, not an object of it"
+    return f"a value of type {kind.__module__}.{kind.__qualname__}"
