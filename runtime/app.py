@@ -158,7 +158,9 @@ def listen(port: int) -> socket.socket:
         return socket.create_server(("", port))
     except OSError as error:
         raise SettingsInvalid(
-            f"cannot listen on port {port}", cause=error.strerror, hint="set PORT to a free one, or RUNTIME_HTTP=off"
+            f"cannot listen on port {port}",
+            cause=os.strerror(error.errno) if error.errno else str(error),
+            hint="set PORT to a free one, or RUNTIME_HTTP=off",
         ) from None
 
 

@@ -201,6 +201,16 @@ class _Decorator:
                 hint="one decorator is enough: @cron and @every take the options of @handler; "
                 "for a second schedule, a second function that calls the first",
             )
+        if not callable(function):
+            raise HandlerInvalid(
+                f"@handler is given {function!r:.60}, which is no function",
+                hint='name its options: @handler(queue="…")',
+            )
+        if isinstance(function, type):
+            raise HandlerInvalid(
+                f"{function.__name__!r} is a class, and a handler is a function",
+                hint="write a function whose first parameter is ctx; what handlers share is opened by @lifespan",
+            )
         code = getattr(function, "__code__", None)
         where = declared_at(function)
         name = self._name or getattr(function, "__name__", None)
@@ -269,9 +279,9 @@ def handler(
     """Declare a function whose first parameter is the `Context` as a handler of jobs.
 
     An `async def` runs in the event loop. A `def` runs in a thread, with the context variables of its run; the async
-    methods of `ctx` are called from there as `anyio.from_thread.run(ctx.once, "create", create)`. Nothing can end a
-    thread: one that is asked to stop (by a user, its timeout, a shutdown) learns it by what it waits for in this way,
-    by `ctx.cancel_reason` or by `anyio.from_thread.check_cancelled()`, and keeps its slot until it ends. What it
+    methods of `ctx` are called from there as `anyio.from_thread.run(lambda: ctx.once("create", create))`. Nothing can
+    end a thread: one that is asked to stop (by a user, its timeout, a shutdown) learns it by what it waits for in this
+    way, by `ctx.cancel_reason` or by `anyio.from_thread.check_cancelled()`, and keeps its slot until it ends. What it
     returns within 10 s counts; after that its job is a dead letter (`stuck`). A worker that stops gives it back after
     2 s, and ends with it.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from runtime.core.errors import HandlerInvalid, HandlerUnknown, LimitInvalid, Problem
+from runtime.core.errors import HandlerInvalid, HandlerUnknown, LimitInvalid, OptionInvalid, Problem
 from runtime.core.lifespan import Lifespan
 from runtime.core.limits import Bucket
 from runtime.core.middleware import Middleware
@@ -255,7 +255,7 @@ def _walk(name: str) -> Iterator[ModuleType | Problem]:
     """The module, and if it is a package those in it; in the place of one that cannot be imported, why."""
     try:
         module = import_one(name)
-    except (HandlerInvalid, LimitInvalid) as problem:
+    except HandlerInvalid as problem:
         yield problem
         return
     yield module
@@ -267,27 +267,41 @@ def import_one(name: str) -> ModuleType:
     """The module of this name. Raises `HandlerInvalid` with the line that failed."""
     try:
         return importlib.import_module(name)
-    except (HandlerInvalid, LimitInvalid):
-        raise
+    except (HandlerInvalid, LimitInvalid, OptionInvalid) as problem:
+        raise _placed(problem) from None
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise HandlerInvalid(
-                f"there is no module {name!r}",
-                cause=f"looked in {Path.cwd()} and where Python is installed",
-                hint="name a module as Python imports it, e.g. handlers or app.jobs",
-            ) from None
+            raise _missing(name) from None
         raise _failed(name, error) from None
     except (Exception, SystemExit) as error:
-        raise _failed(name, error) from None
+        raise (_missing(name) if name.startswith(".") else _failed(name, error)) from None
+
+
+def _placed(problem: Problem) -> HandlerInvalid:
+    """What a declaration was refused for, and the line where it stands."""
+    where = _last_line_of_theirs(problem).strip()
+    told = problem.cause is not None or where.rpartition(":")[0] in problem.message
+    return HandlerInvalid(problem.message, cause=problem.cause if told else where, hint=problem.hint)
+
+
+def _missing(name: str) -> HandlerInvalid:
+    meant = ".".join(part for part in name.removesuffix(".py").split("/") if part not in ("", ".", ".."))
+    return HandlerInvalid(
+        f"there is no module {name!r}",
+        cause=f"looked in {Path.cwd()} and where Python is installed",
+        hint="name a module as Python imports it, "
+        + ("e.g. handlers or app.jobs" if meant == name else f"not as a file: {meant}"),
+    )
 
 
 def _failed(name: str, error: BaseException) -> HandlerInvalid:
     failure = describe(error)
+    text = error.msg if isinstance(error, SyntaxError) else failure.text
     where = _last_line_of_theirs(error)
     missing = isinstance(error, ModuleNotFoundError) and error.name
     return HandlerInvalid(
         f"the module {name!r} cannot be imported",
-        cause=f"{where}{failure.error}: {failure.text.splitlines()[0] if failure.text else ''}",
+        cause=f"{where}{failure.error}: {text.splitlines()[0] if text else ''}",
         hint=f"install {missing}, or leave the module out"
         if missing
         else "nothing was started; correct the module first",

@@ -9,7 +9,8 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, TypeVar, cast
@@ -23,6 +24,8 @@ LARGEST = 2**53
 """A number in JSON of ours beyond it is none that we have counted, nor a moment: somebody else has written it."""
 _PLAIN = (bytes, bytearray, datetime, date, time, timedelta, Decimal, UUID)
 """Types that a body carries as they are."""
+_NOT_SPELT = (bytes, bytearray)
+"""Those of them that are never made of text: it would be a guess."""
 _SCALARS = (type(None), bool, int, float, str, bytes)
 _UNCHECKED = (Any, inspect.Parameter.empty, object)
 
@@ -35,6 +38,8 @@ class Signature:
         self._kinds = _annotations(function)
         self._parameters = [self._spelt(p) for p in list(signature.parameters.values())[1:]]
         returns = self._kinds.get("return", signature.return_annotation)
+        if returns is type(None):
+            returns = None
         self._signature = signature.replace(parameters=self._parameters, return_annotation=returns)
         self._checked = [(p.name, self._kind(p)) for p in self._parameters if self._kind(p) not in _UNCHECKED]
         plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in self._parameters)
@@ -151,24 +156,76 @@ _NOT_QUOTED = r"\1"
 
 def _put_together(value: Any, kind: Any, name: str) -> Any:
     try:
-        return msgspec.convert(value, kind, builtin_types=_PLAIN, dec_hook=_load_model)
+        return _made(value, kind, name, _PLAIN)
+    except ValueError:
+        return _made(value, kind, name, _NOT_SPELT)  # JSON has text for the others
+
+
+def _made(value: Any, kind: Any, name: str, never_text: tuple[type, ...]) -> Any:
+    try:
+        return msgspec.convert(value, kind, builtin_types=never_text, dec_hook=_load_model)
     except msgspec.ValidationError as error:
         raise ValueError(f"argument {name!r}: {_QUOTED.sub(_NOT_QUOTED, str(error))}") from None
-    except TypeError:
-        if typing.get_origin(kind) in (types.UnionType, typing.Union):
-            return _first_that_fits(value, typing.get_args(kind), name)
-        return value  # an annotation that msgspec has no notion of: not checked
+    except TypeError:  # somewhere in it is a union that msgspec cannot tell apart by itself, such as of two dataclasses
+        return _made_in_parts(value, kind, name, never_text)
 
 
-def _first_that_fits(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
-    """For unions that msgspec cannot tell apart by itself, such as of two dataclasses."""
-    refusals: list[str] = []
+def _made_in_parts(value: Any, kind: Any, name: str, never_text: tuple[type, ...]) -> Any:
+    def part(of: Any, its_kind: Any, place: str = "") -> Any:
+        return _made(of, its_kind, name + place, never_text)
+
+    origin, kinds = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return _that_fits(value, kinds, part)
+    if origin in _MANY and isinstance(value, list | tuple | set | frozenset):
+        return _MANY[origin](part(one, kinds[0], f"[{at}]") for at, one in enumerate(cast("Sequence[Any]", value)))
+    if origin in (dict, Mapping) and isinstance(value, dict):
+        pairs = cast("Mapping[object, object]", value).items()
+        return {part(key, kinds[0], "[…]"): part(one, kinds[1], "[…]") for key, one in pairs}
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _dataclass_of(value, kind, name, part)
+    return value  # an annotation that msgspec has no notion of: not checked
+
+
+_MANY: Mapping[Any, Callable[[Iterable[Any]], Any]] = {
+    **dict.fromkeys((list, Sequence, Collection, Iterable), list),
+    set: set,
+    frozenset: frozenset,
+}
+
+
+def _that_fits(value: Any, kinds: tuple[Any, ...], part: Callable[[Any, Any], Any]) -> Any:
+    """What loses nothing of the value, else the first that it fits: fields that a dataclass does not have are no
+    hindrance to making one."""
+    fitting: list[Any] = []
+    refusals: list[ValueError] = []
     for kind in kinds:
         try:
-            return _put_together(value, kind, name)
+            fitting.append(part(value, kind))
         except ValueError as error:
-            refusals.append(str(error))
-    raise ValueError(refusals[0])
+            refusals.append(error)
+    if not fitting:
+        raise refusals[0]
+    return next((made for made in fitting if _take_apart(_with_defaults(made)) == value), fitting[0])
+
+
+def _with_defaults(made: Any) -> Any:
+    """msgspec leaves the defaults of a dataclass to its class, and what it takes apart is the instance alone."""
+    if is_dataclass(made) and not isinstance(made, type):
+        return {field.name: getattr(made, field.name) for field in fields(made)}
+    return made
+
+
+def _dataclass_of(value: Any, kind: type[Any], name: str, part: Callable[[Any, Any, str], Any]) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"argument {name!r}: Expected `object`, got `{type(value).__name__}`")
+    kinds, given = typing.get_type_hints(kind), cast("dict[str, Any]", value)
+    named = [field.name for field in fields(kind) if field.init and field.name in given]
+    parts = {field: part(given[field], kinds[field], f".{field}") for field in named}
+    try:
+        return kind(**parts)
+    except TypeError as error:
+        raise ValueError(f"argument {name!r}: {error}") from None
 
 
 def _load_model(kind: Any, value: Any) -> Any:
@@ -192,7 +249,11 @@ def _validated(load: Callable[[Any], Any], value: Any) -> Any:
             raise
         # pydantic's text quotes what it was given, and an argument is not to be seen in a log.
         said = cast("list[dict[str, Any]]", details(include_url=False, include_context=False, include_input=False))
-        raise ValueError("; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in said)) from None
+        raise ValueError("; ".join(": ".join(filter(None, (_path(one["loc"]), one["msg"]))) for one in said)) from None
+
+
+def _path(parts: Sequence[object]) -> str:
+    return ".".join(map(str, parts))
 
 
 def defaults(function: Callable[..., Any]) -> Mapping[str, Any]:

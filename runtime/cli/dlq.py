@@ -75,7 +75,10 @@ async def _chosen(redis: Any, args: argparse.Namespace, whose: Owner) -> list[di
 
 
 async def _list(redis: Any, args: argparse.Namespace, whose: Owner) -> int:
-    for letter in await _matching(redis, args, whose):
+    found = await _matching(redis, args, whose)
+    if not found:
+        print("no dead letters", file=sys.stderr)
+    for letter in found:
         died = datetime.fromtimestamp(letter["died_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
         queue, handler = one_line(letter["queue"]), one_line(letter["handler"] or "?")
         text = one_line(" ".join(without_secrets(f"{letter['error']}: {letter['text']}").split()), 120)

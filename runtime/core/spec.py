@@ -1,6 +1,8 @@
 """What a declaration says about a handler, as a value."""
 
+from collections.abc import Callable
 from dataclasses import field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from runtime.core.limits import NOTHING, Wanted
@@ -43,7 +45,9 @@ class Spec:
     """`file:line` of the declaration, for messages."""
 
 
-def declared_at(function: object) -> str:
-    """`file:line` of a function, for messages; `?` for what has no code of its own."""
-    code = getattr(function, "__code__", None)
+def declared_at(function: Callable[..., object]) -> str:
+    """`file:line` of what is called, for messages; `?` where none of it is in Python."""
+    if isinstance(function, partial):
+        return declared_at(function.func)
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else "?"

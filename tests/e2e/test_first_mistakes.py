@@ -81,6 +81,16 @@ def test_commands_say_that_redis_is_down(arguments: tuple[str, ...]) -> None:
     assert_told(command(*arguments, REDIS_URL=NOBODY), 69, "redis://127.0.0.1:1", "refused", "REDIS_URL")
 
 
+def test_a_socket_that_is_not_there(tmp_path: Path) -> None:
+    url = f"unix://{tmp_path}/no.sock"
+    assert_told(command("inspect", REDIS_URL=url), 69, "no such file", "correct the path in REDIS_URL")
+
+
+def test_where_there_are_no_dead_letters_it_is_said_beside_the_output(redis_url: str) -> None:
+    done = command("dlq", "list", REDIS_URL=redis_url)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (0, "", "no dead letters")
+
+
 def test_a_worker_waits_for_redis_says_so_once_and_goes_on() -> None:
     with Server() as server:
         server.stop()

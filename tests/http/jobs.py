@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +20,11 @@ async def double(ctx: Context, number: int, times: int = 1) -> int:
 @handler(queue=QUEUE)
 async def echo(ctx: Context, *args: Any, **kwargs: Any) -> list[Any]:
     return [list(args), kwargs]
+
+
+@handler(queue=QUEUE)
+async def next_day(ctx: Context, day: date, after: timedelta = timedelta(days=1)) -> date:
+    return day + after
 
 
 @handler(queue=OTHER)

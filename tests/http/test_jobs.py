@@ -36,6 +36,11 @@ def test_a_job_is_accepted_runs_and_shows_its_result(site: Site) -> None:
     assert found["startedAt"] <= found["finishedAt"]
 
 
+def test_dates_and_spans_are_given_as_text(site: Site) -> None:
+    answer = site.ask("POST", "/jobs", {"handler": "next_day", "args": ["2027-01-31"], "kwargs": {"after": "P2D"}})
+    assert settled(site, answer.json["jobId"])["result"] == "2027-02-02"
+
+
 def test_a_job_that_waits_for_a_limit_says_so(site: Site) -> None:
     waiting = [site.enqueue("rare") for _ in range(2)]
 
@@ -272,6 +277,7 @@ def nothing_written(site: Site, redis: Any, body: Any, code: int, error: str, **
         ({"handler": "duoble", "args": [1]}, 422, "handler-unknown", "duoble"),
         ({"handler": "double"}, 422, "payload-invalid", "number"),
         ({"handler": "double", "args": ["1"]}, 422, "payload-invalid", "number"),
+        ({"handler": "next_day", "args": ["tomorrow"]}, 422, "payload-invalid", "day"),
         ({"handler": "double", "args": [1], "kwargs": {"number": 1}}, 422, "payload-invalid", "number"),
         ({"handler": "double", "args": [1], "kwargs": {"self": 1}}, 422, "payload-invalid", "self"),
         ({"handler": "double", "args": [1], "kwargs": {"ctx": 1}}, 422, "payload-invalid", "ctx"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import AsyncIterator
@@ -158,6 +159,23 @@ def test_a_callable_without_a_name_is_refused_with_a_sentence() -> None:
 
     with pytest.raises(HandlerInvalid):
         handler(Nameless())
+
+
+def test_what_is_no_function_is_refused_with_the_fix() -> None:
+    class Job:
+        def __init__(self, ctx: Any) -> None: ...
+
+    with pytest.raises(HandlerInvalid, match=r"'Job' is a class.*write a function"):
+        handler(Job)
+    with pytest.raises(HandlerInvalid, match=r"'exports', which is no function.*name its options"):
+        handler("exports")  # type: ignore[call-overload]
+
+
+def test_a_part_of_a_function_is_declared_where_the_function_is() -> None:
+    async def both(ctx: Any, a: int, b: int) -> int:
+        return a + b
+
+    assert HERE in handler(name="half")(functools.partial(both, b=2)).spec.where
 
 
 @pytest.mark.parametrize(("option", "value"), [("queue", ""), ("queue", None), ("queue", 5), ("name", 5), ("retry", 3)])

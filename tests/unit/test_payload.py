@@ -229,6 +229,23 @@ def test_what_pydantic_refuses_is_not_quoted() -> None:
     assert "canary" not in str(refusal.value)
 
 
+def test_what_pydantic_refuses_as_a_whole_has_no_path() -> None:
+    class Refusal(ValueError):
+        def errors(self, **left_out: bool) -> list[dict[str, Any]]:
+            return [{"loc": (), "msg": "Input should be an object"}]
+
+    class Strict:
+        @classmethod
+        def model_validate(cls, value: object) -> Strict:
+            raise Refusal
+
+    async def takes_strict(ctx: Any, strict: Strict) -> None: ...
+
+    takes_strict.__annotations__["strict"] = Strict
+    with pytest.raises(ValueError, match="argument 'strict': Input should be an object"):
+        Signature(takes_strict).unpack((5,), {})
+
+
 @pytest.mark.parametrize(
     ("function", "args", "kwargs"),
     [
@@ -274,6 +291,104 @@ def test_arguments_of_a_wrong_type_are_refused_at_both_ends_by_name(
     for end in (signature.pack, signature.unpack):
         with pytest.raises(ValueError, match=named):
             end(args, kwargs)
+
+
+@dataclass
+class Named:
+    name: str
+    number: int = 0
+
+
+@dataclass
+class Visit:
+    at: datetime
+    day: date | str
+    cost: Decimal | None = None
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (date, "2027-01-31", date(2027, 1, 31)),
+        (datetime, "2027-01-31T09:30:00Z", datetime(2027, 1, 31, 9, 30, tzinfo=UTC)),
+        (datetime | None, "2027-01-31T09:30:00", datetime(2027, 1, 31, 9, 30)),
+        (time, "09:30:00", time(9, 30)),
+        (timedelta, "PT1H", timedelta(hours=1)),
+        (UUID, "00000000-0000-0000-0000-000000000001", UUID(int=1)),
+        (Decimal, "1.10", Decimal("1.10")),
+        (list[date], ["2027-01-31"], [date(2027, 1, 31)]),
+        (dict[date, int], {"2027-01-31": 1}, {date(2027, 1, 31): 1}),
+        (Order | date, "2027-01-31", date(2027, 1, 31)),
+    ],
+    ids=str,
+)
+def test_text_that_json_has_for_it_makes_what_the_annotation_says(kind: Any, text: Any, value: Any) -> None:
+    async def work(ctx: Any, value: Any) -> None: ...
+
+    work.__annotations__.update(value=kind)
+    work.__annotations__["return"] = kind
+    signature = Signature(work)
+    assert signature.unpack(*signature.pack((text,), {})) == ((value,), {})
+    assert signature.unpack(*signature.pack((value,), {})) == ((value,), {})
+    assert signature.unpack_result(text) == value
+
+
+def test_text_that_makes_none_is_refused_unquoted_and_bytes_are_never_guessed_from_it() -> None:
+    async def work(ctx: Any, day: date, raw: bytes = b"") -> None: ...
+
+    work.__annotations__.update(day=date, raw=bytes)
+    for args, rule in (("canary",), "RFC3339"), (("2027-01-31", "abcd"), "Expected `bytes`"), ((5,), "Expected `date`"):
+        with pytest.raises(ValueError, match=rule) as refusal:
+            Signature(work).pack(args, {})
+        assert "canary" not in str(refusal.value)
+
+
+VISIT = Visit(datetime(2027, 1, 31, tzinfo=UTC), date(2027, 1, 31), Decimal(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (str | date, "2027-01-31"),
+        (date | str, "2027-01-31"),
+        (date | str, date(2027, 1, 31)),
+        (Visit, VISIT),
+        (Visit, Visit(VISIT.at, "2027-01-31")),
+        (Visit | None, None),
+        (list[Thing | Named], [Thing("x"), Named("y", 1)]),
+        (Sequence[Thing | Named], [Named("y", 1)]),
+        (dict[str, Named | Thing], {"a": Thing("x"), "b": Named("y", 1)}),
+        (set[date | str], {"a", date(2027, 1, 31)}),
+        (Thing | Named, Named("y", 1)),
+        (Named | Thing | Visit, VISIT),
+    ],
+    ids=str,
+)
+def test_unions_that_are_hard_to_tell_apart_arrive_as_they_were_sent(kind: Any, value: Any) -> None:
+    async def work(ctx: Any, value: Any) -> None: ...
+
+    work.__annotations__["value"] = kind
+    assert Signature(work).unpack(*Signature(work).pack((value,), {})) == ((value,), {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "named"),
+    [
+        (Visit, {"at": "canary", "day": "x"}, "value.at"),
+        (Visit, {"day": "x"}, "'at'"),
+        (Visit, 5, "Expected `object`, got `int`"),
+        (list[Thing | Named], [{"name": "x"}, {"name": 1}], r"value\[1\]"),
+        (dict[str, Thing | Named], {"canary": {}}, "value"),
+    ],
+    ids=str,
+)
+def test_what_fits_no_part_of_them_is_refused_by_its_place(kind: Any, value: Any, named: str) -> None:
+    async def work(ctx: Any, value: Any) -> None: ...
+
+    work.__annotations__["value"] = kind
+    with pytest.raises(ValueError, match=named) as refusal:
+        Signature(work).pack((value,), {})
+    assert "canary" not in str(refusal.value)
 
 
 def test_what_is_not_annotated_is_passed_as_it_is() -> None:
@@ -333,6 +448,7 @@ def test_packing_leaves_the_callers_objects_alone() -> None:
 def test_a_signature_is_shown_as_a_producer_sees_it() -> None:
     assert "ctx" not in str(Signature(takes_keywords))
     assert "loud" in str(Signature(takes_keywords))
+    assert str(Signature(takes_maybe)).endswith("-> None")
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.text(st.characters(codec="utf-8")), st.lists(st.integers(-9, 9)))

@@ -120,6 +120,29 @@ def test_two_quotas_of_one_name_are_refused_and_one_that_is_shared_is_not(projec
     assert set(project.names("one", "three")) == {"greet", "call"}
 
 
+@pytest.mark.parametrize(
+    "declared",
+    [
+        "@cron('61 * * * *')\nasync def f(ctx): ...",
+        "@every\nasync def f(ctx): ...",
+        "@handler(priority='high')\nasync def f(ctx): ...",
+        "@handler(limit='api')\nasync def f(ctx): ...",
+        "limit = Bucket('api', '10')",
+        "@handler\nasync def f(): ...",
+    ],
+)
+def test_what_breaks_a_rule_is_told_with_the_line_where_it_stands_once(project: Project, declared: str) -> None:
+    project.write("rules.py", "from runtime import *\n\n" + declared)
+    assert project.refused("rules").count(f"{project.folder / 'rules.py'}:3") == 1
+
+
+@pytest.mark.parametrize("name", ["./jobs", "jobs.py", "app/jobs.py"])
+def test_who_names_a_file_is_told_its_module(project: Project, name: str) -> None:
+    said = project.refused(name)
+    assert f"there is no module '{name}'" in said
+    assert said.endswith(f"not as a file: {name.removesuffix('.py').removeprefix('./').replace('/', '.')}")
+
+
 def test_where_there_is_no_handler_at_all_it_is_said(project: Project) -> None:
     project.write("empty.py")
     assert "no handler in empty; declare one with @handler" in project.refused("empty")

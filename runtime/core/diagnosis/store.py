@@ -111,6 +111,8 @@ _FIXES = (
     ("password", "copy the address anew from where Redis is hosted, its password percent-encoded"),
     ("lacks a permission", "give its user the rights that docs/redis.md lists"),
     ("connection refused", "start Redis there, or correct host and port in REDIS_URL"),
+    ("no such file", "start Redis there, or correct the path in REDIS_URL"),
+    ("permission denied", "let this user read and write the socket: unixsocketperm in the server's configuration"),
     ("name is not known", "correct the host in REDIS_URL; a database that was deleted has no name any more"),
     ("answer to TLS", "does the server speak TLS? If not, write redis:// instead of rediss://"),
     ("no TLS", "the server speaks no TLS: write redis:// instead of rediss://"),
