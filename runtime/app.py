@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,6 +35,7 @@ from runtime.adapters.redis.ledger import RedisLedger
 from runtime.adapters.redis.permits import RedisPermits
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
+from runtime.adapters.root import RootTask
 from runtime.adapters.runner import AsyncioRunner
 from runtime.adapters.telemetry import logs, traces
 from runtime.apis import Apis
@@ -67,6 +68,8 @@ CLOSE_S = 5.0
 """How long connections may take to close."""
 LEAVE_S = 1.0
 """How long the interpreter may take to end after that."""
+SIGNALS_EVERY_S = 1.0
+"""So often the worker sees to it that it is still the one who hears them."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 DUMP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 
@@ -107,7 +110,7 @@ def serve(
     listener = _listener(settings, guest, log)
     worker = Worker(settings, url, handlers, served, equipment, log, listener, redact, guest)
     with asyncio.Runner(loop_factory=loop) as runner:
-        code = _run_to_its_end(runner.get_loop(), worker.run(), log)
+        code = _run_to_its_end(runner.get_loop(), worker, log)
         logs.close()
         if worker.leaves_runs_behind:
             os._exit(code)  # their jobs may be running elsewhere by now
@@ -135,9 +138,9 @@ def _listener(settings: Settings, guest: Guest | None, log: logs.Log) -> socket.
         return listener
 
 
-def _run_to_its_end(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int], log: Any) -> int:
-    """Run `work`, whatever tasks that handlers have started do: asyncio lets their SystemExit end the event loop."""
-    task = loop.create_task(work)
+def _run_to_its_end(loop: asyncio.AbstractEventLoop, worker: "Worker", log: Any) -> int:
+    """Run it, whatever tasks that handlers have started do: asyncio lets their SystemExit end the event loop."""
+    task = RootTask(worker.run(), loop=loop, cancelled_by=worker.cancelled_by)
     while True:
         try:
             return loop.run_until_complete(task)
@@ -195,6 +198,7 @@ class Worker:
         self._traces = self._make_traces()
         self._statistics = Statistics()
         self._signals: asyncio.Queue[int] = asyncio.Queue(maxsize=3)
+        self._stop_signals = list(STOP_SIGNALS)
         self._told: list[int] = []
         self._failure: Exception | None = None
         self._serializer = codecs.named(settings.serializer) if guest is None else guest.serializer
@@ -296,6 +300,7 @@ class Worker:
     async def _serve(self) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._obey_signals, group)
+            group.start_soon(self._keep_signals)
             group.start_soon(self._beside, "handing permits on", self._permits.run)
             group.start_soon(self._have_retinue)
             await self._lifetime.open()
@@ -363,6 +368,10 @@ class Worker:
         """Handlers cannot run: whatever is held is for another worker."""
         self._failure = self._failure or failure
         self._supervisor.hurry()
+
+    def cancelled_by(self, token: str) -> None:
+        """The run of this token cancels all tasks. Does not return."""
+        self._standstills.cancelled_by(token)
 
     async def _beside(self, what: str, part: Callable[[], Awaitable[object]]) -> None:
         await logs.beside(self._log, what, part)
@@ -439,12 +448,37 @@ class Worker:
             await self._beside("sending the last spans", self._traces.flush_and_stop)
 
     def _listen_to_signals(self) -> None:
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # which nohup asks for
+            self._stop_signals.remove(signal.SIGHUP)
+        self._take_stop_signals()
         loop = asyncio.get_running_loop()
-        for number in STOP_SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for
-                loop.add_signal_handler(number, self._signalled, number)
         for number in DUMP_SIGNALS:
             loop.add_signal_handler(number, self._dump_tasks)
+
+    def _take_stop_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in self._stop_signals:
+            loop.add_signal_handler(number, self._signalled, number)
+        self._heard_by = [signal.getsignal(number) for number in self._stop_signals]
+
+    async def _keep_signals(self) -> None:
+        """Handlers start libraries that take SIGTERM, and then nobody would hear that the worker is to stop.
+
+        What can be seen of it is told; the loop's callbacks (asyncio's wake-up descriptor, too) are set again unseen.
+        """
+        while True:
+            await anyio.sleep(SIGNALS_EVERY_S)
+            taken = [
+                number.name
+                for number, ours in zip(self._stop_signals, self._heard_by, strict=True)
+                if signal.getsignal(number) is not ours
+            ]
+            self._take_stop_signals()
+            if taken:
+                self._log.warning(
+                    f"A handler or what it uses has taken {', '.join(taken)}; taken back, lest jobs be cut off",
+                    event_name="SIGNALS_TAKEN_BACK",
+                )
 
     def _dump_tasks(self) -> None:
         if "_retinue" in vars(self):  # it cannot be made here, in no task

@@ -10,7 +10,6 @@ retinue
   └─ HTTP server
 """
 
-import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from runtime import registry
+from runtime.adapters.aside import aside
 from runtime.adapters.egress import Egress
 from runtime.adapters.http.sessions import AiohttpSessions
 from runtime.adapters.redis.buckets import RedisLimits
@@ -161,7 +161,7 @@ class Retinue:
             group.start_soon(self._beside, "the heartbeat", self._beat)
             group.start_soon(self._follow_the_first_look, group)
             await self._unhurried()
-            await asyncio.to_thread(self._log.take_structlog)
+            await aside(self._log.take_structlog)
             if self._listener is not None:
                 await self._serve_http(self._listener)
 
@@ -260,7 +260,7 @@ class Retinue:
         await self._silence.while_speaking(self._source.listen)
 
     async def _serve_http(self, listener: socket.socket) -> None:
-        http_server, desk_of = await asyncio.to_thread(_http_parts)
+        http_server, desk_of = await aside(_http_parts)
         desk = desk_of(self._client, self._handlers, self._queues, self._wake, self.call)
         tokens = self._settings.tokens
         row = self._egress.of("answers")

@@ -94,6 +94,11 @@ def token_of(task: "asyncio.Task[Any]") -> str | None:
     return get_context().get(_token) if get_context else None
 
 
+def running_here() -> str | None:
+    """The token of the run that calls this, in whichever of its tasks, callbacks or (`asyncio.to_thread`) threads."""
+    return _token.get(None)
+
+
 @record
 class _Shield:
     """A block in which a run is not cancelled."""

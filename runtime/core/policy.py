@@ -207,14 +207,12 @@ def _asked_delay_s(error: BaseException) -> float | None:
     return 0.0 if "arq.worker.RetryJob" in names else None
 
 
-def after_standstill(claim: Claim, where: str, for_s: float, now_ms: int) -> tuple[Outcome, History]:
-    """What becomes of the job whose handler keeps its whole process from going on, which is ended for it.
+def after_crash(claim: Claim, failure: Failure, now_ms: int) -> tuple[Outcome, History]:
+    """What becomes of the job whose handler has made an end of its worker, where the worker could still tell how.
 
-    That is a crash like any other, but one that can be told: with `where` it stood still.
+    That is a crash like any other, with a `failure` that says more.
     """
     crashes = claim.history.crashes + 1
-    text = f"it blocked the event loop for {spell(for_s)}, and its worker was ended for that: {where}"
-    failure = Failure("Blocked", text, "resource")
     last = crashes >= MAX_CRASHES
     outcome = Dead("crashed", failure) if last else Retried(CRASH_DELAY_S[crashes - 1], failure)
     return outcome, replace(remember(claim, outcome, now_ms), crashes=crashes)

@@ -15,8 +15,8 @@ from runtime.core.job import Call, Claim, Dead, Failure, Outcome, Released, Sett
 from runtime.core.policy import (
     Ended,
     Stop,
+    after_crash,
     after_run,
-    after_standstill,
     before_run,
     describe,
     kept_s,
@@ -272,8 +272,8 @@ class Slots:
             if slot.stop != "lost":
                 self._settle_run(slot, outcome)
 
-    def outcomes_at_standstill(self, blamed: str, where: str, for_s: float) -> list[Settlement]:
-        """What is to become of everything that runs, in a process that is ended because the run `blamed` blocks it.
+    def outcomes_at_crash(self, blamed: str, failure: Failure) -> list[Settlement]:
+        """What is to become of everything that runs, in a process that is ended because of the run `blamed`.
 
         Changes nothing; may be called from another thread, as the event loop stands still.
         """
@@ -281,9 +281,7 @@ class Slots:
         for slot in list(self._busy.values()):
             claim, now_ms = slot.claim, slot.now_ms()
             outcome, history = (
-                after_standstill(claim, where, for_s, now_ms)
-                if claim.token == blamed
-                else (Released("shutdown"), claim.history)
+                after_crash(claim, failure, now_ms) if claim.token == blamed else (Released("shutdown"), claim.history)
             )
             settlements.append(Settlement(claim, outcome, claim.now_ms, now_ms, history, slot.entry.spec.keep_result_s))
         return settlements

@@ -118,6 +118,33 @@ async def refuse_to_stop(ctx: Context) -> None:
 
 
 @handler(retry=ONCE)
+async def cancel_all_other_tasks(ctx: Context) -> None:
+    """As recipes for a clean end have it."""
+    with noted(ctx):
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0.5)
+
+
+@handler
+async def take_the_signals(ctx: Context) -> None:
+    """As libraries do that start a browser, each in its way."""
+    loop = asyncio.get_running_loop()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    loop.remove_signal_handler(signal.SIGINT)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    if isinstance(loop, asyncio.SelectorEventLoop):  # uvloop looks after it only as it begins
+        signal.set_wakeup_fd(-1)
+
+
+@handler
+async def keep_the_threads_busy(ctx: Context, length_s: float) -> None:
+    """More calls that block than asyncio has threads for them."""
+    with noted(ctx):
+        await asyncio.gather(*(asyncio.to_thread(time.sleep, length_s) for _ in range(64)))
+
+
+@handler(retry=ONCE)
 async def block_in_a_task_of_its_own(ctx: Context, length_s: float) -> None:
     async def block() -> None:
         time.sleep(length_s)

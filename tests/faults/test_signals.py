@@ -179,3 +179,20 @@ def _answers(url: str) -> bool:
             return bool(redis.ping())
         except RedisError:
             return False
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("number", [TERM, INT, signal.SIGHUP])
+def test_signals_that_a_handler_has_taken_are_taken_back(
+    redis_url: str, ledger: Ledger, number: signal.Signals, loop: str
+) -> None:
+    with campaign.worker(redis_url, ledger, RUNTIME_LOOP=loop).up() as worker:
+        enqueue(redis_url, jobs.take_the_signals.request())
+        (told,) = worker.wait_for("SIGNALS_TAKEN_BACK")
+        assert "SIGTERM" in told["message"]
+        (job,) = enqueue(redis_url, jobs.work.request(1.5))
+        wait_until(lambda: ledger.starts(job))
+        worker.send(number)
+        assert worker.wait(20) == 0
+        assert campaign.results(redis_url)[job].ok
+        assert len(worker.events("SIGNALS_TAKEN_BACK")) == 1

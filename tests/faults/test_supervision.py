@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis import Redis
 
 from runtime import connect
@@ -138,6 +139,30 @@ def test_a_block_in_a_task_that_a_handler_started_is_found_out_too(redis_url: st
         assert crash["job_id"] == job
         assert campaign.attempts_kept(redis_url) == {job: 1}
         assert campaign.stranded(redis_url) == []
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_handler_that_cancels_all_tasks_is_to_blame_and_no_other(redis_url: str, ledger: Ledger, loop: str) -> None:
+    """Else it would be given back with the others, and end the next worker, and so on for ever."""
+    with campaign.worker(redis_url, ledger, slots=4, RUNTIME_LOOP=loop).up() as worker:
+        others = enqueue(redis_url, *(jobs.work.request(1.0) for _ in range(3)))
+        wait_until(lambda: len(ledger.starts()) == 3)
+        (job,) = enqueue(redis_url, jobs.cancel_all_other_tasks.request())
+        for crashes in (1, 2, 3):
+            assert worker.wait(40) == 1
+            told = worker.wait_for("WORKER_CRASH", crashes)[-1]
+            assert told["job_id"] == job
+            assert "faults/jobs.py" in told["data"]["error"]
+            assert campaign.stranded(redis_url) == []
+            assert campaign.attempts_kept(redis_url) == ({} if crashes == 3 else {job: crashes})
+            boots = worker.boots()
+            worker.start()
+        wait_until(lambda: worker.boots() > boots)
+        assert campaign.letters(redis_url)[job]["reason"] == "crashed"
+        wait_until(lambda: set(others) <= campaign.results(redis_url).keys())
+        assert all(campaign.results(redis_url)[other].ok for other in others)
+        assert worker.stop() == 0
+        assert worker.errors() == ""
 
 
 def test_being_stopped_for_a_while_is_not_standing_still(redis_url: str, ledger: Ledger) -> None:

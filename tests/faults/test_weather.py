@@ -356,3 +356,26 @@ def test_health_asks_redis_seldom_and_nobody_else_does(scene: Scene, ledger: Led
         first = asked()
         time.sleep(3.5)
         assert asked() == first
+
+
+def test_handlers_that_keep_all_threads_busy_do_not_keep_redis_away(server: Server, ledger: Ledger) -> None:
+    """Its name has to be looked up again, and asyncio has few threads for that and for them."""
+    server.flush()
+    url = server.tcp_url.replace("127.0.0.1", "localhost")
+    with campaign.worker(url, ledger).up() as worker, Redis.from_url(server.url) as redis:
+        (busy,) = enqueue(server.url, jobs.keep_the_threads_busy.request(60.0))
+        wait_until(lambda: ledger.starts(busy))
+        redis.client_kill_filter(_type="normal", skipme=True)
+        worker.wait_for("REDIS_AWAY")
+        (job,) = enqueue(server.url, jobs.work.request(0.0))
+        wait_until(lambda: campaign.results(server.url), TOLD_S + SLACK_S)
+        assert campaign.results(server.url)[job].ok
+
+
+def test_handlers_that_keep_all_threads_busy_do_not_keep_the_worker_from_its_port(
+    redis_url: str, ledger: Ledger
+) -> None:
+    """What serves it is imported in a thread, when the first jobs have begun."""
+    enqueue(redis_url, jobs.keep_the_threads_busy.request(60.0))
+    with campaign.worker(redis_url, ledger, RUNTIME_HTTP="on", PORT=0).up() as worker:
+        assert worker.wait_for("HTTP_LISTENING", timeout_s=TOLD_S + SLACK_S)

@@ -46,9 +46,9 @@ from runtime.core.policy import (
     Ended,
     Final,
     Stop,
+    after_crash,
     after_error,
     after_run,
-    after_standstill,
     attempt_after,
     before_run,
     categorise,
@@ -94,13 +94,15 @@ def after(
     return after_error(error, claim or claimed(), retry or Retry(), now_ms, 0.5)
 
 
-# A process that stands still.
+# A process that has to end because of a handler.
+
+BLOCKED = Failure("Blocked", "it blocked the event loop: app.py:7 in grind", "resource")
 
 
 @pytest.mark.parametrize(("before", "delay_s"), [(0, 0.0), (1, 10.0)])
-def test_blocking_the_process_is_a_crash_with_a_text(before: int, delay_s: float) -> None:
+def test_making_an_end_of_the_process_is_a_crash_with_a_text(before: int, delay_s: float) -> None:
     claim = claimed(before + 1, history=History(crashes=before))
-    outcome, history = after_standstill(claim, "app.py:7 in grind", 60.0, NOW_MS)
+    outcome, history = after_crash(claim, BLOCKED, NOW_MS)
     assert isinstance(outcome, Retried)
     assert outcome.delay_s == delay_s
     assert history.crashes == before + 1
@@ -109,8 +111,8 @@ def test_blocking_the_process_is_a_crash_with_a_text(before: int, delay_s: float
     assert attempt_after(claim, outcome) - history.crashes == 0  # no failure of the job's
 
 
-def test_the_third_block_makes_a_dead_letter() -> None:
-    outcome, history = after_standstill(claimed(3, history=History(crashes=2)), "app.py:7", 60.0, NOW_MS)
+def test_the_third_end_makes_a_dead_letter() -> None:
+    outcome, history = after_crash(claimed(3, history=History(crashes=2)), BLOCKED, NOW_MS)
     assert reason_of(outcome) == "crashed"
     assert history.crashes == 3
 
