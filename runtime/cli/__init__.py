@@ -48,6 +48,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_streams()
     try:
         return _run(args)
     except Problem as problem:
@@ -61,6 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:  # a bug of ours; its text may hold anything
         print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         return 1
+
+
+def _open_standard_streams() -> None:
+    """Where one was closed before the start, the null device is in its place: else the next file or connection would
+    be, and get what is printed.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # for good; the lowest free number is its own
 
 
 def _run(args: list[str]) -> int:

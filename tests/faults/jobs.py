@@ -71,6 +71,11 @@ async def close_stdout(ctx: Context) -> None:
 
 
 @handler
+async def replace_the_streams(ctx: Context) -> None:
+    sys.stdout = sys.stderr = object()  # type: ignore[assignment]
+
+
+@handler
 async def talk(ctx: Context, length: int) -> None:
     """Says something of that length in its log, and prints as much."""
     structlog.get_logger().info("talking", talk="x" * min(length, 60_000))

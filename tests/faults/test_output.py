@@ -8,6 +8,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -330,3 +331,39 @@ def test_an_end_without_a_word_loses_nothing() -> None:
     assert [json.loads(line)["message"] for line in said[:5000]] == [f"line {n}" for n in range(5000)]
     assert said[5000] == b"printed"
     assert json.loads(said[5001])["event"] == "UNCAUGHT"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_from_the_start_are_no_connections(redis_url: str, ledger: Ledger, closed: str) -> None:
+    """The next descriptor that is opened has the lowest number that is free."""
+    with campaign.worker(redis_url, ledger, inside=("sh", "-c", f'exec "$@" {closed}', "sh")).start() as worker:
+        (job,) = enqueue(redis_url, jobs.work.request(0.0))
+        wait_until(lambda: job in campaign.results(redis_url))
+        where = [os.readlink(f"/proc/{worker.pid}/fd/{number}") for number in (0, 1, 2)]
+        assert [place for place in where if place.startswith("socket:")] == []
+        assert worker.stop() == 0
+
+
+def test_what_handlers_put_in_place_of_the_streams_is_no_crash_at_the_end(redis_url: str, ledger: Ledger) -> None:
+    with campaign.worker(redis_url, ledger).up() as worker:
+        (job,) = enqueue(redis_url, jobs.replace_the_streams.request())
+        wait_until(lambda: job in campaign.results(redis_url))
+        assert worker.stop() == 0
+        assert worker.events("UNCAUGHT") == []
+
+
+def test_a_worker_without_descriptors_says_so_once(redis_url: str, ledger: Ledger) -> None:
+    """asyncio says it for each of a hundred connections that might be waiting, and that each second."""
+    few = ("sh", "-c", 'ulimit -n 26; exec "$@"', "sh")
+    with campaign.worker(redis_url, ledger, inside=few, RUNTIME_HTTP="on", PORT=PORT).start() as worker:
+        worker.wait_for("HTTP_LISTENING")
+        connections = [socket.create_connection(("127.0.0.1", PORT)) for _ in range(40)]
+        told = wait_until(lambda: [line for line in worker.lines() if line.get("logger_name") == "asyncio"])
+        time.sleep(2.5)
+        told = [line["message"] for line in worker.lines() if line.get("logger_name") == "asyncio"]
+        assert len(told) == len(set(told)) == 1
+        for connection in connections:
+            connection.close()
+        (job,) = enqueue(redis_url, jobs.work_at_once.request())
+        wait_until(lambda: job in campaign.results(redis_url))
+        assert worker.stop() == 0

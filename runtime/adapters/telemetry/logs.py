@@ -16,7 +16,7 @@ from contextlib import suppress
 from contextvars import ContextVar, Token
 from functools import cache, lru_cache
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from runtime.adapters.payload import to_json
 from runtime.adapters.telemetry import traces
@@ -41,6 +41,7 @@ _TOLD_AS = {"warning": "warn", "critical": "error"}
 
 
 _writer: LineWriter | None = None
+_stdout: TextIO | None = None
 
 
 def configure(level: str, style: str | None, worker_id: str, *, redact: Redactor = BY_SHAPE) -> "Log":
@@ -49,7 +50,7 @@ def configure(level: str, style: str | None, worker_id: str, *, redact: Redactor
     From now on no line blocks who writes it, nor does what is printed. If structlog has been imported (by a handler
     module), it writes the same lines; else that is to be asked for (`Log.take_structlog`).
     """
-    global _writer
+    global _writer, _stdout
     fd = sys.stdout.fileno()
     text = style == "text" or (style is None and os.isatty(fd))
     encoding = sys.stdout.encoding if text else "utf-8"  # which JSON is, whatever the locale
@@ -58,7 +59,7 @@ def configure(level: str, style: str | None, worker_id: str, *, redact: Redactor
     with suppress(OSError):
         sys.stdout.flush()
     writer = _writer = LineWriter(fd, lambda count: form("warning", {**bound, **_lost(count)}))
-    sys.stdout = text_of(writer, fd, encoding)
+    sys.stdout = _stdout = text_of(writer, fd, encoding)
     log = Log(form, writer.write, _LEVELS[level], bound)
     if "structlog" in sys.modules:
         log.take_structlog()
@@ -71,6 +72,8 @@ def close() -> None:
     """Have what was said written, for a second at most: the process is about to end. Lines are written at once then."""
     if _writer is not None:
         _writer.close()
+    # Python flushes them at its end, and exits with 120 where it cannot: what a handler has put there may be anything.
+    sys.stdout, sys.stderr = _stdout or sys.stdout, sys.__stderr__ or sys.stderr
 
 
 class _Form:
@@ -265,6 +268,9 @@ def _route_standard_logging(level: str, log: Log) -> None:
     logging.captureWarnings(True)
     for noisy in ("aiohttp.access", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Without descriptors asyncio says so a hundred times a second.
+    news = _News(SAME_CAUSE_S)
+    logging.getLogger("asyncio").filters = [lambda record: news.is_news(record.getMessage())]
 
 
 def _is_console(handler: logging.Handler) -> bool:
