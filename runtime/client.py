@@ -386,12 +386,14 @@ class Client:
         """Let no job of `queue` be started by our workers, for `length` (None: until `resume`), at once.
 
         What runs goes on; jobs can be added; nobody is woken for them, or stays awake, but for its end. Another pause
-        of the queue is replaced. Stock arq workers do not heed it. Raises `OptionInvalid`, `RedisUnreachable` and
-        `RedisRefused`.
+        of the queue is replaced. Everybody may read `reason`: secrets of this process's environment are taken out of it.
+        Stock arq workers do not heed it. Raises `OptionInvalid`, `RedisUnreachable` and `RedisRefused`.
         """
         from runtime.adapters.redis import queues
+        from runtime.core.redaction import Redactor
 
         check_pause(queue, reason, length)
+        reason = Redactor(settings.secrets()).text(reason)
         length_s = None if length is None else seconds(length)
         if await self.ask(lambda redis: queues.pause(redis, queue, reason, length_s, wire.now_ms())):
             await self.wake(queue)

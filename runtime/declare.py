@@ -17,7 +17,7 @@ from runtime.core.limits import Keyed, one_each
 from runtime.core.middleware import CallNext, Middleware
 from runtime.core.priority import Ranked
 from runtime.core.quota import Counted, Quota
-from runtime.core.request import Options, Request, check_name, check_options
+from runtime.core.request import Options, Request, check_name, check_options, check_queue
 from runtime.core.retry import Retry
 from runtime.core.span import Span, seconds
 from runtime.core.spec import DEFAULT_QUEUE, Spec, declared_at
@@ -468,7 +468,7 @@ def middleware(function: Around | None = None, /, *, queue: str | None = None) -
     which they are named. With `queue`, it is for the jobs of that queue alone. Raises `HandlerInvalid` where it stands.
     """
     if queue is not None:
-        check_name("queue", queue)
+        check_queue(queue)
     return partial(_middleware, queue=queue) if function is None else _middleware(function)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from runtime import registry
 from runtime.core.errors import OptionInvalid
+from runtime.core.request import check_queue
 from runtime.core.values import frozen
 from runtime.registry import Handlers
 
@@ -34,6 +35,7 @@ def groups(handlers: Handlers, wanted: Sequence[str], concurrency: int) -> list[
             )
         if not name or name in shared or any(name in group.queues for group in own):
             raise OptionInvalid(f"-Q {word}: a queue is named once, by the key of its sorted set")
+        check_queue(name)
         if slots:
             own.append(Group((name,), int(slots)))
         else:

@@ -13,6 +13,8 @@ from runtime.core.values import frozen
 
 R = TypeVar("R")
 
+NO_QUEUES = ("rt:", "arq:job:", "arq:in-progress:", "arq:retry:", "arq:result:", "arq:abort")
+"""Keys of single jobs, and what else the store holds beside queues: jobs among them would be taken for that."""
 LONGEST_S = 10 * 365 * 86400.0
 """Nobody means more; the store would not take it."""
 
@@ -62,7 +64,7 @@ def check_options(options: Options) -> None:
         raise OptionInvalid(f"there is no option {sorted(unknown)[0]!r}", hint=f"the options are {known}")
     check_priority(options.get("priority", 0))
     check_name("key", options.get("key", "-"))
-    check_name("queue", options.get("queue", "-"))
+    check_queue(options.get("queue", "-"))
     if "delay" in options and "at" in options:
         raise OptionInvalid("delay and at are both given", hint="say when the job is due in one of the two ways")
     spans = {"delay": options.get("delay", 0), "expires": options.get("expires", 0)}
@@ -78,7 +80,7 @@ def check_options(options: Options) -> None:
 
 def check_pause(queue: object, reason: object, length: Span | None) -> None:
     """Raise `OptionInvalid` for what makes no pause of a queue."""
-    check_name("queue", queue)
+    check_queue(queue)
     if reason != "":
         check_name("reason", reason)
     try:
@@ -87,6 +89,16 @@ def check_pause(queue: object, reason: object, length: Span | None) -> None:
         raise OptionInvalid(f"for: {error}") from None
     if not 0 < length_s <= LONGEST_S:
         raise OptionInvalid(f"for={length!r}: a pause lasts longer than nothing, and ten years at most")
+
+
+def check_queue(name: object) -> None:
+    """Raise `OptionInvalid` for what makes no name of a queue: it is a key in Redis, and others have keys there."""
+    check_name("queue", name)
+    if isinstance(name, str) and name.startswith(NO_QUEUES):
+        raise OptionInvalid(
+            f"queue={name!r:.40}: what begins with {', '.join(NO_QUEUES)} is something else's key",
+            hint="a queue's name is the key of its sorted set, such as arq:queue or mail",
+        )
 
 
 def check_name(option: str, name: object) -> None:

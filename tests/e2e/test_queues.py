@@ -65,6 +65,13 @@ def test_a_paused_queue_rests_on_all_workers_until_it_is_resumed(redis_url: str)
         assert "it was not paused" in queue(redis_url, "resume", "default")
 
 
+def test_a_secret_in_the_reason_of_a_pause_is_not_shown(redis_url: str) -> None:
+    """Everybody who may look at the queues sees it."""
+    secret = "canary-of-a-pause-5e1f"
+    queue(redis_url, "pause", "default", "--reason", f"the key {secret} is spent", OPENAI_API_KEY=secret)
+    assert "paused until it is resumed: the key [redacted] is spent" in queue(redis_url, "list", "default")
+
+
 def test_a_pause_with_an_end_is_over_by_itself(redis_url: str) -> None:
     with Worker(MODULE, redis=redis_url) as worker:
         worker.up()

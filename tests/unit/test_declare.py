@@ -225,6 +225,7 @@ def test_a_request_goes_to_the_handlers_queue_with_its_priority_unless_an_option
         {"key": "k" * 512},
         {"priority": 1000},
         {"delay": "5m", "expires": timedelta(hours=1), "queue": "other"},
+        {"queue": "arq:mail"},
         {"at": datetime(2030, 1, 1, tzinfo=UTC)},
     ],
 )
@@ -239,6 +240,9 @@ def test_options_that_keep_their_rules_are_taken(options: Any) -> None:
         ({"queue": ""}, "1 to 512 characters"),
         ({"queue": 5}, "1 to 512 characters"),
         ({"queue": None}, "1 to 512 characters"),
+        ({"queue": "rt:arq:queue:later"}, "is something else's key"),
+        ({"queue": "arq:abort"}, "is something else's key"),
+        ({"queue": "arq:result:1"}, "is something else's key"),
         ({"key": "k" * 513}, "1 to 512 characters"),
         ({"key": 5}, "1 to 512 characters"),
         ({"priority": -1}, "whole number from 0 to 1000"),
