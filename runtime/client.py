@@ -386,8 +386,8 @@ class Client:
         """Let no job of `queue` be started by our workers, for `length` (None: until `resume`), at once.
 
         What runs goes on; jobs can be added; nobody is woken for them, or stays awake, but for its end. Another pause
-        of the queue is replaced. Everybody may read `reason`: secrets of this process's environment are taken out of it.
-        Stock arq workers do not heed it. Raises `OptionInvalid`, `RedisUnreachable` and `RedisRefused`.
+        of the queue is replaced. Everybody may read `reason`: it is kept without the secrets of this environment. Stock
+        arq workers do not heed it. Raises `OptionInvalid`, `RedisUnreachable` and `RedisRefused`.
         """
         from runtime.adapters.redis import queues
         from runtime.core.redaction import Redactor

@@ -94,9 +94,10 @@ def check_pause(queue: object, reason: object, length: Span | None) -> None:
 def check_queue(name: object) -> None:
     """Raise `OptionInvalid` for what makes no name of a queue: it is a key in Redis, and others have keys there."""
     check_name("queue", name)
-    if isinstance(name, str) and name.startswith(NO_QUEUES):
+    taken = next((start for start in NO_QUEUES if str(name).startswith(start)), None)
+    if taken is not None:
         raise OptionInvalid(
-            f"queue={name!r:.40}: what begins with {', '.join(NO_QUEUES)} is something else's key",
+            f"queue={name!r:.40}: what begins with {taken} is something else's key",
             hint="a queue's name is the key of its sorted set, such as arq:queue or mail",
         )
 

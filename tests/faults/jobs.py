@@ -72,7 +72,8 @@ async def close_stdout(ctx: Context) -> None:
 
 @handler
 async def replace_the_streams(ctx: Context) -> None:
-    sys.stdout = sys.stderr = object()  # type: ignore[assignment]
+    for name in ("stdout", "stderr"):
+        setattr(sys, name, object())
 
 
 @handler
