@@ -83,7 +83,7 @@ class Standstills:
         self._end(
             Failure("Blocked", text, "resource"),
             token,  # it may be of a run that would not stop, and has its outcome
-            f"its event loop was blocked for {for_s} at {where}",
+            f"Worker crashed: its event loop was blocked for {for_s} at {where}",
             f"blocked at {where}",
             standstill.stack,
         )
@@ -93,7 +93,7 @@ class Standstills:
         calls = traceback.extract_stack()[:-3][-FRAMES:]  # without our own, from `RootTask.cancel` on
         where = f"{calls[-1].filename}:{calls[-1].lineno} in {calls[-1].name}"
         failure = Failure("Cancelled", f"it cancelled the tasks of its worker, which ended: {where}", "permanent")
-        told = f"a handler has cancelled its tasks at {where}"
+        told = f"Worker crashed: a handler has cancelled its tasks at {where}"
         words = (failure, token, told, f"cancelled at {where}", "".join(traceback.format_list(calls)))
         self._watchdog.close()
         # In a thread: what was cancelled before is not to find out, and this one's event loop is not to go on.
@@ -113,8 +113,7 @@ class Standstills:
         except Exception:  # `Away`, no time left, or a bug of ours: the process ends in any case, and says why
             recorded = 0
         self._log.error(
-            f"Worker crashed: {told}. "
-            f"{recorded} jobs were given back or settled, others run again when their leases lapse",
+            f"{told}. {recorded} jobs were given back or settled, others run again when their leases lapse",
             event_name="WORKER_CRASH",
             **_whose(blamed),
             data={"error": error, "error_type": failure.error},
