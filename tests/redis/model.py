@@ -1,5 +1,7 @@
 """The queue as it is meant to be: what the scripts promise, over dictionaries, at whatever time it is told.
 
+With it its schedules, what operators do with both, and what is said on channels about its jobs.
+
 No Redis and no clock: `now` (ms) is given to every call, so it may be a server's, or a simulation's own. It is the
 oracle of `test_model.py`, which holds the real scripts and stock arq to it. Stock arq is in it as well: `stock_*`.
 
@@ -8,9 +10,11 @@ Small on purpose: it looks at the whole queue where a claim looks at pages, and 
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 V = TypeVar("V")
 
@@ -23,6 +27,11 @@ LETTERS_MS = 30 * DAY_MS
 REVIVED_MS = 90 * DAY_MS
 BATCH_MS = 600 * SECOND_MS
 CRASH_DELAY_MS = {2: 10_000}
+AWAITED_MS = 60 * SECOND_MS
+PROGRESS_MS = 600 * SECOND_MS
+PURGED_MS = 60 * SECOND_MS
+"""How long the result is kept by which those who wait for a purged job learn of its end."""
+STEPS_MS = 30 * DAY_MS
 
 ABORTED = 1.0
 """The score that stock arq's abort gives to a job which it takes for deferred."""
@@ -104,13 +113,14 @@ class Handed(Held):
 
 @dataclass(frozen=True)
 class Claimed:
-    """A claim's answer. `more`: a job that is due was left."""
+    """A claim's answer. `more`: a job that is due was left. `paused`: one is due, and nobody may take it."""
 
     jobs: Sequence[Handed]
     lapsed: Sequence[str]
     more: bool
     due_in_ms: float | None
     others: int
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,34 @@ class Entry:
     id: str
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A schedule in the store. `next_ms`: of its next occurrence; infinity: it is paused; None: it is nowhere."""
+
+    next_ms: float | None = None
+    said: str | None = None
+    """Its declaration."""
+    fired: str | None = None
+    """The last occurrence that was fired."""
+    paused: str | None = None
+    """Why."""
+
+
+@dataclass(frozen=True)
+class Fire:
+    """What a worker wants of a schedule that it knows to stand at `next_ms`, declared as `said`."""
+
+    name: str
+    known: Plan
+    next_ms: float | None
+    """From now on; None: as it is."""
+    said: str
+    fired: str
+    jobs: Sequence[tuple[str, bytes]]
+    """Ids and bodies."""
+    priority: int = 0
+
+
 @dataclass
 class Model:
     """One queue, with everything that is kept of its jobs."""
@@ -161,6 +199,17 @@ class Model:
     batches: Kept[tuple[int, str]] = field(default_factory=Kept)
     retired: Kept[str] = field(default_factory=Kept)
     """Workers that were told to stop."""
+    unique: Kept[str] = field(default_factory=Kept)
+    """Of whose enqueue an id is, for its time."""
+    steps: Kept[dict[str, str]] = field(default_factory=Kept)
+    awaited: Kept[str] = field(default_factory=Kept)
+    """The names of who waits for an end."""
+    progress: Kept[str] = field(default_factory=Kept)
+    paused: Kept[str] = field(default_factory=Kept)
+    """The queue itself, under no name: why."""
+    plans: dict[str, Plan] = field(default_factory=dict)
+    told: list[tuple[str, bytes]] = field(default_factory=list)
+    """What was said on which channel."""
     dead: dict[str, float] = field(default_factory=dict)
     aborts: dict[str, float] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
@@ -180,7 +229,7 @@ class Model:
             kept.expire(now)
 
     def age(self, ms: float) -> None:
-        """What is kept, queued or deferred becomes older by `ms`: as if that time had passed.
+        """What is kept, queued, deferred or scheduled becomes older by `ms`: as if that time had passed.
 
         Only the place of a held job stays, since its holder knows the job by it.
         """
@@ -193,13 +242,20 @@ class Model:
             entry if entry.token else replace(entry, place=entry.place - ms): when - ms
             for entry, when in self.later.items()
         }
+        self.plans = {
+            name: plan if plan.next_ms is None else replace(plan, next_ms=plan.next_ms - ms)
+            for name, plan in self.plans.items()
+        }
 
-    def _kept(
-        self,
-    ) -> tuple[Kept[bytes] | Kept[str] | Kept[int] | Kept[tuple[str, bytes]] | Kept[tuple[int, str]], ...]:
-        return (
-            self.bodies, self.leases, self.starts, self.own, self.results, self.letters, self.batches, self.retired,
-        )  # fmt: skip
+    def evict(self, job_id: str, now: float) -> bool:
+        """Lose a body. Whether there was one."""
+        self.expire(now)
+        had = job_id in self.bodies
+        self.bodies.drop(job_id)
+        return had
+
+    def _kept(self) -> list[Kept[Any]]:
+        return [kept for part in fields(self) if isinstance(kept := getattr(self, part.name), Kept)]
 
     # -- producers
 
@@ -214,14 +270,26 @@ class Model:
         priority: int = 0,
         fresh: bool = False,
         again: bool = False,
+        unique_ms: float = 0,
     ) -> bool:
-        """Add a job, unless its id has a body or a result, or is held. `again`: this call's reply was lost."""
+        """Add a job, unless its id has a body or a result, is held, or is another's for its time yet.
+
+        With a time of its own (`unique_ms`) it takes over the id of one that has ended. `again`: this call's reply was
+        lost.
+        """
         self.expire(now)
         self.marked = True
-        known = job_id in self.results or job_id in self.leases
+        mark = hashlib.sha1(body, usedforsecurity=False).hexdigest()
+        ended = job_id in self.results and not unique_ms
+        known = ended or job_id in self.unique or job_id in self.leases
         if job_id in self.bodies or (known and not (fresh and not again)):
-            return again and (fresh or self.bodies.get(job_id) == body)
+            ours = self.bodies.get(job_id) == body or (unique_ms > 0 and self.unique.get(job_id) == mark)
+            return again and (fresh or ours)
         self.bodies.keep(job_id, body, now + delay_ms + keep_ms)
+        if unique_ms:
+            self.unique.keep(job_id, mark, now + unique_ms)
+            self.results.drop(job_id)
+            self.steps.drop(job_id)
         if delay_ms > 0:
             self._defer(job_id, now + delay_ms, priority)
         else:
@@ -256,20 +324,119 @@ class Model:
         self.expire(now)
         if job_id not in self.queue:
             return "gone"
-        if job_id in self.leases:
+        if (holder := self.leases.get(job_id)) is not None:
             self.aborts[job_id] = now
+            if holder != STOCK:
+                self.told.append((f"rt:stop:{holder.split(':')[1]}", holder.encode()))
             return "asked"
         if job_id not in self.bodies:
             return "gone"
         score = self.queue.pop(job_id)
         self.later = {entry: when for entry, when in self.later.items() if entry.id != job_id or when != score}
-        for kept in (self.bodies, self.starts, self.own):
+        for kept in (self.bodies, self.starts, self.own, self.unique):
             kept.drop(job_id)
         self.results.keep(job_id, result, now + result_ms)
         self.aborts.pop(job_id, None)
         self.unknown.pop(job_id, None)
         self.failed += 1
+        self._tell(job_id, result)
         return "cancelled"
+
+    def follow(self, job_id: str, name: str, now: float) -> str:
+        """Wait for the end of a job, under this name."""
+        self.expire(now)
+        if job_id in self.results:
+            return "ended"
+        if job_id not in self.queue and job_id not in self.bodies:
+            return "gone"
+        names = (self.awaited.get(job_id) or "").split()
+        self.awaited.keep(job_id, " ".join([*names, *([] if name in names else [name])]), now + AWAITED_MS)
+        return "noted"
+
+    def _tell(self, job_id: str, result: bytes) -> None:
+        """Those who wait for this end."""
+        for name in (self.awaited.get(job_id) or "").split():
+            self.told.append((f"rt:reply:{name}", f"{len(job_id)}:{job_id}".encode() + result))
+        self.awaited.drop(job_id)
+
+    # -- operators
+
+    def pause(self, why: str, now: float, *, for_ms: float | None) -> int:
+        """Let nothing be claimed. How much waits for its end, if it has one."""
+        self.expire(now)
+        self.paused.keep("", why, math.inf if for_ms is None else now + for_ms)
+        return 0 if for_ms is None else self._announce()
+
+    def resume(self, now: float) -> tuple[bool, int]:
+        """Whether it was paused, and how much there is to do."""
+        self.expire(now)
+        was = "" in self.paused
+        self.paused.drop("")
+        return was, self._announce()
+
+    def _announce(self) -> int:
+        self.marked = self.marked or bool(self.queue)
+        return len(self.queue) + sum(plan.next_ms not in (None, math.inf) for plan in self.plans.values())
+
+    def purge(self, result: bytes, now: float, *, page: int = 100) -> tuple[int, int]:
+        """Remove what nobody holds; who waits for one of those finds `result`. How many have gone, how many stay."""
+        self.expire(now)
+        before, ids = len(self.queue), self._in_order()
+        for at in range(0, len(ids), page):
+            self._purge(ids[at : at + page], result, now)
+        return before - len(self.queue), len(self.queue)
+
+    def _purge(self, ids: Sequence[str], result: bytes, now: float) -> None:
+        gone = [job_id for job_id in ids if job_id not in self.leases]
+        first, last = self.queue[ids[0]], self.queue[ids[-1]]
+        self.later = {
+            entry: when
+            for entry, when in self.later.items()
+            if entry.id not in gone or not first <= when <= last  # one beyond is swept out by a claim
+        }
+        for job_id in gone:
+            del self.queue[job_id]
+            for kept in (self.bodies, self.starts, self.own, self.steps, self.unique):
+                kept.drop(job_id)
+            self.aborts.pop(job_id, None)
+            self.unknown.pop(job_id, None)
+            if job_id in self.awaited:
+                self.results.keep(job_id, result, now + PURGED_MS)
+            self._tell(job_id, result)
+
+    # -- schedules
+
+    def fire(self, fire: Fire, now: float, *, keep_ms: float) -> list[bool] | None:
+        """Move a schedule on, and add its jobs: those whose ids are free. None: it does not stand as is said."""
+        self.expire(now)
+        plan = self.plans.get(fire.name, Plan())
+        if (plan.next_ms, plan.said) != (fire.known.next_ms, fire.known.said):
+            return None
+        added = [self._fire(job_id, body, fire.priority, now, keep_ms) for job_id, body in fire.jobs]
+        self.plans[fire.name] = replace(
+            plan,
+            next_ms=plan.next_ms if fire.next_ms is None else fire.next_ms,
+            said=fire.said,
+            fired=fire.fired or plan.fired,
+        )
+        return added
+
+    def _fire(self, job_id: str, body: bytes, p: int, now: float, keep_ms: float) -> bool:
+        if job_id in self.results or job_id in self.leases or job_id in self.bodies:
+            return False
+        self.bodies.keep(job_id, body, now + keep_ms)
+        self.queue[job_id] = place(now, p)
+        self.aborts.pop(job_id, None)
+        self.marked = True
+        return True
+
+    def pause_plan(self, name: str, why: str) -> None:
+        plan = self.plans.get(name, Plan())
+        self.plans[name] = replace(plan, next_ms=plan.next_ms and math.inf, paused=why)
+
+    def resume_plan(self, name: str, next_ms: float) -> None:
+        plan = self.plans.get(name, Plan())
+        self.plans[name] = replace(plan, next_ms=plan.next_ms and next_ms, paused=None)
 
     def _defer(self, job_id: str, due: float, p: int) -> None:
         self.queue[job_id] = due + p / 1024
@@ -303,6 +470,9 @@ class Model:
             return Claimed([self._lease(job, now, lease_ms) for job in repeated], [], True, None, 0)
 
         due, lapsed = self._due(now), list[Entry]()
+        if due and "" in self.paused:
+            left_ms = self.paused.until("") - now
+            return Claimed([], [], False, None if left_ms == math.inf else left_ms, 0, paused=True)
         if len(due) > room or any(job_id in self.starts for job_id in due):
             lapsed = self._sweep(incarnation, disowned, now)
         kept_back = {entry.id for entry in lapsed}
@@ -321,8 +491,10 @@ class Model:
         return Claimed(jobs, [entry.token for entry in lapsed], more, coming, others)
 
     def _due(self, now: float) -> list[str]:
-        return [job_id for job_id in sorted(self.queue, key=lambda job_id: (self.queue[job_id], job_id))
-                if self.queue[job_id] <= now]  # fmt: skip
+        return [job_id for job_id in self._in_order() if self.queue[job_id] <= now]
+
+    def _in_order(self) -> list[str]:
+        return sorted(self.queue, key=lambda job_id: (self.queue[job_id], job_id))
 
     def _claimed_by(self, end: str) -> list[Handed]:
         return [
@@ -469,8 +641,13 @@ class Model:
         for kept in (self.bodies, self.starts, self.own):
             kept.drop(job_id)
         self.queue.pop(job_id, None)
+        if "c" in outcome.flags:
+            self.steps.drop(job_id)
+        if "x" in outcome.flags:
+            self.unique.drop(job_id)
         if outcome.result:
             self.results.keep(job_id, outcome.result, now + outcome.result_ms)
+        self._tell(job_id, outcome.result)
         self.completed += "c" in outcome.flags
         self.failed += "f" in outcome.flags
         if outcome.letter:
@@ -485,12 +662,12 @@ class Model:
         if outcome.own:
             self.own.keep(job_id, outcome.own, remember_until)
         p = priority(held.place)
-        asleep_ms = REMEMBER_MS + DAY_MS if "n" in outcome.flags else 0  # nobody stays awake for it
-        body_until = now + outcome.delay_ms + asleep_ms + DAY_MS
+        # Nobody need be awake for a job whose handler is unknown.
+        until = now + outcome.delay_ms + DAY_MS + ("n" in outcome.flags) * (REMEMBER_MS + DAY_MS)
         if job_id not in self.bodies:
-            self.bodies.keep(job_id, outcome.body, body_until)
+            self.bodies.keep(job_id, outcome.body, until)
         elif abs(self.bodies.until(job_id) - (held.place + p * BAND_MS) - DAY_MS) <= 60_000:  # arq's own expiry
-            self.bodies.prolong(job_id, body_until)
+            self.bodies.prolong(job_id, until)
         if outcome.what == "again":
             self._defer(job_id, now + outcome.delay_ms, p)
         elif job_id in self.queue:
@@ -498,6 +675,31 @@ class Model:
         if "n" in outcome.flags:
             self.unknown[job_id] = outcome.letter
         self.marked = True
+
+    def note(self, held: Held, said: str, now: float) -> bool:
+        """How far a job is; nothing: what was noted is to be kept."""
+        self.expire(now)
+        if self.leases.get(held.id) != held.token:
+            return False
+        if not said:
+            self.progress.prolong(held.id, now + PROGRESS_MS)
+            return held.id in self.progress
+        self.progress.keep(held.id, f"{held.token}|{now:.0f}|{said}", now + PROGRESS_MS)
+        for name in (self.awaited.get(held.id) or "").split():
+            self.told.append((f"rt:reply:{name}", f"p{len(held.id)}:{held.id}".encode()))
+        return True
+
+    def step(self, held: Held, name: str, value: str | None, now: float, *, again: bool = False) -> str:
+        """A step of a job begins, or has given a value."""
+        self.expire(now)
+        if self.leases.get(held.id) != held.token:
+            return "lost" if held.id in self.leases else "lapsed"
+        known = self.steps.get(held.id) or {}
+        if value is None and name in known and not (again and known[name] == f"b{held.token}"):
+            return "done" if known[name].startswith("d") else "begun"
+        said = f"b{held.token}" if value is None else f"d{value}"
+        self.steps.keep(held.id, {**known, name: said}, now + STEPS_MS)
+        return "new" if value is None else "done"
 
     def forward(self, job_id: str, now: float) -> bool:
         """Bring a job forward whose handler is known at last."""

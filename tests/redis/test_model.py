@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import pytest
 from arq.jobs import ResultNotFound, serialize_result
 from arq.worker import JobExecutionFailed, Retry
 from hypothesis import HealthCheck, Phase, settings
@@ -27,19 +29,23 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from runtime.adapters.redis import keys, scripts
-from runtime.adapters.redis.scripts import Leased, NewJob, Settling
+from runtime.adapters.redis import keys, queues, schedules, scripts
+from runtime.adapters.redis.scripts import Leased, NewJob, Noted, Settling
+from runtime.core.schedule import Schedule, Standing, decide
 from tests.redis import store as stores
 from tests.redis.model import (
     DAY_MS,
     LETTERS_MS,
+    PURGED_MS,
     STOCK_RESULT,
     Claimed,
+    Fire,
     Handed,
     Held,
     Kept,
     Model,
     Outcome,
+    Plan,
     StockRun,
 )
 from tests.redis.store import LEASE_MS, Stock, Store
@@ -52,8 +58,15 @@ RESULT_MS = 3_600_000
 # No sum of these comes near a lease, ours or stock's, nor near a day: what real time passes by does not matter.
 AGES_MS = (3_100, 11_300, 61_700, 352_000)
 DELAYS_MS = (0, 5_700, 40_900)
+UNIQUES_MS = (0, 0, 16_500, 102_400)
+PAUSES_MS = (None, *DELAYS_MS[1:])
 LONG_MS = 90_000_000
 """More than the day that stock arq keeps a body."""
+CHIME_MS = 60_000
+SHARP_MS = 1000
+"""What the server reckons from a little earlier than a script, we do not reckon sharply."""
+NAMES = ("a" * 16, "b" * 16)
+"""Of those who wait for ends."""
 
 AGE = """
 local ms = tonumber(ARGV[1])
@@ -132,10 +145,11 @@ def _readable(key: str, value: Any) -> Any:
     if isinstance(value, list):
         texts = [text.decode("latin-1") for text in value]
         pairs = list(zip(texts[::2], texts[1::2], strict=True))
-        return dict(pairs) if key.endswith((":count", ":unknown")) or key.startswith(keys.LETTER) else _scores(pairs)
+        is_hash = key.endswith((":count", ":unknown", ":timetable")) or key.startswith((keys.LETTER, keys.ONCE))
+        return dict(pairs) if is_hash else _scores(pairs)
     if key.startswith(keys.RESULT) and OURS.encode() not in value:
         return STOCK_RESULT
-    return value
+    return json.loads(value)["reason"].encode() if key.endswith(":paused") else value
 
 
 def _scores(pairs: list[tuple[str, str]]) -> dict[str, float]:
@@ -147,12 +161,15 @@ def as_seen(model: Model, store: Store) -> Seen:
     queue, seen = store.queue, Seen()
     kinds: tuple[tuple[str, Kept[Any]], ...] = (
         (keys.JOB, model.bodies), (keys.IN_PROGRESS, model.leases), (keys.RETRY, model.starts),
-        (keys.OWN, model.own), (keys.RESULT, model.results),
+        (keys.OWN, model.own), (keys.RESULT, model.results), (keys.UNIQUE, model.unique),
+        (keys.AWAITED, model.awaited), (keys.PROGRESS, model.progress), (keys.ONCE, model.steps),
+        (keys.paused(queue), model.paused),
     )  # fmt: skip
     for prefix, kept in kinds:
         for key, value, until in kept.items():
-            seen.values[prefix + key] = value if isinstance(value, bytes) else str(value).encode()
-            seen.until[prefix + key] = until
+            seen.values[prefix + key] = value if isinstance(value, bytes | dict) else str(value).encode()
+            if until < math.inf:
+                seen.until[prefix + key] = until
     for key, nothing, until in model.retired.items():
         seen.values[keys.retired(key)], seen.until[keys.retired(key)] = nothing.encode(), until
     for key, letter, until in model.letters.items():
@@ -163,9 +180,17 @@ def as_seen(model: Model, store: Store) -> Seen:
         seen.values[name], seen.until[name] = f"{answer[0]}:{answer[1]}".encode(), until
     later = {f"{entry.token}|{entry.place:.17g}|{entry.id}": when for entry, when in model.later.items()}
     counts = {"completed": model.completed, "failed": model.failed}
+    plans = {name: plan.next_ms for name, plan in model.plans.items() if plan.next_ms is not None}
+    told = {
+        f"{what}|{name}": text
+        for name, plan in model.plans.items()
+        for what, text in (("said", plan.said), ("fired", plan.fired), ("paused", plan.paused))
+        if text is not None
+    }
     for name, content in (
         (queue, model.queue), (keys.later(queue), later), (keys.dead(queue), model.dead), (keys.ABORT, model.aborts),
         (keys.unknown(queue), model.unknown), (keys.count(queue), {k: str(n) for k, n in counts.items() if n}),
+        (keys.schedule(queue), plans), (keys.timetable(queue), told),
     ):  # fmt: skip
         if content:
             seen.values[name] = content
@@ -217,11 +242,54 @@ class Actor:
         self.late = [*(job for job in self.late if job.token != held.token), *gone[:1]][-4:]
 
 
+@dataclass
+class Chimes:
+    """`schedule.Timetable`: every minute since the history began, however often its data were made older."""
+
+    began_ms: int = 0
+    text: str = "chimes"
+
+    def after(self, moment_ms: int) -> int:
+        return self.began_ms + (self.number(moment_ms) + 1) * CHIME_MS
+
+    def number(self, moment_ms: int) -> int:
+        return (moment_ms - self.began_ms) // CHIME_MS
+
+
+@dataclass
+class Planner:
+    """The scheduler of one worker: `Scheduler`, as far as it is not the real `decide`."""
+
+    schedules: Sequence[Schedule]
+    told: set[str] = field(default_factory=set)
+    """Those of which the store knows from it."""
+    unsent: dict[str, tuple[Fire, Callable[[], Any]]] = field(default_factory=dict)
+    """What comes late, or may have been lost."""
+
+
+class Heard:
+    """All that is said on channels of ours."""
+
+    def __init__(self, pubsub: Any) -> None:
+        self._pubsub = pubsub
+        pubsub.psubscribe("rt:*")
+        pubsub.get_message(timeout=10)
+
+    def news(self) -> list[tuple[str, bytes]]:
+        """Since the last call, in no order."""
+        self._pubsub.ping("end")
+        said: list[tuple[str, bytes]] = []
+        while (message := self._pubsub.get_message(timeout=10))["type"] != "pong":
+            said.append((message["channel"].decode(), message["data"]))
+        return sorted(said)
+
+
 class Ledger:
     """What happened, told without the model: who claimed a job last, and which job of its id that was."""
 
     def __init__(self) -> None:
         self.jobs = 0
+        self.fired: set[str] = set()
         self.alive: dict[str, int] = {}
         """Ids whose job has not come to an end; which job it is."""
         self._holder: dict[str, object] = {}
@@ -231,6 +299,12 @@ class Ledger:
     def added(self, job_id: str) -> None:
         self.jobs += 1
         self.alive[job_id] = self.jobs
+
+    def chimed(self, job_id: str) -> None:
+        """I13: one job for each occurrence, whatever has become of it."""
+        assert job_id not in self.fired, f"{job_id} was fired twice"
+        self.fired.add(job_id)
+        self.added(job_id)
 
     def claimed(self, job_id: str, by: object) -> None:
         self._holder[job_id] = by
@@ -260,23 +334,38 @@ class Ledger:
         self.alive.pop(job_id, None)
 
 
-RULES = (
+OF_JOBS = {
     "delays", "priorities", "two rooms", "lost claims", "lost settles", "resends", "zombies", "stock", "stock aborts",
-    "stock enqueues", "long times", "letters", "unknown", "batches", "renews", "cancels",
-    "deploys",
-)  # fmt: skip
+    "stock enqueues", "long times", "letters", "unknown", "batches", "renews", "cancels", "fresh ids",
+    "evictions", "deploys",
+}  # fmt: skip
+OF_SCHEDULES = {"schedules", "late fires", "plans"}
+RULES = OF_JOBS | OF_SCHEDULES | {"uniques", "pauses", "purges", "waits", "steps"}
+THEMES = {
+    "everything": RULES,
+    "jobs": OF_JOBS,
+    "schedules": {*OF_SCHEDULES, "evictions"},
+    "schedules among others": {*OF_SCHEDULES, "zombies", "stock aborts", "stock", "evictions", "two rooms"},
+    "ids that come again": {"uniques", "resends", "steps"},
+    "ids that come again after any end": {"uniques", "cancels", "letters", "long times", "stock aborts", "evictions"},
+    "pauses": {"pauses", "lost claims", "priorities", "delays", "two rooms", "zombies"},
+    "cancels": {"cancels", "waits", "uniques", "steps", "priorities", "delays"},
+    "purges": {"purges", "waits", "uniques", "steps", "two rooms", "fresh ids"},
+    "purges of jobs of all kinds": {"purges", "waits", "priorities", "delays", "stock", "stock aborts", "unknown"},
+}
+"""What may happen in a history beside the plainest steps."""
 numbers = st.integers(0, 7)
 
 
 class Histories(RuleBasedStateMachine):
     """Any order of what clients, workers and stock arq do, on a few ids that meet again and again.
 
-    Each history is without some kinds of steps (`off`), lest all of them are the same mixture.
+    Each history has a theme, and is without some kinds of steps (`off`), lest all of them are the same mixture.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, heard: Heard, theme: set[str]) -> None:
         super().__init__()
-        self.store = store
+        self.store, self.heard, self.theme = store, heard, theme
         store.raw.flushall()
         self.model, self.ledger = Model(), Ledger()
         self.seen = Seen()
@@ -286,10 +375,19 @@ class Histories(RuleBasedStateMachine):
         self.last_added: tuple[str, bytes, dict[str, Any]] | None = None
         self.bodies_may_be_gone = False
 
-    @initialize(ids=st.sampled_from([1, 1, 1, 2, 2, 4]), off=st.sets(st.sampled_from(RULES)))
+    @initialize(ids=st.sampled_from([1, 1, 1, 2, 2, 4]), off=st.sets(st.sampled_from(sorted(RULES)), max_size=5))
     def begin(self, ids: int, off: set[str]) -> None:
         self.ids = [f"j{n}" for n in range(ids)]
-        self.off = off
+        self.off = off | (RULES - self.theme)
+        self.chimes = Chimes(int(self.store.now_ms()) - CHIME_MS // 2)
+        kinds: list[tuple[Literal["latest", "skip"], int]] = [("latest", 0), ("skip", 3)]
+        self.planners = [
+            Planner([
+                Schedule("each", self.store.queue, self.chimes, misfire, p),
+                Schedule("same", self.store.queue, self.chimes, misfire, p, self.ids[0]),
+            ])
+            for misfire, p in kinds
+        ]  # fmt: skip
 
     def _id(self, n: int) -> str:
         return self.ids[n % len(self.ids)]
@@ -302,18 +400,21 @@ class Histories(RuleBasedStateMachine):
         self.store.raw.delete(self.store.mark)
         before = math.floor(self.store.now_ms())
         answer = act()
-        seen = Seen.of(self.store)
+        seen, told = Seen.of(self.store), self.heard.news()
         marked = seen.values.pop(self.store.mark, None) is not None
         for now in range(math.ceil(seen.now_ms), before - 1, -1):
             model = self.model.copy()
-            model.marked = False
+            model.marked, model.told = False, []
             played = play(model, now, answer)
             model.expire(seen.now_ms)
-            if played == answer and model.marked == marked and not _differences(as_seen(model, self.store), seen):
+            agree = played == answer and model.marked == marked and sorted(model.told) == told
+            if agree and not _differences(as_seen(model, self.store), seen):
                 self.model, self.seen = model, seen
                 return answer
         differences = _differences(as_seen(model, self.store), seen)
-        raise AssertionError(f"model: {played}, {model.marked}; server: {answer}, {marked}; {differences}")
+        raise AssertionError(
+            f"model: {played}, {model.marked}, {model.told}; server: {answer}, {marked}, {told}; {differences}"
+        )
 
     @invariant()
     def no_job_is_lost(self) -> None:
@@ -326,17 +427,25 @@ class Histories(RuleBasedStateMachine):
 
     # -- producers
 
-    @rule(n=numbers, delay_ms=st.sampled_from(DELAYS_MS), p=st.sampled_from([0, 0, 3, 1000]), fresh=st.booleans())
-    def enqueue(self, n: int, delay_ms: int, p: int, fresh: bool) -> None:
-        self.texts += 1
-        job_id = f"f{self.texts}" if fresh and len(self.ids) < 6 else self._id(n)
-        fresh = job_id not in self.ids
-        if fresh:
+    @rule(
+        n=numbers, delay_ms=st.sampled_from(DELAYS_MS), p=st.sampled_from([0, 0, 3, 1000]), fresh=st.booleans(),
+        unique_ms=st.sampled_from(UNIQUES_MS),
+    )  # fmt: skip
+    def enqueue(self, n: int, delay_ms: int, p: int, fresh: bool, unique_ms: int) -> None:
+        job_id = self._id(n)
+        if fresh := self._if("fresh ids", fresh, False) and len(self.ids) < 6:
+            job_id = f"f{self.texts}"
             self.ids.append(job_id)
         options = {
-            "keep_ms": KEEP_MS, "delay_ms": self._if("delays", delay_ms, 0),
-            "priority": self._if("priorities", p, 0), "fresh": fresh,
-        }  # fmt: skip
+            "delay_ms": self._if("delays", delay_ms, 0),
+            "priority": self._if("priorities", p, 0),
+            "fresh": fresh,
+        }
+        self._add(job_id, unique_ms, **options)
+
+    def _add(self, job_id: str, unique_ms: int = 0, **options: Any) -> None:
+        self.texts += 1
+        options |= {"keep_ms": KEEP_MS, "unique_ms": self._if("uniques", unique_ms, 0)}
         self.last_added = job_id, stores.body(str(self.texts)), options
         self._enqueue(again=False)
 
@@ -368,9 +477,21 @@ class Histories(RuleBasedStateMachine):
         if answer == "done":
             self.ledger.added(job_id)
 
+    befalls = st.sets(st.sampled_from(["added", "held", "followed"]))
+
+    def _befall(self, n: int, unique_ms: int, what: set[str]) -> None:
+        """Before something happens to a job."""
+        if "added" in what:
+            self._add(self._id(n), unique_ms)
+        if "held" in what:
+            self._claim(self.actors[n % 2], self._if("two rooms", 3, 1))
+        if "followed" in what and "waits" not in self.off:
+            self._follow(self._id(n), NAMES[n % 2])
+
     @precondition(lambda self: "cancels" not in self.off)
-    @rule(n=numbers)
-    def cancel(self, n: int) -> None:
+    @rule(n=numbers, unique_ms=st.sampled_from(UNIQUES_MS), before=befalls)
+    def cancel(self, n: int, unique_ms: int, before: set[str]) -> None:
+        self._befall(n, unique_ms, before)
         job_id = self._id(n)
         result = result_of(Held(job_id, "cancelled", 0, 0), self.store.queue)
 
@@ -383,6 +504,164 @@ class Histories(RuleBasedStateMachine):
 
         if self._do(act, lambda model, now, _: model.cancel(job_id, result, now, result_ms=RESULT_MS)) == "cancelled":
             self.ledger.ended_by_others(job_id)
+
+    @precondition(lambda self: "waits" not in self.off)
+    @rule(n=numbers, name=st.sampled_from(NAMES))
+    def follow(self, n: int, name: str) -> None:
+        self._follow(self._id(n), name)
+
+    def _follow(self, job_id: str, name: str) -> None:
+
+        def act() -> str:
+            followed = self.store.run(scripts.follow(self.store.scripts, self.store.queue, job_id, name))
+            assert followed is not None
+            return followed.state
+
+        self._do(act, lambda model, now, _: model.follow(job_id, name, now))
+
+    # -- operators
+
+    @precondition(lambda self: "pauses" not in self.off)
+    @rule(
+        n=numbers, for_ms=st.sampled_from(PAUSES_MS), lost=st.sampled_from(["", "reply"]), lapses=st.booleans(),
+    )  # fmt: skip
+    def pause(self, n: int, for_ms: int | None, lost: str, lapses: bool) -> None:
+        """While somebody holds a job, or waits to hear of it; and somebody wants another."""
+        self._claim(self.actors[n % 2], 1, self._if("lost claims", lost, ""))
+        self._pause(for_ms)
+        if lapses:
+            self._time_passes(AGES_MS[1])
+        self._claim(self.actors[n // 2 % 2], 1)
+
+    def _pause(self, for_ms: int | None) -> None:
+        self.texts += 1
+        why, for_s = str(self.texts), None if for_ms is None else for_ms / 1000
+        self._do(
+            lambda: self.store.run(queues.pause(self.store.scripts, self.store.queue, why, for_s, 1)),
+            lambda model, now, _: model.pause(why, now, for_ms=for_ms),
+        )
+
+    @precondition(lambda self: keys.paused(self.store.queue) in self.seen.values)
+    @rule()
+    def resume(self) -> None:
+        self._do(
+            lambda: self.store.run(queues.resume(self.store.scripts, self.store.queue)),
+            lambda model, now, _: model.resume(now),
+        )
+
+    @precondition(lambda self: "purges" not in self.off)
+    @rule(n=numbers, page=st.sampled_from([1, 2, 100]), unique_ms=st.sampled_from(UNIQUES_MS), before=befalls)
+    def purge(self, n: int, page: int, unique_ms: int, before: set[str]) -> None:
+        self._befall(n, unique_ms, before)
+        result = result_of(Held("", "purged", 0, 0), self.store.queue)
+        held = {key for key in self.seen.values if key.startswith(keys.IN_PROGRESS)}
+        gone = [
+            job_id for job_id in self.seen.values.get(self.store.queue, {}) if keys.IN_PROGRESS + job_id not in held
+        ]
+
+        def act() -> tuple[int, int]:
+            score, out, stay, passed = "-inf", 0, 0, 0
+            while score:
+                step = self.store.run(
+                    scripts.purge(self.store.scripts, self.store.queue, score, passed, page, result, PURGED_MS)
+                )
+                out, stay, score, passed = out + step.gone, stay + step.held, step.score, step.passed
+            return out, stay
+
+        self._do(act, lambda model, now, _: model.purge(result, now, page=page))
+        for job_id in gone:
+            self.ledger.ended_by_others(job_id)
+
+    # -- schedules
+
+    @precondition(lambda self: "schedules" not in self.off)
+    @rule(
+        n=numbers, fate=st.sampled_from(["", "", "", "late", "reply"]), chimes=st.booleans(),
+        last=st.sampled_from(["", "", "ended", "held"]),
+    )  # fmt: skip
+    def fire(self, n: int, fate: str, chimes: bool, last: str) -> None:
+        """A worker sees to its schedules; what it then sends may come late, or once more."""
+        if chimes:
+            self._time_passes(AGES_MS[2])
+        if last:
+            self._add(self.ids[0])
+            self._run(self.actors[n // 2 % 2], "done", []) if last == "ended" else self._claim(
+                self.actors[n // 2 % 2], 1
+            )
+        if last == "held" and "evictions" not in self.off:
+            self._evict(self.ids[0])
+        planner = self.planners[n % 2]
+        for schedule in planner.schedules:
+            self._see_to(planner, schedule, self._if("late fires", fate, ""))
+
+    def _see_to(self, planner: Planner, schedule: Schedule, fate: str) -> None:
+        now_ms, standing = self._stands(schedule)
+        move = decide(schedule, standing, now_ms, begins=schedule.name not in planner.told)
+        if move is None:
+            planner.told.add(schedule.name)
+            return
+        ids = [schedule.job_id or f"each{self.chimes.number(moment_ms)}" for moment_ms in move.fires]
+        self.texts += 1
+        fire = Fire(
+            schedule.name, _plan(standing), move.next_ms, schedule.declaration, "".join(map(str, move.fires)),
+            [(job_id, stores.body(f"{job_id} {self.texts}")) for job_id in ids], schedule.priority,
+        )  # fmt: skip
+        call = partial(scripts.fire, self.store.scripts, schedule, move, fire.jobs, keep_ms=KEEP_MS)
+        if fate:
+            planner.unsent[schedule.name] = fire, call
+        if fate in ("", "reply") and self._fire(fire, call) is not None and not fate:
+            planner.told.add(schedule.name)
+            if not fire.jobs:
+                self._see_to(planner, schedule, fate)  # as it is due still
+
+    @precondition(lambda self: any(planner.unsent for planner in self.planners))
+    @rule(n=numbers)
+    def fire_late(self, n: int) -> None:
+        """What was on its way for long, or comes again; its sender may have sent others since."""
+        planner = self.planners[n % 2] if self.planners[n % 2].unsent else self.planners[(n + 1) % 2]
+        self._fire(*planner.unsent.pop(sorted(planner.unsent)[0]))
+
+    def _stands(self, schedule: Schedule) -> tuple[int, Standing]:
+        now_ms = 0
+
+        def act() -> Plan:
+            nonlocal now_ms
+            now_ms, (standing,) = self.store.run(scripts.agenda(self.store.scripts, self.store.queue, [schedule.name]))
+            return _plan(standing)
+
+        plan = self._do(
+            act, lambda model, now, _: replace(model.plans.get(schedule.name, Plan()), fired=None, paused=None)
+        )
+        paused = plan.next_ms == math.inf
+        return now_ms, Standing(None if plan.next_ms is None or paused else round(plan.next_ms), plan.said, paused)
+
+    def _fire(self, fire: Fire, call: Callable[[], Any]) -> list[bool] | None:
+        added: list[bool] | None = self._do(
+            lambda: self.store.run(call()), lambda model, now, _: model.fire(fire, now, keep_ms=KEEP_MS)
+        )
+        for (job_id, _), is_new in zip(fire.jobs, added or (), strict=bool(added)):
+            if is_new and fire.name == "each":
+                self.ledger.chimed(job_id)
+            elif is_new:
+                self.ledger.added(job_id)
+        return added
+
+    @precondition(lambda self: "plans" not in self.off and self.model.plans)
+    @rule(name=st.sampled_from(["each", "same"]), goes_on=st.booleans())
+    def plan(self, name: str, goes_on: bool) -> None:
+        next_ms = self.chimes.after(int(self.store.now_ms()))
+        if goes_on:
+            self._do(
+                lambda: self.store.run(schedules.resume(self.store.scripts, self.store.queue, name, next_ms)),
+                lambda model, now, _: model.resume_plan(name, next_ms),
+            )
+        else:
+            self._do(
+                lambda: self.store.run(schedules.pause(self.store.scripts, self.store.queue, name, "why")),
+                lambda model, now, _: model.pause_plan(name, "why"),
+            )
+
+    # -- at workers that start
 
     @precondition(lambda self: "unknown" not in self.off)
     @rule(n=numbers)
@@ -407,6 +686,7 @@ class Histories(RuleBasedStateMachine):
             return
         before = self.seen
         answer = self._do(lambda: self._claim_of(actor, room, again), partial(_played_claim, actor, room, again))
+        assert again or not answer.jobs or keys.paused(self.store.queue) not in self.seen.values, "I14: it is paused"
         for job in answer.jobs:
             held = before.values.get(keys.IN_PROGRESS + job.id)
             assert held is None or (again and held.decode() == job.token), "I12: it was held by somebody"
@@ -425,7 +705,8 @@ class Histories(RuleBasedStateMachine):
         )  # fmt: skip
         assert not reply.trouble
         jobs = [handed(job) for job in reply.jobs]
-        return _in_order(Claimed(jobs, reply.lapsed, reply.more, reply.due_in_ms, reply.others), again)
+        claimed = Claimed(jobs, reply.lapsed, reply.more, reply.due_in_ms, reply.others, reply.paused)
+        return _in_order(claimed, again)
 
     @precondition(lambda self: any(self._hands()))
     @rule(n=numbers, which=numbers, renew=st.booleans())
@@ -465,7 +746,36 @@ class Histories(RuleBasedStateMachine):
         first, second = self.actors[n % 2], self.actors[(n + 1) % 2]
         return first if self._hands()[n % 2] else second
 
-    outcomes = st.sampled_from(["done", "silent", "dead", "again", "snooze", "back", "unknown"])
+    telling = st.sampled_from(["1", "2", "", "begin", "begin-again", "finish"])
+
+    @precondition(lambda self: "steps" not in self.off and any(self._hands()))
+    @rule(n=numbers, which=numbers, what=telling)
+    def tell(self, n: int, which: int, what: str) -> None:
+        self._tell(self._someone(n).some(which), what)
+
+    def _tell(self, job: Handed, what: str) -> None:
+        """A run says how far it is, or begins or ends a step."""
+        redis = self.store.scripts
+        if what.startswith("begin"):
+            again = what == "begin-again"
+            begin = partial(scripts.begin_step, redis, job.id, job.token, "step", again=again)
+            self._do(
+                lambda: self.store.run(begin())[0],
+                lambda model, now, _: model.step(job, "step", None, now, again=again),
+            )
+        elif what == "finish":
+            self._do(
+                lambda: self.store.run(scripts.finish_step(redis, job.id, job.token, "step", b"7")),
+                lambda model, now, _: model.step(job, "step", "7", now),
+            )
+        else:
+            noted = Noted(job.id, job.token, what.encode())
+            self._do(
+                lambda: self.store.run(scripts.progress(redis, [noted]))[0],
+                lambda model, now, _: model.note(job, what, now),
+            )
+
+    outcomes = st.sampled_from(["done", "silent", "dead", "cancelled", "again", "snooze", "back", "unknown"])
 
     @precondition(lambda self: any(self._hands()))
     @rule(
@@ -490,6 +800,33 @@ class Histories(RuleBasedStateMachine):
         if lost != "request":
             self._send(actor, resent=False, heard=not lost)
         return None
+
+    @rule(n=numbers, kind=outcomes, unique_ms=st.sampled_from(UNIQUES_MS), said=st.lists(telling, max_size=2))
+    def live(self, n: int, kind: str, unique_ms: int, said: list[str]) -> None:
+        """A job's whole life, if nothing comes between."""
+        self._add(self._id(n), unique_ms)
+        self._run(self.actors[n % 2], kind, said)
+
+    @precondition(lambda self: "uniques" not in self.off)
+    @rule(n=numbers, kind=outcomes, first_ms=st.sampled_from(UNIQUES_MS), ms=st.sampled_from(UNIQUES_MS))
+    def take_over(self, n: int, kind: str, first_ms: int, ms: int) -> None:
+        """An id comes again, and the reply to that is lost for long."""
+        self._add(self._id(n), first_ms)
+        self._run(self.actors[n % 2], kind, ["begin"])
+        self._add(self._id(n), ms)
+        if "resends" not in self.off:
+            self._run(self.actors[n % 2], "done", [])
+            self._enqueue(again=True)
+
+    def _run(self, actor: Actor, kind: str, said: Sequence[str]) -> None:
+        self._claim(actor, 1)
+        if not actor.held or actor.batch_unanswered:
+            return
+        for what in self._if("steps", said, []):
+            self._tell(actor.held[-1], what)
+        actor.batches += 1
+        actor.batch = [self._outcome(actor.held[-1], kind, 0, "", True)]
+        self._send(actor, resent=False)
 
     @precondition(lambda self: "resends" not in self.off and any(actor.batch for actor in self.actors))
     @rule(n=numbers)
@@ -528,6 +865,10 @@ class Histories(RuleBasedStateMachine):
                 )
             case "silent":
                 return Outcome(job, "end", flags="c" + extra)
+            case "cancelled":
+                return Outcome(
+                    job, "end", result=result_of(job, self.store.queue), result_ms=RESULT_MS, flags="fx" + extra
+                )
             case "dead":
                 return Outcome(
                     job, "end", result=result_of(job, self.store.queue), result_ms=RESULT_MS,
@@ -620,7 +961,18 @@ class Histories(RuleBasedStateMachine):
 
     def _time_passes(self, ms: int) -> None:
         self.bodies_may_be_gone |= ms == LONG_MS
+        self.chimes.began_ms -= ms
         self._do(lambda: age(self.store.raw, ms), lambda model, now, _: model.age(ms))
+
+    @precondition(lambda self: "evictions" not in self.off)
+    @rule(n=numbers)
+    def evict(self, n: int) -> None:
+        """A body is gone, as where a server that is full deletes what it likes."""
+        self._evict(self._id(n))
+
+    def _evict(self, job_id: str) -> None:
+        self.bodies_may_be_gone = True
+        self._do(lambda: bool(self.store.raw.delete(keys.JOB + job_id)), lambda model, now, _: model.evict(job_id, now))
 
     # -- at the end
 
@@ -634,6 +986,7 @@ class Histories(RuleBasedStateMachine):
         """I1, I7: everybody leaves; a worker who has time comes to the end of all jobs, and nothing is left of them."""
         while self.runs:
             self._stock_ends(*self.runs.pop(), "stop")
+        self.resume()
         heir = Actor("heir-3")
         for _ in range(6):
             self._time_passes(AGES_MS[2])
@@ -643,8 +996,7 @@ class Histories(RuleBasedStateMachine):
         assert not self.model.queue, "I1: a job that is never due"
         self._time_passes(AGES_MS[2])
         for n in range(2):  # what is left in `later` is swept out by a claim that leaves something
-            self.last_added = f"last{n}", stores.body(str(n)), {"keep_ms": KEEP_MS}
-            self._enqueue(again=False)
+            self._add(f"last{n}")
         self._claim(heir, 1)
         self._claim(heir, 1)
         self._settle_all(heir)
@@ -666,8 +1018,9 @@ class Histories(RuleBasedStateMachine):
 
 
 AT_REST = (
-    keys.RESULT, keys.LETTER, keys.ABORT, keys.OWN, "rt:w:", keys.retired(""),
-    "rt:arq:queue:dead", "rt:arq:queue:count", "rt:arq:queue:unknown",
+    keys.RESULT, keys.LETTER, keys.ABORT, keys.OWN, keys.UNIQUE, keys.AWAITED, keys.PROGRESS, keys.ONCE, "rt:w:",
+    keys.retired(""),
+    *(f"rt:arq:queue:{name}" for name in ("dead", "count", "unknown", "schedule", "timetable")),
 )  # fmt: skip
 
 
@@ -682,10 +1035,16 @@ def _played_claim(actor: Actor, room: int, again: bool, model: Model, now: float
     played = model.claim(
         actor.name, actor.claims, room, now, lease_ms=LEASE_MS, fence=fence, again=again, disowned=actor.disowned
     )
+    if answer.paused and played.due_in_ms and answer.due_in_ms and abs(played.due_in_ms - answer.due_in_ms) < SHARP_MS:
+        played = replace(played, due_in_ms=answer.due_in_ms)
     if answer.more:  # it may say so in vain, and then does not look for what is due next
         model.marked |= bool(answer.jobs)
         played = replace(played, more=True, due_in_ms=answer.due_in_ms)
     return _in_order(played, again)
+
+
+def _plan(standing: Standing) -> Plan:
+    return Plan(math.inf if standing.paused else standing.next_ms, standing.declaration)
 
 
 def _differences(model: Seen, server: Seen) -> dict[str, tuple[object, object]]:
@@ -696,22 +1055,25 @@ def _differences(model: Seen, server: Seen) -> dict[str, tuple[object, object]]:
         if model.values.get(key) != server.values.get(key)
     }
     for key in model.until.keys() | server.until.keys():
-        if abs(model.until.get(key, 0) - server.until.get(key, 0)) > 1000:
+        if abs(model.until.get(key, 0) - server.until.get(key, 0)) > SHARP_MS:
             differences[f"until {key}"] = model.until.get(key), server.until.get(key)
     return differences
 
 
-def test_scripts_stock_arq_and_the_model_agree_and_no_job_is_lost(store: Store) -> None:
+@pytest.mark.parametrize("theme", THEMES)
+def test_scripts_stock_arq_and_the_model_agree_and_no_job_is_lost(store: Store, theme: str) -> None:
     examples = int(os.environ.get("MODEL_EXAMPLES", 0))
-    run_state_machine_as_test(
-        lambda: Histories(store),  # type: ignore[arg-type]  # documented as a factory
-        settings=settings(
-            max_examples=examples or 120,
-            stateful_step_count=40,
-            derandomize=not examples,
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate, Phase.shrink],
-        ),
-    )
+    with store.raw.pubsub() as pubsub:
+        heard = Heard(pubsub)
+        run_state_machine_as_test(
+            lambda: Histories(store, heard, THEMES[theme]),  # type: ignore[arg-type]  # documented as a factory
+            settings=settings(
+                max_examples=examples // len(THEMES) or 30,
+                stateful_step_count=30,
+                derandomize=not examples,
+                database=None,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                phases=[Phase.generate, Phase.shrink],
+            ),
+        )

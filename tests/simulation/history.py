@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from runtime.adapters.redis import keeper, source, weather, wire
+from runtime.adapters.redis import keeper, keys, source, weather, wire
 from runtime.adapters.redis.connection import REPLY_S
 from runtime.core.job import Verdict
-from runtime.engine import slots, supervisor
-from tests.redis.model import DAY_MS
+from runtime.core.schedule import Every, Misfire, Schedule
+from runtime.engine import scheduler, slots, supervisor
+from tests.redis.model import DAY_MS, SECOND_MS
 from tests.simulation.clock import Agenda, Clock, Strand, Threads
-from tests.simulation.jobs import Ending, Plan, handler_of, plan_of
-from tests.simulation.judge import CALM_AFTER_S, Judge
+from tests.simulation.jobs import CHIME, Ending, Plan, handler_of, plan_of
+from tests.simulation.judge import CALM_AFTER_S, STOPPED_S, Judge
 from tests.simulation.network import GOOD, BlockingClient, Client, Manners, Network
 from tests.simulation.server import Server
 from tests.simulation.worker import LEASE_S, Worker
@@ -25,13 +26,14 @@ from tests.simulation.worker import LEASE_S, Worker
 ROUGH_S = 35.0
 """So long there is trouble."""
 LAST_KILL_S = ROUGH_S + CALM_AFTER_S + 3.0
+"""Also that of a queue's last pause."""
 LONGEST_S = 500.0
 LOOK_EVERY_S = 0.1
 STEPS = 200_000
 """More than that is a loop that goes on for ever at one moment."""
 TROUBLES = (
     "slow", "lost", "twice", "cut", "partition", "away", "restart", "kill", "stop", "bug", "drain", "quiet", "cancel",
-    "storm",
+    "storm", "pause", "purge",
 )  # fmt: skip
 
 
@@ -70,6 +72,13 @@ class History:
         self._over = False
         count = 0 if rng.random() < 0.05 else rng.randint(1, len(TROUBLES))
         self._troubles = sorted(rng.sample(TROUBLES, count))
+        misfires: list[Misfire] = ["latest", "all"]
+        queue, chimes = rng.choice(self._queues), rng.random() < 0.4
+        self._schedules = [
+            Schedule(CHIME, queue, Every(span_ms), rng.choice(misfires))
+            for span_ms in rng.sample((3000, 4000, 7000, 20_000), rng.choice([1, 1, 1, 2]) if chimes else 0)
+        ]
+        """Of one handler, by the versions of workers that there are."""
 
     def play(self) -> Told:
         with self._surroundings():
@@ -96,6 +105,7 @@ class History:
                 stack.enter_context(patch.object(module, "time", self._clock))
             for module, name, value in (
                 (slots, "random", chance),
+                (scheduler, "random", chance),
                 (supervisor, "random", chance),
                 (keeper, "threading", self._threads),
                 (keeper, "connect_blocking", self._connect_blocking),
@@ -170,6 +180,8 @@ class History:
             after(rng.uniform(0.0, 3.0), lambda n=n: self._start(n, 0))  # type: ignore[misc]
         for n in range(rng.randint(4, 14)):
             after(rng.uniform(0.0, ROUGH_S - 5.0), lambda n=n: self._enqueue(f"j{n}"))  # type: ignore[misc]
+        for n in range(rng.choice([0, 0, 8])):
+            after(rng.uniform(0.0, ROUGH_S - 5.0), lambda n=n: self._enqueue_unique(f"u{n % 2}"))  # type: ignore[misc]
         self._network.manners = Manners(
             slow=rng.choice([0.02, 0.1]) * ("slow" in self._troubles),
             lost_request=rng.choice([0.01, 0.1]) * ("lost" in self._troubles),
@@ -179,13 +191,17 @@ class History:
         acts: dict[str, Callable[[], None]] = {
             "cut": self._cut, "partition": self._partition, "away": self._away, "restart": self._restart,
             "kill": self._kill, "stop": self._stop, "bug": self._bug, "drain": self._drain, "quiet": self._quiet,
-            "cancel": self._cancel, "storm": self._storm,
+            "cancel": self._cancel, "storm": self._storm, "pause": self._pause, "purge": self._purge,
         }  # fmt: skip
         for name in self._troubles:
             for _ in range(rng.randint(1, 3) if name in acts else 0):
                 after(rng.uniform(0.5, ROUGH_S), acts[name])
         after(ROUGH_S, self._calm)
+        if "pause" in self._troubles:
+            after(LAST_KILL_S - 3.0, lambda: self._pause(rng.choice([2.0, 2.0, 13.0])))
         after(LAST_KILL_S - 2.0, self._crowd)
+        if "cancel" in self._troubles:
+            after(LAST_KILL_S - 2.0 * STOPPED_S, self._stop_one)
         if rng.random() < 0.5:
             after(LAST_KILL_S, self._last_kill)
         after(LOOK_EVERY_S, self._look)
@@ -195,7 +211,9 @@ class History:
         queues = list(self._queues)
         rng.shuffle(queues)
         name, size = f"w{place}.{generation}", rng.randint(1, 4)
-        worker = Worker(self._clock, name, queues, size, self, patience_s=rng.choice([0.0, 1.0, 5.0]))
+        schedules = [rng.choice(self._schedules)] if self._schedules else []
+        patience_s = rng.choice([0.0, 1.0, 5.0])
+        worker = Worker(self._clock, name, queues, size, self, patience_s=patience_s, schedules=schedules)
         self._workers.append(worker)
         self.said(f"{name} starts, {size} slots for {', '.join(queues)}")
 
@@ -229,6 +247,18 @@ class History:
             priority=priority, fresh=True,
         )  # fmt: skip
         self.said(f"{job_id} is enqueued to {queue} for in {delay_s:.3f} s, priority {priority}: {plan}")
+
+    def _enqueue_unique(self, job_id: str) -> None:
+        """By one of many who want this job."""
+        rng, plan = self._rng, plan_of(self._rng)
+        queue, unique_s = self._queues[0], rng.choice([0.0, 3.0, 15.0])
+        body = wire.encode_call(handler_of(plan), (plan,), {}, expires_ms=None, priority=0)
+        added = self._server.models[queue].enqueue(
+            job_id, body, self._server.now_ms, keep_ms=90 * DAY_MS, unique_ms=round(unique_s * SECOND_MS)
+        )
+        self.said(f"{job_id} is {'' if added else 'not '}enqueued to {queue}, unique for {unique_s} s: {plan}")
+        self._judge.offered(job_id, unique_s, added=added)
+        self._server.announce()
 
     def _someone(self) -> Worker | None:
         standing = [worker for worker in self._workers if worker.alive and not worker.stopped]
@@ -314,6 +344,54 @@ class History:
                 if said != "gone":
                     self.said(f"{job_id} is cancelled by a client: {said}")
 
+                self._server.announce()
+
+    def _stop_one(self) -> None:
+        """In calm times: a run that has nothing in its way."""
+        running = [
+            job_id
+            for worker in self._workers
+            if worker.alive and not worker.stopped
+            for job_id in self._judge.running_of(worker.name)
+            if job_id.startswith("c")
+        ]
+        if running and self._judge.calm:
+            job_id = self._rng.choice(running)
+            said = [
+                m.cancel(job_id, b"", self._server.now_ms, result_ms=SECOND_MS) for m in self._server.models.values()
+            ]
+            self.said(f"{job_id} is to stop: {said}")
+            self._server.announce()
+            self._judge.asked_to_stop(job_id)
+
+    def _pause(self, length_s: float | None = None) -> None:
+        queue = self._rng.choice(self._queues)
+        length_s = length_s or self._rng.choice([1.0, 6.0, 14.0])
+        ends = self._rng.random() < 0.5
+        self.said(f"{queue} is paused for {length_s} s{'' if ends else ', until it is resumed then'}")
+        model, now_ms = self._server.models[queue], self._server.now_ms
+        model.pause("", now_ms, for_ms=length_s * SECOND_MS if ends else None)
+        self._judge.paused(queue, self._clock.now + length_s)
+        self._server.announce()
+        if not ends:
+            self._agenda.after(length_s, lambda: self._resume(queue))
+
+    def _resume(self, queue: str) -> None:
+        self.said(f"{queue} is resumed")
+        self._server.models[queue].resume(self._server.now_ms)
+        self._judge.paused(queue, self._clock.now)
+        self._server.announce()
+
+    def _purge(self) -> None:
+        queue = self._rng.choice(self._queues)
+        model = self._server.models[queue]
+        before = set(model.queue)
+        model.purge(b"", self._server.now_ms)
+        gone = sorted(before - set(model.queue))
+        self.said(f"{queue} is purged of {', '.join(gone)}")
+        for job_id in gone:
+            self._judge.ended_by_client(job_id)
+
     def _storm(self) -> None:
         """For some seconds hardly anything gets through."""
         length_s, before = self._rng.uniform(1.0, 6.0), self._network.manners
@@ -343,8 +421,9 @@ class History:
             self._restart_of(worker, 0.5 if self._someone() is None else 30.0)
 
     def _look(self) -> None:
-        models = list(self._server.models.values())
-        self._judge.look(models, self._server.now_ms, any(worker.free for worker in self._workers))
+        punctual = len(self._schedules) == 1 and any(worker.punctual for worker in self._workers)
+        free = any(worker.free for worker in self._workers)
+        self._judge.look(self._server.models, self._server.now_ms, free=free, punctual=punctual)
         done = self._clock.now > LAST_KILL_S + 1.0 and all(job.ends for job in self._judge.jobs.values())
         settled = not any(worker.alive and worker.draining for worker in self._workers)
         self._over = done and settled
@@ -397,6 +476,21 @@ class History:
             f"server: {outcome.held.id} is settled ({outcome.what}{letter}) under {outcome.held.token}, batch {by[1]}"
         )
         self._judge.settled(outcome, by)
+
+    def fired(self, queue: str, fire: Any, added: Sequence[bool]) -> None:
+        ids = [job_id for job_id, _ in fire.jobs]
+        self.said(f"server: {fire.name} ({fire.said}) moves from {fire.known.next_ms} to {fire.next_ms}, with {ids}")
+        (schedule,) = (one for one in self._schedules if one.declaration == fire.said)
+        self._judge.fired(schedule, fire, added)
+
+    def published(self, channel: str, said: bytes) -> None:
+        for worker in self._workers:
+            if worker.alive and channel == keys.stop(worker.name):
+                self._network.publish(worker.name, lambda worker=worker: self._call_off(worker, said.decode()))  # type: ignore[misc]
+
+    def _call_off(self, worker: Worker, token: str) -> None:
+        with self._turn_of(worker):
+            worker.call_off(token)
 
 
 class _Deaf:

@@ -20,7 +20,9 @@ Ending = Literal["returned", "failed", "snoozed", "cancelled", "overdue"]
 STEPS: tuple[What, ...] = ("return", "return", "fail", "later", "snooze", "never", "stubborn", "block")
 LENGTHS_S: Mapping[What, tuple[float, float]] = {"stubborn": (12.0, 25.0), "block": (0.5, 6.0)}
 SHORT_S, LONG_S = (0.01, 2.0), (8.0, 30.0)
-TIMEOUT_S = {"work": 40.0, "brief": 5.0}
+CHIME = "chime"
+"""The handler of the schedule."""
+TIMEOUT_S = {"work": 40.0, "brief": 5.0, CHIME: 5.0}
 ATTEMPTS = 3
 
 
@@ -64,7 +66,7 @@ class Work:
         assert task is not None
         token = token_of(task)
         assert token is not None
-        plan: Plan = args[0]
+        plan: Plan = args[0] if args else ()  # a schedule's have none
         number = self.floor.begun(context.job_id, token)
         what, length_s = plan[number] if number < len(plan) else ("return", 0.0)
         how: Ending = "failed"

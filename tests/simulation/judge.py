@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.redis.model import Claimed, Handed, Held, Model, Outcome
+from runtime.core.schedule import Schedule
+from tests.redis.model import Claimed, Fire, Handed, Held, Model, Outcome
 from tests.simulation.clock import Clock
 from tests.simulation.jobs import ATTEMPTS, Ending
 
@@ -15,6 +17,10 @@ lets owners go first."""
 UNSEEN_S = 2.0
 """A job that is due is claimed within so long where there is a free slot: an idle worker looks a second after the end
 of a lease at the latest (`look.OF_A_LEASE`), and this is the second more of I5."""
+RECLAIMED_S = 12.0
+"""The same for a job that a worker has put off and was killed then: nobody else need have heard when it is due."""
+STOPPED_S = 0.5
+"""Within so long a run has ended that somebody wants to stop, where nothing is in the way: its worker is told."""
 SHARP_S = 0.002
 
 
@@ -53,6 +59,8 @@ class Job:
     id: str
     runs: int = 0
     ends: int = 0
+    unique_until: float = -math.inf
+    """Until then no other gets its id."""
     tenures: list[Tenure] = field(default_factory=list)
 
 
@@ -70,6 +78,9 @@ class Judge:
         self._killed = set[str]()
         self._last_claims: dict[tuple[str, str], int] = {}
         self._unseen_since: dict[str, float] = {}
+        self._paused_until: dict[str, float] = {}
+        self._asked_at: dict[str, float] = {}
+        """When somebody wanted runs to stop that have nothing in their way."""
         self.lapses = self.runs = self.slowest = self.slowest_recovery = 0.0
 
     def breach(self, what: str) -> None:
@@ -81,11 +92,49 @@ class Judge:
 
     # -- producers
 
-    def acked(self, job_id: str) -> None:
-        self.jobs[job_id] = Job(job_id)
+    def acked(self, job_id: str, unique_s: float = 0.0) -> None:
+        if (last := self.jobs.get(job_id)) is not None and not last.ends:
+            self.breach(f"I1: {job_id} is added while a job of this id is there")
+        self.jobs[job_id] = Job(job_id, unique_until=self._clock.now + unique_s)
+
+    def offered(self, job_id: str, unique_s: float, *, added: bool) -> None:
+        """Somebody wants a job of an id that may have been used before."""
+        last = self.jobs.get(job_id)
+        left_s = 0.0 if last is None else last.unique_until - self._clock.now
+        if added and left_s > SHARP_S:
+            self.breach(f"I2: {job_id} is taken over, and is unique for {left_s:.3f} s yet")
+        if not added and unique_s and left_s < -SHARP_S and (last is None or last.ends):
+            self.breach(f"I1: {job_id} is refused, and nobody has it")
+        if added:
+            self.acked(job_id, unique_s)
 
     def ended_by_client(self, job_id: str) -> None:
         self.jobs[job_id].ends += 1
+        self.jobs[job_id].unique_until = -math.inf
+
+    def asked_to_stop(self, job_id: str) -> None:
+        self._asked_at[job_id] = self._clock.now
+
+    def paused(self, queue: str, until: float) -> None:
+        self._paused_until[queue] = until
+
+    def is_paused(self, queue: str) -> bool:
+        return self._clock.now < self._paused_until.get(queue, -math.inf)
+
+    def fired(self, schedule: Schedule, fire: Fire, added: Sequence[bool]) -> None:
+        """I18: each occurrence once, and, by workers that agree on the schedule, none is left out."""
+        for (job_id, _), is_new in zip(fire.jobs, added, strict=True):
+            if not is_new or job_id in self.jobs:
+                self.breach(f"I18: {job_id} is fired twice")
+            self.acked(job_id)
+        known_ms = fire.known.next_ms
+        if fire.known.said == fire.said and known_ms is not None and fire.next_ms is not None:
+            due = [
+                schedule.id_of(moment_ms) for moment_ms in _occurrences(schedule, round(known_ms), round(fire.next_ms))
+            ]
+            wanted = due if schedule.misfire == "all" else due[-1:]
+            if [job_id for job_id, _ in fire.jobs] != wanted:
+                self.breach(f"I18: {[job_id for job_id, _ in fire.jobs]} are fired of {due}")
 
     # -- the server
 
@@ -97,6 +146,8 @@ class Judge:
         late = number < last or (number == last and not any(job.token in self._tenures for job in claimed.jobs))
         for handed in claimed.jobs:
             tenure = self._tenures.get(handed.token)
+            if tenure is None and self.is_paused(queue):
+                self.breach(f"{handed.id} is claimed from a queue that is paused")
             if tenure is None:
                 self._begin(handed, Tenure(
                     handed.id, queue, worker, self._clock.now, lease_until, self._clock.now, number, late
@@ -154,6 +205,8 @@ class Judge:
 
     def _end(self, job: Job, outcome: Outcome) -> None:
         job.ends += 1
+        if "x" in outcome.flags:
+            job.unique_until = -math.inf
         if job.ends > 1:
             self.breach(f"I2: {job.id} has ended twice")
         tries = sum(tenure.burns_a_try for tenure in job.tenures)
@@ -164,8 +217,8 @@ class Judge:
             self.breach(f"I10: {job.id} is exhausted after {tries} attempts")
 
     def _check_fence(self, held: Held, what: str) -> bool:
-        last = self.jobs[held.id].tenures[-1]
-        if last is not self._tenures[held.token]:
+        last = next(reversed(self.jobs[held.id].tenures), None)
+        if last is None or last is not self._tenures[held.token]:
             self.breach(f"I4: {held.id} is {what} under a claim that is not its last")
             return False
         if last.settled is not None:
@@ -202,6 +255,10 @@ class Judge:
         self.running.get(worker, set()).discard(token)
         self._tenures[token].ending = how
 
+    def running_of(self, worker: str) -> list[str]:
+        """The jobs that this one runs."""
+        return sorted(self._tenures[token].job_id for token in self.running.get(worker, ()))
+
     def killed(self, worker: str) -> None:
         """In calm times: only its own leases may lapse for that."""
         self._killed.add(worker)
@@ -214,20 +271,39 @@ class Judge:
 
     # -- while it goes on, and at its end
 
-    def look(self, models: Sequence[Model], now_ms: int, free: bool) -> None:
-        """I5: nothing that is due stays unseen. `free`: somebody has a slot for it. To be called often."""
-        calm = self._clock.now > self.troubled_until + CALM_AFTER_S
+    @property
+    def calm(self) -> bool:
+        """What was wrong has left nothing behind."""
+        return self._clock.now > self.troubled_until + CALM_AFTER_S
+
+    def look(self, models: Mapping[str, Model], now_ms: int, *, free: bool, punctual: bool) -> None:
+        """I5: nothing that is due stays unseen. To be called often.
+
+        `free`: somebody has a slot for it; `punctual`: somebody sees to the schedules, as all others would.
+        """
         due = set[str]()
-        if calm and free:
-            for model in models:
+        for queue, model in models.items() if self.calm else ():
+            if free and not self.is_paused(queue):
                 due |= {
                     job_id for job_id, at in model.queue.items() if at <= now_ms and not _leased(model, job_id, now_ms)
                 }
+            if punctual:
+                due |= {f"schedule {name}" for name, plan in model.plans.items() if (plan.next_ms or now_ms) < now_ms}
         self._unseen_since = {job_id: self._unseen_since.get(job_id, self._clock.now) for job_id in due}
         for job_id, since in self._unseen_since.items():
             self.slowest = max(self.slowest, self._clock.now - since)
-            if self._clock.now - since > UNSEEN_S:
-                self.breach(f"I5: {job_id} has been due since {since:.3f}, and somebody has a free slot")
+            if self._clock.now - since > (RECLAIMED_S if self._put_off_by_the_dead(job_id) else UNSEEN_S):
+                self.breach(f"I5: {job_id} has been due since {since:.3f}, and somebody has time for it")
+        for job_id, at in list(self._asked_at.items()):
+            if self.jobs[job_id].ends or not self.calm:
+                del self._asked_at[job_id]
+            elif self._clock.now - at > STOPPED_S:
+                self.breach(f"{job_id} was to stop at {at:.3f}, and runs")
+
+    def _put_off_by_the_dead(self, job_id: str) -> bool:
+        job = self.jobs.get(job_id)
+        last = job.tenures[-1] if job and job.tenures else None
+        return last is not None and last.settled is not None and last.worker in self._killed
 
     def close(self, models: Sequence[Model]) -> None:
         """All should have ended."""
@@ -242,6 +318,13 @@ class Judge:
             }
             if left:
                 self.breach(f"I7: of {', '.join(sorted(left))} something is left")
+
+
+def _occurrences(schedule: Schedule, first_ms: int, end_ms: int) -> Iterator[int]:
+    moment_ms = schedule.timetable.after(first_ms - 1)
+    while moment_ms < end_ms:
+        yield moment_ms
+        moment_ms = schedule.timetable.after(moment_ms)
 
 
 def _leased(model: Model, job_id: str, now_ms: int) -> bool:

@@ -67,6 +67,11 @@ class Network:
             self._agenda.after(self._length_s(), lambda: self._arrive(request))
         return request
 
+    def publish(self, client: str, hear: Callable[[], None]) -> None:
+        """Say something to who may be subscribed; nobody knows whether it is heard."""
+        if self._reaches(client) and not self._happens(self.manners.lost_reply):
+            self._agenda.after(self._length_s(), hear)
+
     def hang_up(self, request: Request) -> None:
         """Who has sent it waits no longer. It may have gone out, and be done all the same."""
         request.answered = None
@@ -184,6 +189,12 @@ class Client:
 
     async def exists(self, name: str) -> Any:
         return await self.execute_command("EXISTS", name)
+
+    async def time(self) -> Any:
+        return await self.execute_command("TIME")
+
+    async def zrangebyscore(self, name: str, least: str, most: int) -> Any:
+        return await self.execute_command("ZRANGEBYSCORE", name, least, most)
 
     async def info(self, section: str) -> Any:
         return await self.execute_command("INFO", section)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from runtime.adapters.redis import keys
 from runtime.adapters.redis.scripts import script
-from tests.redis.model import Claimed, Held, Model, Outcome
+from tests.redis.model import Claimed, Fire, Held, Model, Outcome, Plan
 from tests.simulation.clock import EPOCH_S, Agenda, Clock
 
 Command = Sequence[Any]
@@ -24,6 +24,10 @@ class Witness(Protocol):
 
     def settled(self, outcome: Outcome, by: tuple[str, int]) -> None: ...
 
+    def fired(self, queue: str, fire: Fire, added: Sequence[bool]) -> None: ...
+
+    def published(self, channel: str, said: bytes) -> None: ...
+
 
 class Waiter:
     """A client that is blocked, and what it has sent behind that."""
@@ -37,7 +41,7 @@ class Waiter:
 class Server:
     def __init__(self, clock: Clock, agenda: Agenda, queues: Sequence[str], witness: Witness) -> None:
         self._clock = clock
-        self._agenda = agenda
+        self._calls = agenda
         self._witness = witness
         self.models = {queue: Model() for queue in queues}
         self._roused: set[str] = set()
@@ -45,7 +49,9 @@ class Server:
         self._fence = 0
         self.up_since = -1e6
         self.lease_ms = 10_000
-        self._scripts = {script(name).sha: getattr(self, f"_{name}") for name in ("claim", "extend", "settle")}
+        self._scripts = {
+            script(name).sha: getattr(self, f"_{name}") for name in ("claim", "extend", "settle", "agenda", "fire")
+        }
 
     @property
     def now_ms(self) -> int:
@@ -57,7 +63,7 @@ class Server:
         if first[0] == "BZPOPMIN":
             waiter = Waiter(first[1:-1], rest, answered)
             self._waiters.append(waiter)
-            self._agenda.after(first[-1], lambda: self._let_go(waiter, None))
+            self._calls.after(first[-1], lambda: self._let_go(waiter, None))
             self.announce()
             return waiter
         answered([self._do(command) for command in commands])
@@ -75,7 +81,11 @@ class Server:
         self.up_since = self._clock.now
 
     def announce(self) -> None:
-        """Serve who waits for what is there, the first first."""
+        """Serve who waits for what is there, the first first; and say what is to be said."""
+        for model in self.models.values():
+            told, model.told = model.told, []
+            for channel, said in told:
+                self._witness.published(channel, said)
         for waiter in list(self._waiters):
             if waiter in self._waiters and (name := next(filter(self._pop, waiter.names), None)) is not None:
                 self._let_go(waiter, [name.encode(), b"0", b"0"])
@@ -111,6 +121,16 @@ class Server:
                 return [] if first is None else [first[1].encode(), b"%.17g" % first[0]]
             case ["EXISTS", name]:
                 return int(any(name == keys.later(queue) and model.later for queue, model in self.models.items()))
+            case ["PTTL", name]:
+                (model,) = (model for queue, model in self.models.items() if name == keys.paused(queue))
+                model.expire(self.now_ms)
+                left_ms = model.paused.until("") - self.now_ms if "" in model.paused else -2
+                return -1 if left_ms == math.inf else left_ms
+            case ["ZRANGEBYSCORE", name, "-inf", due_ms]:
+                plans = self._model_of(name).plans
+                return [name.encode() for name, plan in plans.items() if plan.next_ms and plan.next_ms <= due_ms]
+            case ["TIME"]:
+                return [self.now_ms // 1000, self.now_ms % 1000 * 1000]
             case ["INFO", "server"]:
                 return {"uptime_in_seconds": int(self._clock.now - self.up_since)}
             case ["EXPIRE" | "EVAL", *_]:
@@ -122,15 +142,17 @@ class Server:
 
     def _claim(self, names: Sequence[str], args: Sequence[Any]) -> list[Any]:
         room, lease_ms, incarnation, seq, again, _, *disowned = args
-        now, queues = self.now_ms, names[::5]
-        due = (n for n, queue in enumerate(queues) if any(at <= now for at in self.models[queue].queue.values()))
-        which = next(due, len(queues) - 1)
-        queue = queues[which]
+        now, queues, which = self.now_ms, names[::5], -1
         self._fence = max(self._fence + 1000, round((EPOCH_S + self._clock.now) * 1e6))
-        claimed = self.models[queue].claim(
-            incarnation, seq, room, now, lease_ms=lease_ms, fence=self._fence, again=again == "again",
-            disowned=disowned,
-        )  # fmt: skip
+        while True:
+            which = self._first_due(queues, which + 1)
+            queue = queues[which]
+            claimed = self.models[queue].claim(
+                incarnation, seq, room, now, lease_ms=lease_ms, fence=self._fence, again=again == "again",
+                disowned=disowned,
+            )  # fmt: skip
+            if not claimed.paused or which == len(queues) - 1:
+                break
         self._witness.claimed(queue, incarnation, seq, claimed, self._clock.now + lease_ms / 1000)
         flat: list[Any] = []
         for job in claimed.jobs:
@@ -140,7 +162,16 @@ class Server:
             flat += [job.id.encode(), job.token.encode(), b"%.17g" % job.place, job.starts, job.body, own, abort, kind]
         due_in = -1 if claimed.due_in_ms is None else claimed.due_in_ms
         lapsed = [token.encode() for token in claimed.lapsed]
-        return [b"%d" % now, int(claimed.more), b"%.17g" % due_in, 0, claimed.others, flat, lapsed, [], which, 0]
+        return [b"%d" % now, int(claimed.more), b"%.17g" % due_in, 0, claimed.others, flat, lapsed, [], which,
+                int(claimed.paused)]  # fmt: skip
+
+    def _first_due(self, queues: Sequence[str], start: int) -> int:
+        """The first from `start` on in which something is due, or the last."""
+        due = (n for n in range(start, len(queues)) if self._is_due(self.models[queues[n]]))
+        return next(due, len(queues) - 1)
+
+    def _is_due(self, model: Model) -> bool:
+        return any(at <= self.now_ms for at in model.queue.values())
 
     def _extend(self, names: Sequence[str], args: Sequence[Any]) -> list[Any]:
         lease_ms, reply = args[0], list[Any]()
@@ -162,6 +193,28 @@ class Server:
             if verdict == "1":
                 self._witness.settled(outcome, (incarnation, seq))
         return [verdicts.encode(), [], []]
+
+    def _agenda(self, names: Sequence[str], args: Sequence[Any]) -> list[Any]:
+        plans = [self._model_of(names[0]).plans.get(name, Plan()) for name in args]
+        nexts = [None if plan.next_ms is None else b"%.17g" % plan.next_ms for plan in plans]
+        return [b"%d" % self.now_ms, nexts, [None if plan.said is None else plan.said.encode() for plan in plans]]
+
+    def _fire(self, names: Sequence[str], args: Sequence[Any]) -> list[Any]:
+        name, known_next, known_said, next_ms, said, fired, priority, keep_ms, *jobs = args
+        known = Plan(None if known_next == "" else float(known_next), known_said or None)
+        fire = Fire(
+            name, known, None if next_ms == "" else next_ms, said, str(fired),
+            list(zip(jobs[::2], jobs[1::2], strict=True)), priority,
+        )  # fmt: skip
+        added = self.models[names[0]].fire(fire, self.now_ms, keep_ms=keep_ms)
+        if added is None:
+            return [b"moved"]
+        self._witness.fired(names[0], fire, added)
+        return list(map(int, added))
+
+    def _model_of(self, schedule: str) -> Model:
+        (model,) = (model for queue, model in self.models.items() if schedule == keys.schedule(queue))
+        return model
 
 
 def _held(args: Sequence[Any]) -> Held:

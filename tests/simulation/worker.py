@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 from runtime.adapters.redis.keeper import LeaseKeeper
+from runtime.adapters.redis.schedules import RedisSchedules
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.redis.weather import Weather
 from runtime.adapters.runner import AsyncioRunner
 from runtime.core.job import Call, Claim, Settlement, Verdict
+from runtime.core.schedule import Move, Schedule
 from runtime.engine.actor import Actor
+from runtime.engine.scheduler import Scheduler
 from runtime.engine.statistics import Statistics
 from runtime.engine.supervisor import Supervisor
 from runtime.ports import Away, Ports
@@ -56,16 +59,19 @@ class Worker:
     """One process, from its start to its death. It is also its own `ports.Journal`, and the floor of its jobs."""
 
     def __init__(
-        self, clock: Clock, name: str, queues: Sequence[str], size: int, observer: Observer, *, patience_s: float
-    ) -> None:
+        self, clock: Clock, name: str, queues: Sequence[str], size: int, observer: Observer, *, patience_s: float,
+        schedules: Sequence[Schedule] = (),
+    ) -> None:  # fmt: skip
         self._clock = clock
         self._observer = observer
         self._patience_s = patience_s
+        self._schedules = schedules
         self.name = name
         self.queues = queues
         self.size = size
         self.loop = Loop(clock, lambda context: observer.broken(self, f"in its event loop: {context}"))
         self.strand: Strand | None = None
+        self.keeper: LeaseKeeper | None = None
         self.clients: list[Any] = []
         self.supervisor: Supervisor | None = None
         self.alive = True
@@ -89,7 +95,7 @@ class Worker:
 
     async def _run(self) -> None:
         self._weather = Weather()
-        keeper = LeaseKeeper(URL, LEASE_S, self._hear_keeper)
+        keeper = self.keeper = LeaseKeeper(URL, LEASE_S, self._hear_keeper)
         source = RedisSource(URL, lease_s=LEASE_S, keeper=keeper, weather=self._weather, waiters=1)
         source.incarnation = self.name
         nothing = cast(Any, None)
@@ -108,13 +114,32 @@ class Worker:
         if self.draining:
             return
         keeper.start()
+        firing = self.loop.create_task(self._fire(source))
         await self.supervisor.run()
+        firing.cancel()
         if self.supervisor.failure is not None and self.alive:
             self._observer.broken(self, f"its supervisor gave up: {self.supervisor.failure!r}")
         keeper.close()
         if self.alive:
             self._observer.said(f"{self.name} has ended")
         self.alive = False
+
+    async def _fire(self, source: RedisSource) -> None:
+        if self._schedules:
+            scheduler = Scheduler(self._schedules, RedisSchedules(source.redis), self._told_of_firing)
+            try:
+                await scheduler.run()
+            except Exception as error:
+                self._observer.broken(self, f"its scheduler died: {error!r}")
+
+    def _told_of_firing(self, schedule: Schedule, move: Move, added: Sequence[bool], late_ms: int) -> None:
+        if self.alive:
+            self._observer.said(f"{self.name} has fired {schedule.name} for {[*move.fires]}, {late_ms} ms late")
+
+    def call_off(self, token: str) -> None:
+        """As `Presence` does when it is told that a run is to stop."""
+        if self.keeper is not None and not self.stopped:
+            self.keeper.look(token)
 
     def _hear_keeper(self, away: Away | None) -> None:
         if away is None:
@@ -188,6 +213,11 @@ class Worker:
 
     def strand_at(self) -> float:
         return math.inf if self.stopped or self.strand is None else self.strand.next_at()
+
+    @property
+    def punctual(self) -> bool:
+        """It sees to its schedules."""
+        return bool(self._schedules) and not (self.loop.behind_s or self.stopped or self.draining or not self.alive)
 
     @property
     def free(self) -> int:
