@@ -144,6 +144,13 @@ def _run_to_its_end(loop: asyncio.AbstractEventLoop, worker: "Worker", log: Any)
     while True:
         try:
             return loop.run_until_complete(task)
+        except asyncio.CancelledError:  # by no run: see `RootTask`
+            log.error(
+                "Worker crashed: a lifespan, a pool or what they have started has cancelled its tasks",
+                event_name="WORKER_CRASH",
+                data={"error": "its tasks were cancelled", "error_type": "Cancelled"},
+            )
+            return 1
         except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
             if task.done():
                 raise

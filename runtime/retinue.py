@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from runtime import registry
-from runtime.adapters.aside import aside
+from runtime.adapters.aside import Aside
 from runtime.adapters.egress import Egress
 from runtime.adapters.http.sessions import AiohttpSessions
 from runtime.adapters.redis.buckets import RedisLimits
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 IMPORTS_AFTER_S = 0.3
 """What takes long to import (the HTTP server, a quarter of a second; what handlers log with) waits for the jobs of the
 first look, and not longer than this."""
+_imports = Aside("import", 1)
 
 AGAIN_S = 60.0
 """After a bug of ours in firing schedules: what is due then is not lost."""
@@ -161,7 +162,7 @@ class Retinue:
             group.start_soon(self._beside, "the heartbeat", self._beat)
             group.start_soon(self._follow_the_first_look, group)
             await self._unhurried()
-            await aside(self._log.take_structlog)
+            await _imports(self._log.take_structlog)
             if self._listener is not None:
                 await self._serve_http(self._listener)
 
@@ -260,7 +261,7 @@ class Retinue:
         await self._silence.while_speaking(self._source.listen)
 
     async def _serve_http(self, listener: socket.socket) -> None:
-        http_server, desk_of = await aside(_http_parts)
+        http_server, desk_of = await _imports(_http_parts)
         desk = desk_of(self._client, self._handlers, self._queues, self._wake, self.call)
         tokens = self._settings.tokens
         row = self._egress.of("answers")

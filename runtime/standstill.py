@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from runtime.adapters.loop import loop_factory
 from runtime.adapters.redis.codecs import Serializer
 from runtime.adapters.redis.source import RedisSource
 from runtime.adapters.telemetry import logs
@@ -109,7 +110,8 @@ class Standstills:
         self._loop.call_soon_threadsafe(threading.Event().wait)
         blamed = next((claim for claim in self._running() if claim.token == token), None)
         try:
-            recorded = asyncio.run(self._settle(self._outcomes(token, failure)))
+            with asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:  # waits for no look-up at its end
+                recorded = runner.run(self._settle(self._outcomes(token, failure)))
         except Exception:  # `Away`, no time left, or a bug of ours: the process ends in any case, and says why
             recorded = 0
         self._log.error(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import cache
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -10,17 +10,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MOST = 4
-"""A look-up of a name may take long, where the name server does not answer."""
 
+class Aside:
+    """At most so many threads for calls of one kind, so that no kind waits behind another. None before the first call.
 
-async def aside(call: Callable[[], T]) -> T:
-    """What `call()` gives, in a thread. Whoever is cancelled waits no longer; the call goes on to its end."""
-    return await asyncio.get_running_loop().run_in_executor(_threads(), call)
+    They are not waited for when the event loop closes, only when the interpreter ends (`app.LEAVE_S`).
+    """
 
+    def __init__(self, name: str, most: int) -> None:
+        self._name = name
+        self._most = most
 
-@cache
-def _threads() -> "ThreadPoolExecutor":
-    from concurrent.futures import ThreadPoolExecutor
+    async def __call__(self, call: Callable[[], T]) -> T:
+        """What `call()` gives, in a thread. Whoever is cancelled waits no longer; a call that has begun goes on to its
+        end.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
-    return ThreadPoolExecutor(MOST, thread_name_prefix="aside")
+    @cached_property
+    def _threads(self) -> "ThreadPoolExecutor":
+        from concurrent.futures import ThreadPoolExecutor
+
+        return ThreadPoolExecutor(self._most, thread_name_prefix=self._name)

@@ -23,7 +23,8 @@ WITNESS = "RUNTIME_TEST_WITNESS"
 """The file in which is noted what happens, in order."""
 OPENING = "RUNTIME_TEST_OPENING"
 """How the lifespan opens: in so many seconds, or not (`fails`, `exits`, the second time: `fails later`); or ends by
-itself (`breaks`)."""
+itself (`breaks`); or cancels all tasks as it closes (`cancels`) or before it (`cancels soon`), with a thread that goes
+on."""
 DOOR = "RUNTIME_TEST_DOOR"
 """A port to be connected with."""
 QUEUE = "lived"
@@ -46,6 +47,18 @@ async def break_down() -> None:
     raise ConnectionResetError("the database has gone")
 
 
+async def cancel_all_other_tasks() -> None:
+    """As recipes for a clean end have it."""
+    asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+
+
+async def cancel_them_soon() -> None:
+    await asyncio.sleep(1)
+    await cancel_all_other_tasks()
+
+
 @lifespan
 async def resources() -> AsyncIterator[State]:
     how = os.environ.get(OPENING, "0")
@@ -60,13 +73,17 @@ async def resources() -> AsyncIterator[State]:
     async with anyio.create_task_group() as group:
         if how == "breaks":
             group.start_soon(break_down)
-        else:
-            await asyncio.sleep(float(how) if how != "fails later" else 0)
+        elif how == "cancels soon":
+            group.start_soon(cancel_them_soon)
+        elif how not in ("cancels", "fails later"):
+            await asyncio.sleep(float(how))
         note("open")
         yield State("shared", writer)
     if writer is not None:
         writer.close()
         await writer.wait_closed()
+    if how == "cancels":
+        await cancel_all_other_tasks()
     note("closed")
 
 

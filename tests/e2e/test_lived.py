@@ -102,6 +102,21 @@ def test_a_state_that_ends_by_itself_ends_the_worker_which_gives_its_jobs_back(
     assert status(redis_url, job, QUEUE) == "waiting"
 
 
+@pytest.mark.parametrize("when", ["cancels", "cancels soon"])
+def test_a_lifespan_that_cancels_all_tasks_ends_the_worker_which_says_so(
+    witness: Witness, serving: Serving, when: str
+) -> None:
+    """Else the process would stay as long as any thread does, with nobody in it."""
+    with serving(**{OPENING: when}).start() as worker:
+        witness.says("open")
+        if when == "cancels":
+            worker.send(signal.SIGTERM)
+        assert worker.wait(20) == 1
+        (crash,) = worker.events("WORKER_CRASH")
+        assert "has cancelled its tasks" in crash["message"]
+        assert worker.errors() == ""
+
+
 def test_a_worker_that_is_stopped_while_it_opens_ends_at_once(
     redis_url: str, witness: Witness, serving: Serving
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from functools import partial
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from runtime import connect
+
 from tests.e2e.jobs import add
-from tests.processes import Worker, enqueue, environment, status, wait_until
+from tests.processes import ROOT, Worker, enqueue, environment, status, wait_until
 from tests.servers import Server
 
 
@@ -46,3 +49,23 @@ def test_where_it_is_not_installed_the_start_says_what_to_do(tmp_path: Path, red
     assert "uvloop is not installed" in done.stderr
     assert "runtime-worker[uvloop]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def asked(url: str, handler: str) -> object:
+    async with connect(url) as client:
+        return await (await client.enqueue(handler)).result(timeout=20)
+
+
+@pytest.mark.parametrize(("said", "module"), [("", "runtime.adapters.loop"), ("uvloop.install()", "uvloop")])
+def test_a_loop_that_a_handler_module_has_seen_to_is_taken(
+    tmp_path: Path, redis_url: str, said: str, module: str
+) -> None:
+    """As arq applications do, by a line at their beginning."""
+    (tmp_path / "looped.py").write_text(
+        f"import asyncio, uvloop\nfrom runtime import handler\n{said}\n"
+        "@handler\nasync def which(ctx) -> str:\n    return type(asyncio.get_running_loop()).__module__\n"
+    )
+    with Worker("looped", redis=redis_url, RUNTIME_LOOP="asyncio", PYTHONPATH=f"{ROOT}:{tmp_path}") as worker:
+        worker.up()
+        assert asyncio.run(asked(redis_url, "which")) == module
+        assert worker.stop() == 0

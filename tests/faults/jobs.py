@@ -6,11 +6,12 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Never
+from typing import Any, Never
 
 import structlog
 
@@ -148,6 +149,20 @@ async def keep_the_threads_busy(ctx: Context, length_s: float) -> None:
     """More calls that block than asyncio has threads for them."""
     with noted(ctx):
         await asyncio.gather(*(asyncio.to_thread(time.sleep, length_s) for _ in range(64)))
+
+
+@handler
+async def keep_the_look_ups_busy(ctx: Context, length_s: float) -> None:
+    """Hosts whose name servers are silent, more of them than there are threads to look them up."""
+    usual = socket.getaddrinfo
+
+    def look_up(host: Any, *args: Any) -> Any:
+        return time.sleep(length_s) if str(host).endswith(".invalid") else usual(host, *args)
+
+    socket.getaddrinfo = look_up  # type: ignore[assignment]
+    with noted(ctx):
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.getaddrinfo(f"{n}.invalid", 80) for n in range(64)))
 
 
 @handler(retry=ONCE)

@@ -367,3 +367,37 @@ def test_a_worker_without_descriptors_says_so_once(redis_url: str, ledger: Ledge
         (job,) = enqueue(redis_url, jobs.work_at_once.request())
         wait_until(lambda: job in campaign.results(redis_url))
         assert worker.stop() == 0
+
+
+def test_of_what_asyncio_says_only_the_flood_is_told_once() -> None:
+    script = (
+        "import logging\nfrom runtime.adapters.telemetry import logs\nsaid = logging.getLogger('asyncio')\n"
+        "said.addFilter(lambda record: 'ours to hide' not in record.getMessage())\n"
+        "logs.configure('info', 'json', 'w')\nsaid.error('ours to hide')\n"
+        "for n in range(200): said.error('socket.accept() out of system resource\\nsocket: 7')\n"
+        "for n in range(400): said.error(f'Task exception was never retrieved {n // 2}', exc_info=ValueError(n))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, timeout=60, check=True
+    )
+    told = [json.loads(line)["message"].splitlines()[0] for line in done.stdout.splitlines()]
+    assert told[0] == "socket.accept() out of system resource"
+    assert told[1:] == [f"Task exception was never retrieved {n // 2}" for n in range(400)]
+
+
+def test_whatever_writes_to_the_console_gives_way_and_a_file_does_not(tmp_path: Path) -> None:
+    script = (
+        "import logging, sys\nfrom types import SimpleNamespace\nfrom runtime.adapters.telemetry import logs\n"
+        "class Rich(logging.Handler):  # as that of rich\n"
+        "    console = SimpleNamespace(file=sys.stdout)\n"
+        "    def emit(self, record): self.console.file.write(record.getMessage() + '\\n')\n"
+        "console = [logging.StreamHandler(), logging.StreamHandler(sys.stdout), logging.FileHandler('/dev/stdout')]\n"
+        f"handlers = [Rich(), *console, logging.FileHandler({str(tmp_path / 'log')!r}, delay=True)]\n"
+        "logging.basicConfig(handlers=handlers)\nlogs.configure('info', 'json', 'w')\nlogging.info('one line')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, timeout=60, check=True
+    )
+    assert [json.loads(line)["message"] for line in done.stdout.splitlines()] == ["one line"]
+    assert done.stderr == b""
+    assert (tmp_path / "log").read_text() == "INFO:root:one line\n"

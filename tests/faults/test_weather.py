@@ -27,7 +27,7 @@ from redis.exceptions import RedisError
 from runtime.adapters.redis.scripts import script
 from tests.faults import campaign, jobs
 from tests.faults.ledger import Ledger, executions
-from tests.processes import Worker, enqueue, wait_until, workers
+from tests.processes import ROOT, Worker, enqueue, wait_until, workers
 from tests.relay import Command, Relay
 from tests.servers import Server
 
@@ -358,24 +358,46 @@ def test_health_asks_redis_seldom_and_nobody_else_does(scene: Scene, ledger: Led
         assert asked() == first
 
 
-def test_handlers_that_keep_all_threads_busy_do_not_keep_redis_away(server: Server, ledger: Ledger) -> None:
+BUSY = pytest.mark.parametrize("keep_busy", [jobs.keep_the_threads_busy, jobs.keep_the_look_ups_busy])
+
+
+@BUSY
+def test_handlers_that_keep_all_threads_busy_do_not_keep_redis_away(
+    server: Server, ledger: Ledger, keep_busy: Any
+) -> None:
     """Its name has to be looked up again, and asyncio has few threads for that and for them."""
     server.flush()
     url = server.tcp_url.replace("127.0.0.1", "localhost")
-    with campaign.worker(url, ledger).up() as worker, Redis.from_url(server.url) as redis:
-        (busy,) = enqueue(server.url, jobs.keep_the_threads_busy.request(60.0))
+    with campaign.worker(url, ledger).up(), Redis.from_url(server.url) as redis:
+        (busy,) = enqueue(server.url, keep_busy.request(60.0))
         wait_until(lambda: ledger.starts(busy))
-        redis.client_kill_filter(_type="normal", skipme=True)
-        worker.wait_for("REDIS_AWAY")
+        assert redis.client_kill_filter(_type="normal", skipme=True)  # told or not: an idle one is opened again unseen
         (job,) = enqueue(server.url, jobs.work.request(0.0))
         wait_until(lambda: campaign.results(server.url), TOLD_S + SLACK_S)
         assert campaign.results(server.url)[job].ok
 
 
+@BUSY
 def test_handlers_that_keep_all_threads_busy_do_not_keep_the_worker_from_its_port(
-    redis_url: str, ledger: Ledger
+    redis_url: str, ledger: Ledger, keep_busy: Any
 ) -> None:
     """What serves it is imported in a thread, when the first jobs have begun."""
-    enqueue(redis_url, jobs.keep_the_threads_busy.request(60.0))
+    enqueue(redis_url, keep_busy.request(60.0))
     with campaign.worker(redis_url, ledger, RUNTIME_HTTP="on", PORT=0).up() as worker:
         assert worker.wait_for("HTTP_LISTENING", timeout_s=TOLD_S + SLACK_S)
+
+
+def test_a_name_server_that_is_silent_does_not_keep_the_worker_from_its_port(tmp_path: Path, ledger: Ledger) -> None:
+    """Platforms end what does not answer there: each queue of its own looks for Redis by itself, and waits."""
+    (tmp_path / "silent.py").write_text(
+        "import socket, time\nusual = socket.getaddrinfo\n"
+        "socket.getaddrinfo = lambda host, *args: time.sleep(60) if host == 'redis.invalid' else usual(host, *args)\n"
+    )
+    queues = [word for n in range(6) for word in ("-Q", f"q{n}=1")]
+    worker = campaign.worker(
+        "redis://redis.invalid:6379", ledger, modules=(campaign.MODULE, "silent"), arguments=queues,
+        RUNTIME_HTTP="on", PORT=0, PYTHONPATH=f"{ROOT}:{tmp_path}",
+    )  # fmt: skip
+    with worker.start():
+        assert worker.wait_for("HTTP_LISTENING", timeout_s=TOLD_S + SLACK_S)
+        assert worker.stop() == 0

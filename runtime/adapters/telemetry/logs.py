@@ -268,17 +268,29 @@ def _route_standard_logging(level: str, log: Log) -> None:
     logging.captureWarnings(True)
     for noisy in ("aiohttp.access", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Without descriptors asyncio says so a hundred times a second.
-    news = _News(SAME_CAUSE_S)
-    logging.getLogger("asyncio").filters = [lambda record: news.is_news(record.getMessage())]
+    asyncio_says = logging.getLogger("asyncio")
+    asyncio_says.filters = [_Flood(), *(one for one in asyncio_says.filters if not isinstance(one, _Flood))]
+
+
+class _Flood(logging.Filter):
+    """Without descriptors asyncio says so a hundred times a second. All else that it says passes: tasks that failed."""
+
+    TEXT = "socket.accept() out of system resource"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._news = _News(SAME_CAUSE_S)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(self.TEXT) or self._news.is_news(self.TEXT)
 
 
 def _is_console(handler: logging.Handler) -> bool:
     if isinstance(handler, _Forward):
         return True
-    stream: Any = getattr(handler, "stream", None)
+    stream: Any = getattr(handler, "stream", None) or getattr(getattr(handler, "console", None), "file", None)  # rich's
     try:
-        return stream.fileno() in (1, 2)
+        return any(os.path.sameopenfile(stream.fileno(), fd) for fd in (1, 2))  # by whichever name, as /dev/stdout
     except (AttributeError, OSError, ValueError):  # it has no stream, or one without a descriptor
         return False
 
