@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 from anyio.abc import TaskGroup
 
-from runtime.adapters import threads
+from runtime.adapters import forks, threads
 from runtime.adapters.egress import Egress
 from runtime.adapters.http.sessions import AiohttpSessions
 from runtime.adapters.loop import loop_factory
@@ -461,6 +461,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in DUMP_SIGNALS:
             loop.add_signal_handler(number, self._dump_tasks)
+        forks.leave_signals([*self._stop_signals, *DUMP_SIGNALS])
 
     def _take_stop_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -7,8 +7,10 @@ Python's own (`multiprocessing`, `subprocess`) never come back to the loop: they
 import asyncio
 import logging
 import os
+import signal
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Never
 
 
@@ -26,6 +28,21 @@ def keep_out(loop: asyncio.AbstractEventLoop) -> None:
         # What is ready in this turn would run first: nothing public goes before it.
         if (ready := getattr(copy, "_ready", None)) is not None:
             ready.rotate(1)
+
+    os.register_at_fork(after_in_child=in_child)
+
+
+def leave_signals(numbers: Sequence[signal.Signals]) -> None:
+    """From now on these do to a child that was forked what they do to any process.
+
+    Else one that is to end by SIGTERM (so `multiprocessing.Pool` ends its own) would not; and its copy of the wake-up
+    descriptor would tell us that we are to: from Python 3.12 on asyncio takes that from it, and only that.
+    """
+
+    def in_child() -> None:
+        signal.set_wakeup_fd(-1)
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     os.register_at_fork(after_in_child=in_child)
 

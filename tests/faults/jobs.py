@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -142,6 +143,21 @@ async def take_the_signals(ctx: Context) -> None:
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
     if isinstance(loop, asyncio.SelectorEventLoop):  # uvloop looks after it only as it begins
         signal.set_wakeup_fd(-1)
+
+
+def in_processes(ctx: Context) -> list[int]:
+    with noted(ctx), multiprocessing.get_context("fork").Pool(2) as pool:  # whose end is SIGTERM to each
+        return pool.map(abs, [-1, -2])
+
+
+@handler
+def use_processes_in_a_thread(ctx: Context) -> list[int]:
+    return in_processes(ctx)
+
+
+@handler
+async def use_processes(ctx: Context) -> list[int]:
+    return in_processes(ctx)
 
 
 @handler

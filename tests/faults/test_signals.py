@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -196,3 +197,16 @@ def test_signals_that_a_handler_has_taken_are_taken_back(
         assert worker.wait(20) == 0
         assert campaign.results(redis_url)[job].ok
         assert len(worker.events("SIGNALS_TAKEN_BACK")) == 1
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("use", [jobs.use_processes, jobs.use_processes_in_a_thread])
+def test_signals_to_processes_that_a_handler_forks_are_not_the_workers(
+    redis_url: str, ledger: Ledger, use: Any, loop: str
+) -> None:
+    with campaign.worker(redis_url, ledger, RUNTIME_LOOP=loop).up() as worker:
+        (job,) = enqueue(redis_url, use.request())
+        wait_until(lambda: job in campaign.results(redis_url))
+        assert campaign.results(redis_url)[job].value == [1, 2]
+        assert not worker.events("WORKER_DRAINING")
+        assert worker.stop() == 0
