@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from runtime import connect
-
 from tests.e2e.jobs import add
 from tests.processes import ROOT, Worker, enqueue, environment, status, wait_until
 from tests.servers import Server
