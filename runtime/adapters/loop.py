@@ -20,7 +20,7 @@ _theirs = Aside("look-up of a run", 32)
 class _Loop(asyncio.SelectorEventLoop):
     """Looks names up in threads of the worker's. asyncio has them wait behind what handlers do in its few threads
     (`asyncio.to_thread`): a Redis that was away could not be found again as long as those are busy. What runs look up
-    (hundreds of hosts, perhaps, whose name servers are dead) has other threads, for the same reason. uvloop has its own.
+    (hundreds of hosts, perhaps, whose name servers are silent) has others, for the same reason. uvloop has its own.
     """
 
     async def getaddrinfo(
