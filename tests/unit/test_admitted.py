@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -93,6 +94,30 @@ TYPES = codec.admitted(
 )
 
 
+@dataclass
+class Maker:
+    """One that is made by a method, as ZoneInfo is, and has another inside it."""
+
+    @dataclass
+    class Inner:
+        pass
+
+    path = Path
+    maker = Item("a")
+
+    def doubled(self) -> None: ...
+
+    @classmethod
+    def made(cls) -> Maker:
+        return cls()
+
+    def __reduce__(self) -> Any:
+        return Maker.made, ()
+
+
+MAKER = codec.admitted([Maker, Maker.Inner])
+
+
 def loads(value: object, protocol: int, admitted: pickles.Admitted = TYPES) -> object:
     return pickles.loads(pickle.dumps(value, protocol), admitted=admitted)
 
@@ -139,6 +164,53 @@ def test_attributes_are_taken_of_nothing_else() -> None:
     for value in (Reaches(), [Item("a"), Reaches()]):
         with pytest.raises(Undecodable):
             loads(value, 4)
+
+
+def short(text: str) -> bytes:
+    return b"\x8c" + bytes([len(text)]) + text.encode()
+
+
+def attribute(of: bytes, name: str) -> bytes:
+    return b"cbuiltins\ngetattr\n" + of + short(name) + b"\x86R"
+
+
+def way_out(kind: bytes, bases: int, code: str) -> bytes:
+    """A body that runs any code, where it may take any attribute of a class: from `object` to `eval`."""
+    base = kind
+    for _ in range(bases):
+        base = attribute(base, "__base__")
+    look_up = attribute(base, "__getattribute__")
+
+    def looked_up(of: bytes, name: str) -> bytes:
+        return look_up + of + short(name) + b"\x86R"
+
+    def called(function: bytes, *args: bytes) -> bytes:
+        builtin = attribute(attribute(kind, "__init_subclass__"), "__class__")
+        return attribute(builtin, "__call__") + b"(" + function + b"".join(args) + b"tR"
+
+    there = looked_up(looked_up(looked_up(kind + short("a") + b"\x85R", "__init__"), "__func__"), "__globals__")
+    builtins = called(looked_up(there, "get"), short("__builtins__"))
+    return b"\x80\x04" + called(called(looked_up(builtins, "get"), short("eval")), short(code)) + b"."
+
+
+@pytest.mark.parametrize("bases", [0, 1, 2])
+def test_no_attribute_of_a_class_leads_out_of_it(bases: int, tmp_path: Path) -> None:
+    evil = f"__import__('os').mkdir({str(tmp_path / 'ran')!r})"
+    with pytest.raises(Undecodable, match="an attribute that is no class method"):
+        pickles.loads(way_out(f"c{__name__}\nItem\n".encode(), bases, evil), admitted=TYPES)
+    pickles.strangers(way_out(b"capp\nItem\n", bases, evil))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["__init__", "__subclasses__", "__class__", "mro", "doubled", "maker", "path", "none"])
+def test_of_a_class_nothing_but_its_class_methods_and_inner_classes_can_be_had(name: str) -> None:
+    with pytest.raises(Undecodable):
+        pickles.loads(b"\x80\x04" + attribute(f"c{__name__}\nMaker\n".encode(), name) + b")R.", admitted=MAKER)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_class_methods_and_inner_classes_make_objects(protocol: int) -> None:
+    assert loads([Maker(), Maker.Inner()], protocol, MAKER) == [Maker(), Maker.Inner()]
 
 
 def test_one_that_cannot_be_read_is_refused_in_words() -> None:

@@ -16,7 +16,7 @@ from datetime import tzinfo
 from itertools import repeat
 from struct import unpack_from
 from types import NoneType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeGuard
 from uuid import UUID
 
 from runtime.adapters.redis.pickles.constructors import (
@@ -451,20 +451,32 @@ def _attribute(args: object) -> _Guest | Constructor:
         case (Constructor() as known, "_unpickle") if known is ZONE_INFO_CLASS:
             return ZONE
         case (_Guest() as guest, str() as name):
-            found = getattr(guest.kind, name)
+            return _Guest(_own_attribute(guest.kind, name))
         case _:
             refuse("it takes an attribute of what is no class on the list")
-    if not callable(found):
-        refuse("it calls what is no class")
-    return _Guest(found)
 
 
-class _AnyAttribute(type):
-    def __getattr__(cls, name: str) -> Any:
-        return cls
+def _own_attribute(kind: Callable[..., object], name: str) -> Callable[..., object]:
+    """A class method of a class, or a class inside it: all that picklers take from one.
+
+    Any attribute else, above all those that each class has from `object` and `type`, is a way out of it: by
+    `__base__.__getattribute__` and `__globals__` to every function there is.
+    """
+    if kind is _StandIn:
+        return kind
+    found = getattr(kind, name) if isinstance(kind, type) and not name.startswith("__") else None
+    if not _is_own(found, kind, name):
+        refuse("it takes an attribute that is no class method of a class on the list")
+    return found
 
 
-class _StandIn(tzinfo, metaclass=_AnyAttribute):
+def _is_own(found: object, kind: Callable[..., object], name: str) -> TypeGuard[Callable[..., object]]:
+    if isinstance(found, type):
+        return (found.__module__, found.__qualname__) == (kind.__module__, f"{kind.__qualname__}.{name}")
+    return callable(found) and getattr(found, "__self__", None) is kind and not hasattr(type, name)
+
+
+class _StandIn(tzinfo):
     """For an object of any class, in a pickle of which only the names are wanted. It may be a datetime's zone, too."""
 
     def __new__(cls, *args: object) -> Self:
