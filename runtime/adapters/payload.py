@@ -4,6 +4,7 @@ A producer sends plain data: what its annotations describe is taken apart here (
 pydantic models become dicts) and put together again at the worker. What is not annotated is passed as it is.
 """
 
+import functools
 import hashlib
 import inspect
 import re
@@ -17,6 +18,8 @@ from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import msgspec
+
+from runtime.core.values import frozen
 
 T = TypeVar("T")
 
@@ -156,57 +159,110 @@ _NOT_QUOTED = r"\1"
 
 def _put_together(value: Any, kind: Any, name: str) -> Any:
     try:
-        return _made(value, kind, name, _PLAIN)
+        return _Making(_PLAIN).made(value, kind, name)
     except ValueError:
-        return _made(value, kind, name, _NOT_SPELT)  # JSON has text for the others
+        return _Making(_NOT_SPELT).made(value, kind, name)  # JSON has text for the others
 
 
-def _made(value: Any, kind: Any, name: str, never_text: tuple[type, ...]) -> Any:
-    try:
-        return msgspec.convert(value, kind, builtin_types=never_text, dec_hook=_load_model)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"argument {name!r}: {_QUOTED.sub(_NOT_QUOTED, str(error))}") from None
-    except TypeError:  # somewhere in it is a union that msgspec cannot tell apart by itself, such as of two dataclasses
-        return _made_in_parts(value, kind, name, never_text)
+class _Making:
+    """One value being put together.
+
+    Of a union each kind is tried, and with it whatever is inside: what a part of the value makes as one kind is
+    remembered, else a tree of such unions would take twice as long with every level.
+    """
+
+    def __init__(self, never_text: tuple[type, ...]) -> None:
+        self._never_text = never_text
+        self._parts: dict[tuple[int, int], Any] = {}  # by the ids of value and kind, both of which outlive this
+
+    def made(self, value: Any, kind: Any, name: str) -> Any:
+        try:
+            return msgspec.convert(value, kind, builtin_types=self._never_text, dec_hook=_load_model)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"argument {name!r}: {_QUOTED.sub(_NOT_QUOTED, str(error))}") from None
+        except TypeError:  # somewhere in it is a union that msgspec cannot tell apart by itself, as of two dataclasses
+            return self._in_parts(value, kind, name)
+
+    def _part(self, value: Any, kind: Any, name: str) -> Any:
+        key = (id(value), id(kind))
+        if key not in self._parts:
+            try:
+                self._parts[key] = self.made(value, kind, name)
+            except ValueError as error:
+                self._parts[key] = _Refused(str(error))
+        found = self._parts[key]
+        if isinstance(found, _Refused):
+            raise ValueError(found.reason)
+        return found
+
+    def _in_parts(self, value: Any, kind: Any, name: str) -> Any:
+        origin, kinds = typing.get_origin(kind), typing.get_args(kind)
+        if origin in (types.UnionType, typing.Union):
+            return self._that_fits(value, kinds, name)
+        if origin in _MANY:
+            if not isinstance(value, list | tuple | set | frozenset):
+                raise _unexpected("array", value, name)
+            members = cast("Collection[Any]", value)
+            each = kinds if origin is tuple and kinds[-1:] != (...,) else [kinds[0]] * len(members)
+            if len(each) != len(members):
+                raise ValueError(f"argument {name!r}: Expected `array` of length {len(each)}, got {len(members)}")
+            pairs = zip(members, each, strict=True)
+            return _MANY[origin](self._part(one, of, f"{name}[{at}]") for at, (one, of) in enumerate(pairs))
+        if origin in (dict, Mapping):
+            given = _object(value, name)
+            named = f"{name}[…]"
+            return {self._part(key, kinds[0], named): self._part(one, kinds[1], named) for key, one in given.items()}
+        if isinstance(kind, type) and is_dataclass(kind):
+            return self._dataclass_of(value, kind, name)
+        return value  # an annotation that msgspec has no notion of: not checked
+
+    def _that_fits(self, value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+        """What loses nothing of the value, else the first that it fits: fields that a dataclass does not have are no
+        hindrance to making one."""
+        fitting: list[Any] = []
+        refusals: list[ValueError] = []
+        for kind in kinds:
+            try:
+                fitting.append(self._part(value, kind, name))
+            except ValueError as error:
+                refusals.append(error)
+        if not fitting:
+            raise refusals[0]
+        return next((made for made in fitting if _take_apart(_with_defaults(made)) == value), fitting[0])
+
+    def _dataclass_of(self, value: Any, kind: type[Any], name: str) -> Any:
+        given, kinds = _object(value, name), _hints(kind)
+        named = [field.name for field in fields(kind) if field.init and field.name in given]
+        parts = {field: self._part(given[field], kinds[field], f"{name}.{field}") for field in named}
+        try:
+            return kind(**parts)
+        except TypeError as error:
+            raise ValueError(f"argument {name!r}: {error}") from None
 
 
-def _made_in_parts(value: Any, kind: Any, name: str, never_text: tuple[type, ...]) -> Any:
-    def part(of: Any, its_kind: Any, place: str = "") -> Any:
-        return _made(of, its_kind, name + place, never_text)
-
-    origin, kinds = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return _that_fits(value, kinds, part)
-    if origin in _MANY and isinstance(value, list | tuple | set | frozenset):
-        return _MANY[origin](part(one, kinds[0], f"[{at}]") for at, one in enumerate(cast("Sequence[Any]", value)))
-    if origin in (dict, Mapping) and isinstance(value, dict):
-        pairs = cast("Mapping[object, object]", value).items()
-        return {part(key, kinds[0], "[…]"): part(one, kinds[1], "[…]") for key, one in pairs}
-    if isinstance(kind, type) and is_dataclass(kind):
-        return _dataclass_of(value, kind, name, part)
-    return value  # an annotation that msgspec has no notion of: not checked
+@frozen
+class _Refused:
+    reason: str
 
 
 _MANY: Mapping[Any, Callable[[Iterable[Any]], Any]] = {
     **dict.fromkeys((list, Sequence, Collection, Iterable), list),
+    tuple: tuple,
     set: set,
     frozenset: frozenset,
 }
+_hints = functools.cache(typing.get_type_hints)
+"""Of a class; cached for the ids of what it says, too."""
 
 
-def _that_fits(value: Any, kinds: tuple[Any, ...], part: Callable[[Any, Any], Any]) -> Any:
-    """What loses nothing of the value, else the first that it fits: fields that a dataclass does not have are no
-    hindrance to making one."""
-    fitting: list[Any] = []
-    refusals: list[ValueError] = []
-    for kind in kinds:
-        try:
-            fitting.append(part(value, kind))
-        except ValueError as error:
-            refusals.append(error)
-    if not fitting:
-        raise refusals[0]
-    return next((made for made in fitting if _take_apart(_with_defaults(made)) == value), fitting[0])
+def _object(value: Any, name: str) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise _unexpected("object", value, name)
+    return cast("dict[Any, Any]", value)
+
+
+def _unexpected(what: str, found: object, name: str) -> ValueError:
+    return ValueError(f"argument {name!r}: Expected `{what}`, got `{type(found).__name__}`")
 
 
 def _with_defaults(made: Any) -> Any:
@@ -214,18 +270,6 @@ def _with_defaults(made: Any) -> Any:
     if is_dataclass(made) and not isinstance(made, type):
         return {field.name: getattr(made, field.name) for field in fields(made)}
     return made
-
-
-def _dataclass_of(value: Any, kind: type[Any], name: str, part: Callable[[Any, Any, str], Any]) -> Any:
-    if not isinstance(value, dict):
-        raise ValueError(f"argument {name!r}: Expected `object`, got `{type(value).__name__}`")
-    kinds, given = typing.get_type_hints(kind), cast("dict[str, Any]", value)
-    named = [field.name for field in fields(kind) if field.init and field.name in given]
-    parts = {field: part(given[field], kinds[field], f".{field}") for field in named}
-    try:
-        return kind(**parts)
-    except TypeError as error:
-        raise ValueError(f"argument {name!r}: {error}") from None
 
 
 def _load_model(kind: Any, value: Any) -> Any:

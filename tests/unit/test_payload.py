@@ -360,6 +360,9 @@ VISIT = Visit(datetime(2027, 1, 31, tzinfo=UTC), date(2027, 1, 31), Decimal(1))
         (dict[str, Named | Thing], {"a": Thing("x"), "b": Named("y", 1)}),
         pytest.param(set[date | str], {"a", date(2027, 1, 31)}, id="a set"),
         (Thing | Named, Named("y", 1)),
+        (tuple[Named | Thing, ...], (Thing("x"), Named("y", 1))),
+        (tuple[Thing | Named, int], (Named("y", 1), 2)),
+        (str | list[Thing | Named], "x"),
         (Named | Thing | Visit, VISIT),
     ],
     ids=str,
@@ -379,6 +382,9 @@ def test_unions_that_are_hard_to_tell_apart_arrive_as_they_were_sent(kind: Any, 
         (Visit, 5, "Expected `object`, got `int`"),
         (list[Thing | Named], [{"name": "x"}, {"name": 1}], r"value\[1\]"),
         (dict[str, Thing | Named], {"canary": {}}, "value"),
+        (list[Thing | Named], "canary", "Expected `array`, got `str`"),
+        (dict[str, Thing | Named], ["canary"], "Expected `object`, got `list`"),
+        (tuple[Thing | Named, int], ({"name": "x"},), "Expected `array` of length 2, got 1"),
     ],
     ids=str,
 )
@@ -389,6 +395,40 @@ def test_what_fits_no_part_of_them_is_refused_by_its_place(kind: Any, value: Any
     with pytest.raises(ValueError, match=named) as refusal:
         Signature(work).pack((value,), {})
     assert "canary" not in str(refusal.value)
+
+
+@dataclass
+class Left:
+    below: Left | Right | None = None
+    n: int = 0
+
+
+@dataclass
+class Right:
+    below: Left | Right | None = None
+    n: int = 0
+    m: int = 0
+
+
+@pytest.mark.parametrize("leaf", [1, "canary"])
+def test_a_deep_tree_of_unions_is_put_together_in_no_time(leaf: Any) -> None:
+    """Each level can be either; so without care there are 2^50 ways."""
+
+    async def work(ctx: Any, value: Left | Right) -> None: ...
+
+    tree: dict[str, Any] = {"below": None, "n": leaf}
+    for level in range(50):
+        tree = {"below": tree, "n": 0} if level % 2 else {"below": tree, "n": 0, "m": 1}
+    signature = Signature(work)
+    if leaf != 1:
+        with pytest.raises(ValueError, match="Expected `int`, got `str`"):
+            signature.unpack((tree,), {})
+        return
+    (made,), _ = signature.unpack((tree,), {})
+    for level in reversed(range(50)):
+        assert type(made) is (Left if level % 2 else Right)
+        made = made.below
+    assert made == Left(None, 1)
 
 
 def test_what_is_not_annotated_is_passed_as_it_is() -> None:

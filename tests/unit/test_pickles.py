@@ -557,6 +557,12 @@ def test_a_zone_that_can_be_none_is_not_looked_for(name: str, monkeypatch: pytes
     assert asked == []
 
 
+def test_many_integers_may_be_keys_and_in_many_dicts_more() -> None:
+    many: list[object] = [dict.fromkeys(range(0, 45_000 * 7919, 7919)), {i * 7919 for i in range(45_000)}]
+    for value in (*many, [dict.fromkeys(range(500)) for _ in range(190)]):
+        assert loads(pickle.dumps(value, 4)) == value
+
+
 def test_an_empty_deque_counts_for_the_memory_it_takes() -> None:
     assert loads(pickle.dumps([deque() for _ in range(20_000)])) == [deque()] * 20_000
     with pytest.raises(Undecodable, match="more than 200000 values"):
@@ -852,6 +858,14 @@ BOMBS: dict[str, bytes] = {
     "a Fraction of 4 000 digits as a key, over and over": op(
         "cfractions\nFraction\n", long1(3**8000), long1(2**13000), "\x86R\x94", ("}(" + "h\x00N" * 15 + "u") * 12_000
     ),
+    "100 000 integers as keys": op(
+        "}",
+        *[
+            "(" + "".join(f"J{struct.pack('<i', i * 7919).decode('latin1')}N" for i in range(at, at + 1000)) + "u"
+            for at in range(0, 100_000, 1000)
+        ],
+    ),
+    "100 000 integers in a set": pickle.dumps({i * 7919 for i in range(100_000)}, 4),
     "300 000 empty sets": op(b"(", b"\x8f" * 300_000, b"l"),
     "300 000 nothings": op("(", "N" * 300_000, "l"),
     "200 000 keys of a tuple": op("}(", b"(K\x01tN" * 200_001, "u"),
@@ -907,6 +921,14 @@ class Label(str):
     __slots__ = ()
 
 
+class MyPath(PurePosixPath):
+    __slots__ = ()
+
+
+class Tally(Counter[str]):
+    pass
+
+
 class Own(tzinfo):
     """A zone of the application's."""
 
@@ -933,6 +955,8 @@ def endless() -> list[object]:
         ({Label("x"): 1}, "Label"),
         (array("i", [1]), "array.array"),
         ([datetime(2026, 1, 1, tzinfo=Own())], "Own"),
+        ({"p": [MyPath("/a")]}, "MyPath"),
+        ([Tally("aab")], "Tally"),
         ([1, {"a": defaultdict(Money)}], "collections.defaultdict"),
         (lambda: None, "builtins.function"),
         ((x for x in "abc"), "builtins.generator"),

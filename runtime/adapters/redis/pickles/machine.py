@@ -39,6 +39,7 @@ from runtime.adapters.redis.pickles.values import (
     MAX_DEPTH,
     MAX_DIGITS,
     MAX_KEY_NODES,
+    MAX_KEY_PAIRS,
     MAX_NODES,
     MAX_OPCODES,
     MAX_WORK_US,
@@ -70,6 +71,7 @@ class Machine:
         "_any_error",
         "_copied",
         "_key_nodes",
+        "_key_pairs",
         "_made",
         "_tallies",
         "_unbuilt",
@@ -97,6 +99,7 @@ class Machine:
         self._copied = 0
         self._work_us = 0
         self._key_nodes = 0
+        self._key_pairs = 0
         self._tallies: dict[int, dict[int, int]] = {}
 
     def run(self) -> object:
@@ -152,6 +155,10 @@ class Machine:
         """Refuse keys that are costly to hash, or to tell from others in `target`. Call it before they are hashed."""
         if _CHEAP_KEYS.issuperset(map(type, keys)):
             return
+        # Small integers with hash values of their own can be made to try the same places of a table, one after another.
+        self._key_pairs += len(keys) * (len(target) + len(keys) // 2)
+        if self._key_pairs > MAX_KEY_PAIRS:
+            refuse("it has too many keys that are no text")
         # An id may have been another container's before, but then this one is still empty.
         tally = self._tallies.setdefault(id(target), {}) if target else {}
         for key in keys:

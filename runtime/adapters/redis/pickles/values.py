@@ -28,6 +28,7 @@ MAX_OPCODES: Final = 10 * MAX_NODES  # a UUID, the wordiest of the types, takes 
 LOOK_EVERY: Final = 2_000  # opcodes, at how much has piled up
 MAX_KEY_NODES: Final = 1_000  # in one dict key or set member
 MAX_COLLISIONS: Final = 16  # different keys of one container with one hash value
+MAX_KEY_PAIRS: Final = 2**30  # of keys of one container that are not text and the like, over all containers: 46 000²/2
 MAX_WORK_US: Final = 50_000  # that classes written in Python, of which some are slow, may take to make of a body
 MAX_PATH: Final = 4_096  # characters of a path; Linux's own limit
 
