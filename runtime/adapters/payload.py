@@ -231,7 +231,7 @@ class _Making:
         return next((made for made in fitting if _take_apart(_with_defaults(made)) == value), fitting[0])
 
     def _dataclass_of(self, value: Any, kind: type[Any], name: str) -> Any:
-        given, kinds = _object(value, name), _hints(kind)
+        given, kinds = _object(value, name), _hints(cast("Callable[..., Any]", kind))
         named = [field.name for field in fields(kind) if field.init and field.name in given]
         parts = {field: self._part(given[field], kinds[field], f"{name}.{field}") for field in named}
         try:
@@ -251,14 +251,18 @@ _MANY: Mapping[Any, Callable[[Iterable[Any]], Any]] = {
     set: set,
     frozenset: frozenset,
 }
-_hints = functools.cache(typing.get_type_hints)
-"""Of a class; cached for the ids of what it says, too."""
+
+
+@functools.cache
+def _hints(kind: Callable[..., Any]) -> dict[str, Any]:
+    """Cached for the ids of what is in it, too."""
+    return typing.get_type_hints(kind)
 
 
 def _object(value: Any, name: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise _unexpected("object", value, name)
-    return cast("dict[Any, Any]", value)
+    return value
 
 
 def _unexpected(what: str, found: object, name: str) -> ValueError:

@@ -77,6 +77,6 @@ def _exception(error: pickles.RemoteError) -> BaseException:
     if isinstance(kind, type) and issubclass(kind, Exception):
         try:
             return kind(*error.args)
-        except TypeError:  # UnicodeDecodeError, for one, takes exactly five
+        except Exception:  # UnicodeDecodeError takes exactly five, and small ones; an ExceptionGroup none that is empty
             text = f"{name}: {text}"
     return JobExecutionFailed(text)

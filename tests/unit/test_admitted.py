@@ -17,13 +17,15 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
+from arq.worker import JobExecutionFailed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.adapters.redis import pickles
+from runtime.adapters.redis import pickles, wire
 from runtime.adapters.redis.pickles import Undecodable
 from runtime.arq import codec
 from runtime.core.errors import HandlerInvalid
+from runtime.core.job import Call
 
 
 @dataclass
@@ -228,6 +230,28 @@ def test_mutated_bodies_raise_nothing_else(noise: bytes, at: int) -> None:
             call: Callable[[bytes], object] = read
             with suppress(Undecodable):
                 call(mutated)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("ExceptionGroup", ("x", [])),
+        ("ExceptionGroup", ("x", [1])),
+        ("UnicodeDecodeError", ("x", b"", 2**70, 1, "y")),
+        ("UnicodeDecodeError", ()),
+        ("SyntaxError", ("x", 1)),
+    ],
+)
+def test_an_exception_that_cannot_be_made_is_told_of_instead(name: str, args: tuple[object, ...]) -> None:
+    error_of = f"cbuiltins\n{name}\n".encode() + pickle.dumps(args, 3)[2:-1] + b"R"
+    fields = [short("t"), b"N", short("f"), short("work"), short("a"), error_of + b"\x85", short("k"), b"}"]
+    body = b"}(" + b"".join(fields) + short("et") + b"K\x01u"
+    for data in (body, b"ccollections\nCounter\n" + body + b"\x85R"):
+        call = wire.decode_call(b"\x80\x04" + data + b".", codec.serializer(None, None, []))
+        assert isinstance(call, Call)
+        (error,) = call.args
+        assert isinstance(error, JobExecutionFailed)
+        assert str(error).startswith(f"{name}: ")
 
 
 @pytest.mark.parametrize("types", [[1], "app.Item", 7, ["no.such.module.Item"], [Item, None]])

@@ -502,6 +502,9 @@ STRANGE: dict[str, bytes] = {
     "a defaultdict of a value": op("ccollections\ndefaultdict\nK\x05\x85R"),
     "a defaultdict of pairs": op("ccollections\ndefaultdict\nN]\x86R"),
     "a Counter of a list": op("ccollections\nCounter\n]\x85R"),
+    "a Counter that has no text": op(
+        "ccollections\nCounter\n}(K\x01cdecimal\nDecimal\n", short("sNaN"), "\x85RK\x02K\x03u\x85R"
+    ),
     "a Counter with an item set": op("ccollections\nCounter\n}\x85RK\x01K\x01s"),
     "a deque of text": op("ccollections\ndeque\n", short("abc"), "\x85R"),
     "a deque of a negative length": op("ccollections\ndeque\n)J\xff\xff\xff\xff\x86R"),

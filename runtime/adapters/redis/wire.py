@@ -82,7 +82,8 @@ def decode_call(body: bytes, serializer: Serializer | None = None) -> Call | Unr
     own = cast("dict[object, Any]", rt) if isinstance(rt, dict) else {}
     expires_ms, scheduled_ms = own.get("x"), own.get("s")
     if serializer is not None and serializer.revive is not None and any(name in body for name in _OF_ERRORS):
-        said |= {key: _revived(said[key], serializer.revive) for key in ("a", "k")}
+        # Not `|=`: the dict may be a Counter, which compares what it has with what is new.
+        said = {**said, **{key: _revived(said[key], serializer.revive) for key in ("a", "k")}}
     return Call(
         handler=said["f"],
         args=tuple(said["a"]),

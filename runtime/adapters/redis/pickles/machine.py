@@ -460,7 +460,7 @@ def _attribute(args: object) -> _Guest | Constructor:
         case (_Guest() as guest, str() as name):
             return _Guest(_own_attribute(guest.kind, name))
         case _:
-            refuse("it takes an attribute of what is no class on the list")
+            raise Undecodable("it takes an attribute of what is no class on the list")
 
 
 def _own_attribute(kind: Callable[..., object], name: str) -> Callable[..., object]:
