@@ -262,7 +262,7 @@ def _hints(kind: Callable[..., Any]) -> dict[str, Any]:
 def _object(value: Any, name: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise _unexpected("object", value, name)
-    return value
+    return cast("dict[object, Any]", value)
 
 
 def _unexpected(what: str, found: object, name: str) -> ValueError:
