@@ -1039,15 +1039,15 @@ def test_a_failure_is_an_exception_to_stock_clients_and_a_stand_in_to_ours(
     assert ours["r"].args == pickle.loads(pickle.dumps(error.args)) or ours["r"].name == pickles._JOB_FAILED
 
 
-@given(st.dictionaries(st.text(max_size=5), typed_values, max_size=5), st.lists(scalars, max_size=3))
+@given(st.dictionaries(st.text(max_size=4), typed_values, max_size=5), st.lists(scalars, max_size=3))
 def test_fragments_of_a_failure_do_not_disturb_each_other(fields: dict[str, object], args: list[object]) -> None:
     shared = ["same", "same", fields]
     data = dumps_failure(
-        {**fields, "one": shared, "two": shared}, "error", RemoteError("builtins.LookupError", tuple(args))
+        {**fields, "one": shared, "two": shared}, "the error", RemoteError("builtins.LookupError", tuple(args))
     )
     for loaded in (loads(data), pickle.loads(data)):
         assert isinstance(loaded, dict)
-        error = loaded.pop("error")
+        error = loaded.pop("the error")
         assert same(error.args, tuple(args))
         assert loaded == {**fields, "one": shared, "two": shared}
 
