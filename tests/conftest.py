@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 
@@ -15,6 +16,10 @@ ENDLESS = (
     "rt:*:later", "rt:*:mark", "rt:*:dead", "rt:*:count", "rt:*:unknown", "rt:*:paused", "rt:*:schedule",
     "rt:*:timetable", "rt:workers", "arq:abort",
 )  # fmt: skip
+
+
+def pytest_configure() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, workers are to ignore it
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import asyncio
 import os
 import sys
 import threading
+from pathlib import Path
+from zoneinfo import TZPATH
 
 from runtime import Context, handler
 from tests.faults.jobs import LEDGER, noted
@@ -17,6 +19,8 @@ MODULE = "tests.campaign.audited"
 EVENTS = "RUNTIME_TEST_EVENTS"
 QUIET = ("builtins.id", "object.", "sys._", "gc.", "cpython.", "socket.", "signal.", "_thread.", "time.sleep")
 """They reach nothing."""
+ZONES = tuple(f"{folder}/" for folder in TZPATH)
+"""Time zones are read there, those that a body names, too."""
 WATCHDOG = "watchdog"
 """The thread that tells where the event loop stands still, and reads the source for that. No body is met there."""
 
@@ -33,11 +37,15 @@ def _hook() -> None:
     def note(event: str, args: tuple[object, ...]) -> None:
         if not _watching or threading.current_thread().name == WATCHDOG:
             return
-        if event.startswith(QUIET) or (event == "open" and str(args[0]) == ledger):
+        if event.startswith(QUIET) or (event == "open" and _is_free(str(args[0]), ledger)):
             return
         os.write(file, f"{event} {args!a:.100}\n".encode())
 
     sys.addaudithook(note)
+
+
+def _is_free(file: str, ledger: str) -> bool:
+    return file == ledger or str(Path(file).resolve()).startswith(ZONES)
 
 
 if EVENTS in os.environ:
