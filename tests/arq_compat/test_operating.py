@@ -74,13 +74,13 @@ def test_jobs_are_found_by_the_settings_alone(tcp_url: str, tmp_path: Path, desk
     assert (listed["queue"], [job["id"] for job in listed["jobs"]]) == (QUEUE, ["one"])
     with worker(tcp_url, tmp_path):
         found = desk.document("job", "one", "--wait")
+        wait_until(lambda: desk.document("inspect", "workers", "--json")["workers"])  # after its first job
     assert found == {"jobId": "one", "status": "completed", "result": str(Item("a", []))}
     sheet = desk.document("inspect", "job", "one", "--args", "--json")["job"]
     assert sheet["value"] == str(Item("a", []))
     assert "one" in desk.say("inspect", "job", "one")
     assert QUEUE in desk.say("inspect")
     assert desk.run("inspect", "job", "none").returncode == 1
-    assert desk.document("inspect", "workers", "--json")["workers"]
 
 
 def test_plain_types_of_the_library_need_no_vouching(tcp_url: str, tmp_path: Path, desk: Desk) -> None:
