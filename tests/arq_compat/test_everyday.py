@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from arq.jobs import Job
 from redis import Redis
 
 from runtime import settings
+from runtime.app import listen
 from runtime.arq import Session, crons, read
+from runtime.core.errors import SettingsInvalid
 from tests.arq_compat.test_arq_mode import Make, do, enqueue, outcome
 from tests.certificates import Authority, served
 from tests.processes import wait_until
@@ -133,10 +134,9 @@ def test_poll_delay_says_how_often_is_looked_where_the_server_does_not_tell() ->
 
 def test_a_second_worker_of_a_machine_takes_another_port(ours: Make) -> None:
     del ours.settings["RUNTIME_HTTP"]
-    with socket.socket(socket.AF_INET6) as other:
-        with suppress(OSError):  # somebody has it already
-            other.bind(("", 3002))
-            other.listen()
+    with ExitStack() as held:
+        with suppress(SettingsInvalid):  # somebody has it already
+            held.enter_context(listen(3002))
         enqueue(ours, ("the_task", (1,), {"_job_id": "one"}))
         done = ours.burst("Patient")
         assert done.returncode == 0, done.stderr
