@@ -416,7 +416,7 @@ def _request(options: Mapping[str, Any]) -> Request[int]:
 SCENARIOS = (
     Scenario(
         "K4.1",
-        "Some 75 bodies that name what is to be imported, called, built or opened: every opcode that can, chains of "
+        "Some 140 bodies that name what is to be imported, called, built or opened: every opcode that can, chains of "
         "getattr, extension codes, persistent ids, state for admitted classes. Ten good jobs are between them. The "
         "worker's process notes every audit event of Python's.",
         "Nothing is imported, opened or run; each body is a dead letter that keeps it; the good jobs are done.",
