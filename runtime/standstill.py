@@ -58,11 +58,14 @@ class Standstills:
         for actor in self._actors:
             yield from actor.slots.claims
 
+    def _run_of(self, token: str | None) -> Claim | None:
+        return next((claim for claim in self._running() if claim.token == token), None)
+
     def _to_blame(self, standstill: Standstill) -> Claim | None:
         running = list(self._running())
         if standstill.token is None and len(running) == 1:
             return running[0]
-        return next((claim for claim in running if claim.token == standstill.token), None)
+        return self._run_of(standstill.token)
 
     def _tell(self, standstill: Standstill) -> None:
         self._log.warning(
@@ -108,7 +111,7 @@ class Standstills:
         last.start()
         # Should the handler go on after all: what is given back here may run elsewhere by then.
         self._loop.call_soon_threadsafe(threading.Event().wait)
-        blamed = next((claim for claim in self._running() if claim.token == token), None)
+        blamed = self._run_of(token)
         try:
             with asyncio.Runner(loop_factory=loop_factory("asyncio")) as runner:  # waits for no look-up at its end
                 recorded = runner.run(self._settle(self._outcomes(token, failure)))

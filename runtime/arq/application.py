@@ -28,8 +28,6 @@ Hook = Callable[[dict[Any, Any]], Any]
 OF_ARQ = frozenset(inspect.signature(Worker).parameters)
 """What arq reads of a settings class; all else in it is the application's own."""
 TYPES = "runtime_types"
-WITHOUT_EFFECT = ("queue_read_limit", "handle_signals", "log_results")
-"""Signals drain; arguments and results are never logged."""
 HOOKS = ("on_startup", "on_shutdown", "on_job_start", "on_job_end", "after_job_end")
 MOST_JOBS = 1000
 """So many run at once at most, whatever max_jobs says."""

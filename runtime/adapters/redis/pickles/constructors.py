@@ -191,10 +191,9 @@ def _counter(machine: Machine, args: Args) -> Counter[object]:
     if type(counts) is not dict:
         wrong_arguments()
     machine.count(len(counts))
+    # Its text has the counts in their order, and this one raises when it is compared.
     if any(type(one) is Decimal and one.is_snan() for one in counts.values()):
-        refuse(
-            "it has a Counter that has no text"
-        )  # which has its counts in their order; this one raises when compared
+        refuse("it has a Counter that has no text")
     return Counter(counts)
 
 
